@@ -1,0 +1,59 @@
+# make run | demo | test | check | bench | setup      .venv is made by whichever comes first
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+CONFIG ?= config.toml
+# Programs the acceptance tests use as peers and judges: modality and PACS (dcmtk, Orthanc), validators, a browser.
+PEERS := dcmtk dicom3tools pixelmed-apps default-jre-headless orthanc chromium
+PEER_COMMANDS := /usr/bin/storescu /usr/bin/dciodvfy /usr/bin/java /usr/sbin/Orthanc /usr/bin/chromium
+.PHONY: run demo test check bench setup peers clean
+
+run: .venv/installed
+	@$(BIN)/pacs-node --config $(CONFIG) migrate
+	@exec $(BIN)/pacs-node --config $(CONFIG) run
+
+demo: .venv/installed
+	@$(BIN)/python -m pacs_node.demo $(if $(FROM),--from "$(FROM)")
+
+test: setup check
+	$(BIN)/python -m pytest
+
+check: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m bench
+
+setup: .venv/installed-dev peers
+
+# The interpreter of .venv, then what `run` needs, then what tests and training need: each only when it changed.
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml | .venv/bin/python
+	@echo "Installing the node into .venv (PyTorch is large: this can take some minutes) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+.venv/installed-dev: pyproject.toml | .venv/bin/python
+	@echo "Installing the node, its tests and its training into .venv (PyTorch is large: this can take some minutes) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,training]'
+	@touch $@ .venv/installed
+
+# A missing peer skips its tests with the reason shown; in CI it fails them. RUNLEVEL=1 keeps Debian from starting Orthanc as a service.
+peers:
+	@missing=0; for command in $(PEER_COMMANDS); do [ -x $$command ] || missing=1; done; \
+	if [ $$missing = 0 ]; then exit 0; fi; \
+	if ! command -v apt-get >/dev/null; then echo "No apt here: tests against $(PEERS) are skipped where one is missing."; exit 0; fi; \
+	if [ -z "$$CI" ]; then \
+	  answer=n; if [ -t 0 ]; then read -r -p "Install the test peers with apt ($(PEERS))? [y/N] " answer; fi; \
+	  case "$$answer" in [yY]*) ;; *) echo "Not installed: the tests that need them are skipped."; exit 0;; esac; \
+	fi; \
+	sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	$$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends $(PEERS) >/dev/null
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,451 @@
+"""Every table of the audit database, in the order in which an image meets them.
+
+Our ids are UUIDs, times are timezone-aware UTC. Patient attributes live in `studies` alone: everything else names a study by our id.
+"""
+
+from __future__ import annotations
+
+import enum
+import secrets
+import time
+from datetime import UTC, date, datetime
+from typing import Any, cast
+from uuid import UUID
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Dialect,
+    Enum,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy import Table as CoreTable
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+NAMING_CONVENTION = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC instant; SQLite, which knows no time zones, keeps it naive."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a time without a time zone reached the database")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Table(DeclarativeBase):
+    metadata = MetaData(naming_convention=NAMING_CONVENTION)
+    type_annotation_map = {datetime: UtcDateTime(), dict[str, Any]: JSON(), list[dict[str, Any]]: JSON()}  # noqa: RUF012
+
+
+def _names(kind: type[enum.StrEnum]) -> Enum:
+    """Store an enumeration by value as text with a CHECK, so that both databases agree."""
+    return Enum(kind, native_enum=False, length=32, values_callable=lambda k: [m.value for m in k], create_constraint=True)
+
+
+def rows_of(kind: type[Table]) -> CoreTable:
+    """Return the Core table of a class, for statements whose speed counts (a C-STORE waits for them)."""
+    return cast(CoreTable, kind.__table__)
+
+
+_last_id = 0
+
+
+def new_id() -> UUID:
+    """Return a time-ordered UUID (version 7, RFC 9562): later rows sort later, and land on the same page of an index."""
+    global _last_id
+    # 48 bits of milliseconds, 12 of their fraction; never behind the last one, so that one process keeps its order.
+    _last_id = max(_last_id + 1, time.time_ns() * 4096 // 1_000_000)
+    millisecond, fraction = divmod(_last_id, 4096)
+    return UUID(int=millisecond << 80 | 0x7 << 76 | fraction << 64 | 0b10 << 62 | secrets.randbits(62))
+
+
+def _one_current(*columns: str) -> Index:
+    """Allow one row that is not superseded for these columns."""
+    is_current = text("superseded_at IS NULL")
+    return Index(None, *columns, unique=True, sqlite_where=is_current, postgresql_where=is_current)
+
+
+class InstanceState(enum.StrEnum):
+    """Where an instance stands; all but WAITING are end states (rule 7)."""
+
+    WAITING = "waiting"
+    ANALYSED = "analysed"
+    NOT_ANALYSED = "not_analysed"
+    FAILED = "failed"
+
+
+class Outcome(enum.StrEnum):
+    """What became of one C-STORE that was answered with success, or whose bytes were kept."""
+
+    NEW = "new"
+    DUPLICATE = "duplicate"
+    QUARANTINED = "quarantined"
+
+
+class Hold(enum.StrEnum):
+    """Why nothing about a study leaves the node until an admin decides."""
+
+    IDENTITY_CONFLICT = "identity_conflict"
+    UNIDENTIFIED = "unidentified"
+
+
+class JobKind(enum.StrEnum):
+    INFER = "infer"
+    REPORT = "report"
+    DELIVER = "deliver"
+
+
+class JobState(enum.StrEnum):
+    READY = "ready"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+class Answer(enum.StrEnum):
+    """The study's answer, see `pacs_node.report.answer`."""
+
+    PRESENT = "present"
+    ABSENT = "absent"
+    UNDETERMINED = "undetermined"
+    INCOMPLETE = "incomplete"
+    NOT_ANALYSED = "not_analysed"
+
+
+class DeliveryState(enum.StrEnum):
+    WAITING = "waiting"
+    SENT = "sent"
+    HELD = "held"
+    FAILED = "failed"
+
+
+class Verdict(enum.StrEnum):
+    AGREE = "agree"
+    DISAGREE = "disagree"
+    COMMENT = "comment"
+
+
+class ModelState(enum.StrEnum):
+    AVAILABLE = "available"
+    ACTIVE = "active"
+
+
+class Installation(Table):
+    """One row, written by the first migration: two nodes on one PACS must never make the same UID."""
+
+    __tablename__ = "installation"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    installation_id: Mapped[UUID]
+    created_at: Mapped[datetime]
+
+
+class Association(Table):
+    """A DICOM association that a listener accepted."""
+
+    __tablename__ = "associations"
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    listener: Mapped[str] = mapped_column(String(64), index=True)
+    calling_ae_title: Mapped[str] = mapped_column(String(16))
+    called_ae_title: Mapped[str] = mapped_column(String(16))
+    peer_address: Mapped[str] = mapped_column(String(64))
+    opened_at: Mapped[datetime]
+    seen_at: Mapped[datetime]
+    """Last heartbeat of its listener; a dead listener's associations count as released."""
+    released_at: Mapped[datetime | None] = mapped_column(index=True)
+    end: Mapped[str | None] = mapped_column(String(16))
+    """released, aborted or lost"""
+
+
+class Study(Table):
+    """Patient attributes are unbounded text: peers send longer values than their VR allows (PS3.5 6.2)."""
+
+    __tablename__ = "studies"
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    study_instance_uid: Mapped[str] = mapped_column(String(64), unique=True)
+    patient_id: Mapped[str] = mapped_column(Text, index=True)
+    issuer_of_patient_id: Mapped[str] = mapped_column(Text)
+    patient_name: Mapped[str] = mapped_column(Text)
+    patient_birth_date: Mapped[str] = mapped_column(Text)
+    patient_sex: Mapped[str] = mapped_column(Text)
+    accession_number: Mapped[str] = mapped_column(Text, index=True)
+    study_date: Mapped[date | None]
+    study_description: Mapped[str] = mapped_column(Text)
+    calling_ae_title: Mapped[str] = mapped_column(String(16))
+    """Who sent its first image."""
+    priority: Mapped[int] = mapped_column(default=0)
+    first_received_at: Mapped[datetime] = mapped_column(index=True)
+    last_received_at: Mapped[datetime]
+    hold: Mapped[Hold | None] = mapped_column(_names(Hold))
+    unreported_since: Mapped[datetime | None] = mapped_column(index=True)
+    """When its facts first changed after the last report was frozen; NULL = nothing to report."""
+    revision: Mapped[int] = mapped_column(default=0)
+    """Of the current report; 0 = none yet."""
+    purged_at: Mapped[datetime | None]
+
+
+class Series(Table):
+    __tablename__ = "series"
+    __table_args__ = (UniqueConstraint("study_id", "series_instance_uid"),)
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    study_id: Mapped[UUID] = mapped_column(ForeignKey("studies.id"))
+    series_instance_uid: Mapped[str] = mapped_column(String(64))
+    modality: Mapped[str] = mapped_column(String(16))
+
+
+class Instance(Table):
+    """One SOP Instance, stored once, with its end state."""
+
+    __tablename__ = "instances"
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    study_id: Mapped[UUID] = mapped_column(ForeignKey("studies.id"), index=True)
+    series_id: Mapped[UUID] = mapped_column(ForeignKey("series.id"), index=True)
+    association_id: Mapped[UUID | None] = mapped_column(ForeignKey("associations.id"), index=True)
+    sop_instance_uid: Mapped[str] = mapped_column(String(64), unique=True)
+    sop_class_uid: Mapped[str] = mapped_column(String(64))
+    transfer_syntax_uid: Mapped[str] = mapped_column(String(64))
+    digest: Mapped[str] = mapped_column(String(64))
+    """SHA-256 of the data set without its file meta."""
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    path: Mapped[str] = mapped_column(String(256), unique=True)
+    """Key in the object store."""
+    received_at: Mapped[datetime] = mapped_column(index=True)
+    state: Mapped[InstanceState] = mapped_column(_names(InstanceState), index=True)
+    is_judged: Mapped[bool]
+    """False for what is stored and never judged (our own objects, DERIVED\\SECONDARY, states, FOR PROCESSING)."""
+    voi: Mapped[str | None] = mapped_column(String(32))
+    """Which VOI path the preprocessing took."""
+
+
+class Receipt(Table):
+    """One reception: received = new + duplicate + quarantined adds up here."""
+
+    __tablename__ = "receipts"
+    __table_args__ = (Index(None, "outcome", "received_at"),)
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    association_id: Mapped[UUID | None] = mapped_column(ForeignKey("associations.id"), index=True)
+    instance_id: Mapped[UUID | None] = mapped_column(ForeignKey("instances.id"), index=True)
+    outcome: Mapped[Outcome] = mapped_column(_names(Outcome))
+    reason: Mapped[str] = mapped_column(Text, default="")
+    path: Mapped[str | None] = mapped_column(String(256))
+    """Of quarantined bytes."""
+    digest: Mapped[str] = mapped_column(String(64))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    received_at: Mapped[datetime]
+
+
+class Job(Table):
+    """See `db.queue` for the state machine."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        UniqueConstraint("kind", "subject_id"),
+        Index(None, "state", "kind", "due_at"),
+        CheckConstraint("(state = 'running') = (lease_until IS NOT NULL)", name="lease"),
+    )
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    kind: Mapped[JobKind] = mapped_column(_names(JobKind))
+    subject_id: Mapped[UUID]
+    """The instance to infer, the report to build or the delivery to make."""
+    study_id: Mapped[UUID] = mapped_column(ForeignKey("studies.id"), index=True)
+    state: Mapped[JobState] = mapped_column(_names(JobState))
+    priority: Mapped[int] = mapped_column(default=0)
+    attempts: Mapped[int] = mapped_column(default=0)
+    """Ended by an error."""
+    crashes: Mapped[int] = mapped_column(default=0)
+    """Ended by a lost lease: its worker died or hung."""
+    created_at: Mapped[datetime]
+    due_at: Mapped[datetime]
+    lease_owner: Mapped[str | None] = mapped_column(String(64))
+    lease_until: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    error: Mapped[str | None] = mapped_column(Text)
+
+
+class Prediction(Table):
+    """What the model said; a newer judgement supersedes it, nothing is deleted."""
+
+    __tablename__ = "predictions"
+    __table_args__ = (
+        _one_current("instance_id", "finding"),
+        CheckConstraint("probability BETWEEN 0 AND 1", name="probability"),
+        CheckConstraint("confidence BETWEEN 50 AND 100", name="confidence"),
+    )
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    instance_id: Mapped[UUID] = mapped_column(ForeignKey("instances.id"))
+    finding: Mapped[str] = mapped_column(String(64))
+    probability: Mapped[float]
+    """In [0, 1]."""
+    confidence: Mapped[float]
+    """100 max(p, 1 - p), percent."""
+    threshold: Mapped[float]
+    abstain_low: Mapped[float]
+    abstain_high: Mapped[float]
+    model_name: Mapped[str] = mapped_column(String(64))
+    model_version: Mapped[str] = mapped_column(String(32))
+    processing_time_ms: Mapped[float]
+    """From the start of its decoding to its probability; the forward pass is shared by its batch."""
+    created_at: Mapped[datetime]
+    superseded_at: Mapped[datetime | None]
+    """NULL = of the newest judgement."""
+
+
+class Warning(Table):
+    """A coded remark about one instance; `forbids` = the reason why there is no answer."""
+
+    __tablename__ = "warnings"
+    __table_args__ = (_one_current("instance_id", "code"),)
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    instance_id: Mapped[UUID] = mapped_column(ForeignKey("instances.id"))
+    code: Mapped[str] = mapped_column(String(64))
+    severity: Mapped[str] = mapped_column(String(16))
+    text: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime]
+    superseded_at: Mapped[datetime | None]
+    """NULL = of the newest judgement."""
+
+
+class Report(Table):
+    """A frozen answer: what it says is decided here, before any DICOM object is built from it."""
+
+    __tablename__ = "reports"
+    __table_args__ = (UniqueConstraint("study_id", "revision"),)
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    study_id: Mapped[UUID] = mapped_column(ForeignKey("studies.id"))
+    revision: Mapped[int]
+    predecessor_id: Mapped[UUID | None] = mapped_column(ForeignKey("reports.id"))
+    answer: Mapped[Answer] = mapped_column(_names(Answer), index=True)
+    probability: Mapped[float | None]
+    contents: Mapped[dict[str, Any]]
+    """{"images": [{"instance_id", "state", "prediction_ids": [...], "codes": [...]}, ...]} in order of reception."""
+    images: Mapped[list[dict[str, Any]]]
+    """The same images by value (`db.facts.images`), so that building twice says the same whatever happened since."""
+    model_name: Mapped[str] = mapped_column(String(64))
+    model_version: Mapped[str] = mapped_column(String(32))
+    content_at: Mapped[datetime]
+    """ContentDate and ContentTime."""
+    is_sent: Mapped[bool]
+    """False when the study's answer stays in the house (no chest image in it)."""
+    built_at: Mapped[datetime | None]
+
+
+class Delivery(Table):
+    __tablename__ = "deliveries"
+    __table_args__ = (UniqueConstraint("report_id", "destination"),)
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    report_id: Mapped[UUID] = mapped_column(ForeignKey("reports.id"))
+    destination: Mapped[str] = mapped_column(String(64))
+    state: Mapped[DeliveryState] = mapped_column(_names(DeliveryState), index=True)
+    reason: Mapped[str] = mapped_column(Text, default="")
+    """Why it is held, or what the peer said last."""
+    sop_class_uid: Mapped[str | None] = mapped_column(String(64))
+    """What the destination accepted; kept, so that a retry never sends another UID."""
+    sop_instance_uid: Mapped[str | None] = mapped_column(String(64), index=True)
+    created_at: Mapped[datetime]
+    sent_at: Mapped[datetime | None]
+
+
+class OwnObject(Table):
+    """A SOP Instance this node made, so that it is recognised when a PACS sends it back."""
+
+    __tablename__ = "own_objects"
+    sop_instance_uid: Mapped[str] = mapped_column(String(64), primary_key=True)
+    report_id: Mapped[UUID] = mapped_column(ForeignKey("reports.id"), index=True)
+    sop_class_uid: Mapped[str] = mapped_column(String(64))
+    path: Mapped[str] = mapped_column(String(256))
+    digest: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime]
+
+
+class Review(Table):
+    __tablename__ = "reviews"
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    study_id: Mapped[UUID] = mapped_column(ForeignKey("studies.id"), index=True)
+    report_id: Mapped[UUID | None] = mapped_column(ForeignKey("reports.id"))
+    verdict: Mapped[Verdict] = mapped_column(_names(Verdict))
+    comment: Mapped[str] = mapped_column(Text, default="")
+    reviewer: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime]
+
+
+class ModelVersion(Table):
+    __tablename__ = "model_versions"
+    __table_args__ = (
+        UniqueConstraint("name", "version"),
+        Index(
+            "ix_model_versions_one_active",
+            "state",
+            unique=True,
+            sqlite_where=text("state = 'active'"),
+            postgresql_where=text("state = 'active'"),
+        ),
+    )
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(String(64))
+    version: Mapped[str] = mapped_column(String(32))
+    weights_sha256: Mapped[str] = mapped_column(String(64))
+    state: Mapped[ModelState] = mapped_column(_names(ModelState))
+    added_at: Mapped[datetime]
+    activated_at: Mapped[datetime | None]
+
+
+class AuditEvent(Table):
+    """Appended with its fact; numbered and chained later by the one sealer (`db.audit`)."""
+
+    __tablename__ = "audit_events"
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    at: Mapped[datetime] = mapped_column(index=True)
+    action: Mapped[str] = mapped_column(String(64), index=True)
+    actor: Mapped[str] = mapped_column(String(64))
+    subject_id: Mapped[UUID | None] = mapped_column(index=True)
+    details: Mapped[dict[str, Any]]
+    sequence: Mapped[int | None] = mapped_column(BigInteger, unique=True)
+    link: Mapped[str | None] = mapped_column(String(64))
+    """HMAC-SHA256 over the previous link and this event; NULL = not sealed yet."""
+
+
+class AuditHead(Table):
+    """One row: where the chain ends, so that cutting off its tail is found."""
+
+    __tablename__ = "audit_head"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    sequence: Mapped[int] = mapped_column(BigInteger)
+    link: Mapped[str] = mapped_column(String(64))
+    mac: Mapped[str] = mapped_column(String(64))
+    """HMAC-SHA256 over sequence and link: an earlier link alone cannot be put here."""
+
+
+class TaskLock(Table):
+    """A scheduled task runs on one machine at a time."""
+
+    __tablename__ = "task_locks"
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    holder: Mapped[str] = mapped_column(String(64))
+    held_until: Mapped[datetime]

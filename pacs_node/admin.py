@@ -1,0 +1,245 @@
+"""The commands of an administrator: look, retry, release, verify, check, migrate, back up, change the model."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from uuid import UUID
+
+from db import audit, facts, queue
+from db.audit import Action
+from db.engine import check_revision, db_now, make_engine, read_scope, session_scope
+from db.tables import JobState
+from pacs_node.errors import ConfigError
+from pacs_node.settings import Settings
+from pacs_node.wiring import audit_key
+
+Command = Callable[[Settings, argparse.Namespace], int | None]
+Add = Callable[..., argparse.ArgumentParser]
+
+
+def add_commands(commands: object, add: Add) -> None:
+    """Declare every administrative command on the parser of `cli`."""
+    send = add(commands, "send", _send, "send DICOM files to a destination by C-STORE")
+    send.add_argument("paths", nargs="+", type=Path, metavar="FILES|FOLDERS")
+    send.add_argument(
+        "--to", required=True, metavar="NAME|AET@HOST:PORT", help="a destination of config.toml, or an address"
+    )
+    send.add_argument("--calling", default="PACS_NODE_SEND", metavar="AET", help="our AE title (default: %(default)s)")
+
+    jobs = add(commands, "jobs", _jobs, "list, show or retry jobs; failed ones are the dead letters")
+    jobs.add_argument("action", choices=["list", "show", "retry"])
+    jobs.add_argument("id", nargs="?", type=UUID)
+    jobs.add_argument("--state", type=JobState, choices=list(JobState), help="list only these (default: all but done)")
+    jobs.add_argument("--all", action="store_true", help="retry every failed job")
+
+    studies = add(
+        commands, "studies", _studies, "list, show or release studies (a held one leaves the node only after release)"
+    )
+    studies.add_argument("action", choices=["list", "show", "release"])
+    studies.add_argument("id", nargs="?", type=UUID)
+    studies.add_argument("--limit", type=int, default=50)
+
+    trail = add(commands, "audit", _audit, "verify the sealed audit chain, or show its end")
+    trail.add_argument("action", choices=["verify", "tail"])
+    trail.add_argument("--limit", type=int, default=20)
+
+    add(commands, "check", _check, "show settings (secrets masked) and test database, model, store and destinations")
+    add(
+        commands,
+        "migrate",
+        _migrate,
+        "create the database or bring it to this version (an SQLite file is copied first)",
+    )
+
+    backup = add(commands, "backup", _backup, "copy the SQLite database online, then the store, into a new folder")
+    backup.add_argument("folder", type=Path)
+    restore = add(commands, "restore", _restore, "put a backup into an empty data folder (the node must be stopped)")
+    restore.add_argument("folder", type=Path)
+
+    models = add(commands, "models", _models, "list, add, activate or roll back model versions")
+    models.add_argument("action", choices=["list", "add", "activate", "rollback"])
+    models.add_argument("what", nargs="?", metavar="FOLDER|NAME/VERSION")
+
+
+def _send(settings: Settings, options: argparse.Namespace) -> int:
+    from pacs_node.sending import send_paths
+
+    return send_paths(settings, options.paths, to=options.to, calling_ae_title=options.calling)
+
+
+def _jobs(settings: Settings, options: argparse.Namespace) -> int:
+    engine = _engine(settings)
+    if options.action == "list":
+        with read_scope(engine) as session:
+            jobs = queue.list_jobs(session, state=options.state, limit=1000, offset=0)
+            counts = queue.counts(session)
+        shown = [job for job in jobs if options.state or job.state is not JobState.DONE]
+        _table(
+            ["job", "kind", "state", "attempts", "crashes", "due", "study", "error"],
+            [
+                [j.id, j.kind, j.state, j.attempts, j.crashes, _time(j.due_at), j.study_id, (j.error or "")[:60]]
+                for j in shown
+            ],
+        )
+        print(", ".join(f"{kind} {state}: {n}" for (kind, state), n in sorted(counts.items())) or "no jobs yet")
+        return 0
+    if options.action == "show":
+        with read_scope(engine) as session:
+            _pairs(vars_of(queue.show(session, _needed(options))))
+        return 0
+    with session_scope(engine) as session:
+        now = db_now(session)
+        if options.all:
+            wanted = [job.id for job in queue.list_jobs(session, state=JobState.FAILED, limit=100_000, offset=0)]
+        else:
+            wanted = [_needed(options)]
+        for job_id in wanted:
+            facts.retry_job(session, job_id, actor=_person(), now=now)
+    print(f"{len(wanted)} job(s) ready again")
+    return 0
+
+
+def _studies(settings: Settings, options: argparse.Namespace) -> int:
+    engine = _engine(settings)
+    if options.action == "list":
+        with read_scope(engine) as session:
+            rows, _ = facts.list_studies(session, limit=options.limit)
+        _table(
+            ["study", "received", "from", "state", "answer", "probability", "images", "deliveries"],
+            [
+                [
+                    s.study_id,
+                    _time(s.received_at),
+                    s.calling_ae_title,
+                    f"held: {s.hold}" if s.hold else s.state,
+                    s.answer or "-",
+                    "-" if s.probability is None else f"{s.probability:.2f}",
+                    s.images,
+                    " ".join(f"{name}:{state}" for name, state, _ in s.deliveries) or "-",
+                ]
+                for s in rows
+            ],
+        )
+    elif options.action == "show":
+        with read_scope(engine) as session:
+            _pairs(vars_of(facts.study_facts(session, _needed(options), lock=False)))
+    else:
+        with session_scope(engine) as session:
+            released = facts.release_study(session, _needed(options), actor=_person(), now=db_now(session))
+        print(f"released; {released} report deliver{'y is' if released == 1 else 'ies are'} on the way")
+    return 0
+
+
+def _audit(settings: Settings, options: argparse.Namespace) -> int:
+    with read_scope(_engine(settings)) as session:
+        if options.action == "tail":
+            rows = audit.tail(session, options.limit)
+            _table(
+                ["number", "time", "action", "actor", "subject", "details"],
+                [
+                    [r.sequence or "-", _time(r.at), r.action, r.actor, r.subject_id or "-", json.dumps(r.details)]
+                    for r in rows
+                ],
+            )
+            return 0
+        verdict = audit.verify(session, audit_key(settings.node.secrets_dir))
+    print(
+        f"sealed {verdict.sealed}, unsealed {verdict.unsealed}, broken {len(verdict.broken)}; head {verdict.head or '-'}"
+    )
+    if verdict.broken:
+        print("Broken at number " + ", ".join(map(str, verdict.broken[:20])), file=sys.stderr)
+    return 1 if verdict.broken else 0
+
+
+def _check(settings: Settings, options: argparse.Namespace) -> int:
+    from pacs_node.check import check
+
+    return check(settings)
+
+
+def _migrate(settings: Settings, options: argparse.Namespace) -> int:
+    from pacs_node.upkeep import migrate_database
+
+    print(migrate_database(settings, actor=_person()))
+    return 0
+
+
+def _backup(settings: Settings, options: argparse.Namespace) -> int:
+    from pacs_node.upkeep import make_backup
+
+    print(make_backup(settings, options.folder, actor=_person()))
+    return 0
+
+
+def _restore(settings: Settings, options: argparse.Namespace) -> int:
+    from pacs_node.upkeep import restore_backup
+
+    print(restore_backup(settings, options.folder))
+    return 0
+
+
+def _models(settings: Settings, options: argparse.Namespace) -> int:
+    from pacs_node import rollout
+
+    if options.action in ("add", "activate") and not options.what:
+        raise ConfigError(
+            f"`models {options.action}` needs {'a bundle folder' if options.action == 'add' else 'NAME/VERSION'}"
+        )
+    match options.action:
+        case "list":
+            _table(["", "model", "version", "added", "active since", "weights"], rollout.listing(settings))
+        case "add":
+            print(rollout.add(settings, Path(options.what), actor=_person()))
+        case "activate":
+            print(rollout.activate(settings, options.what, actor=_person()))
+        case "rollback":
+            print(rollout.roll_back(settings, actor=_person()))
+    return 0
+
+
+def _engine(settings: Settings):  # type: ignore[no-untyped-def]  # an Engine: sqlalchemy is db's alone
+    engine = make_engine(settings.database_url)
+    check_revision(engine)
+    return engine
+
+
+def _needed(options: argparse.Namespace) -> UUID:
+    if options.id is None:
+        raise ConfigError(f"`{options.action}` needs an id; `list` shows them")
+    return UUID(str(options.id))
+
+
+def _person() -> str:
+    return f"admin:{getpass.getuser()}"[:64]
+
+
+def _time(at: datetime | None) -> str:
+    return at.astimezone().strftime("%Y-%m-%d %H:%M:%S") if at else "-"
+
+
+def vars_of(record: object) -> dict[str, object]:
+    """Return the fields of a slotted dataclass."""
+    return {name: getattr(record, name) for name in getattr(type(record), "__dataclass_fields__", {})}
+
+
+def _pairs(values: dict[str, object]) -> None:
+    for key, value in values.items():
+        if isinstance(value, tuple):
+            print(f"{key}:")
+            for item in value:
+                print("   ", item)
+        else:
+            print(f"{key:24} {value}")
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    lines = [[str(cell) for cell in row] for row in rows]
+    widths = [max([len(head), *(len(line[i]) for line in lines)]) for i, head in enumerate(heads)]
+    for line in [list(heads), *lines]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -1,0 +1,79 @@
+"""Processes that may touch pixels and headers of strangers: spawned, limited in time and memory, killable.
+
+A hostile object costs one of them at most, never its caller. They are spawned, not forked: a fork after CUDA is undefined.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import resource
+import signal
+from collections.abc import Callable
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any, ParamSpec, TypeVar
+
+from pebble import ProcessExpired, ProcessFuture, ProcessPool
+
+P = ParamSpec("P")
+T = TypeVar("T")
+PR_SET_PDEATHSIG = 1
+"""prctl(2): the kernel kills this process when its parent dies."""
+
+
+class TookTooLong(Exception):  # noqa: N818 - a verdict on the object
+    """The process was killed: over its time limit."""
+
+
+class Collapsed(Exception):  # noqa: N818 - a verdict on the object
+    """The process died: out of memory or a fault in a decoder."""
+
+
+class DecodingPool:
+    """`processes` spawned processes, each call limited to `timeout_s`, each process to `memory_mb` of private memory."""
+
+    def __init__(self, *, processes: int, timeout_s: float, memory_mb: int) -> None:
+        self._timeout_s = timeout_s
+        self._pool = ProcessPool(
+            max_workers=processes,
+            initializer=_prepare_process,
+            initargs=(memory_mb, os.getpid()),
+            context=multiprocessing.get_context("spawn"),
+        )
+
+    def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> ProcessFuture[T]:
+        return self._pool.schedule(function, args=args, kwargs=kwargs, timeout=self._timeout_s)
+
+    def close(self) -> None:
+        self._pool.stop()
+        self._pool.join(timeout=5)
+
+
+def result_of(future: Any) -> Any:
+    """Wait for a submitted call.
+
+    Raises
+    ------
+    TookTooLong, Collapsed
+        The process was killed or died; anything else is what the function itself raised.
+    """
+    try:
+        return future.result()
+    except FutureTimeout:
+        raise TookTooLong("decoding was stopped at its time limit") from None
+    except ProcessExpired:
+        raise Collapsed("the decoding process died") from None
+
+
+def _prepare_process(memory_mb: int, parent: int) -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    limit = memory_mb * 1024 * 1024
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    import torch  # here, in the child: the caller need not have it
+
+    torch.set_num_threads(1)

@@ -1,0 +1,184 @@
+"""One batch of images: from stored files to recorded predictions, warnings and end states.
+
+Takes claimed jobs; gives rows. Decoding runs in killable processes and may overlap the forward pass of the batch before.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import Session
+
+from db import facts, queue
+from db.engine import db_now, session_scope
+from db.facts import InstanceFile, NewPrediction, NewWarning
+from db.queue import Job, LostLease, QueuePolicy
+from models.card import ModelCard
+from models.predictor import DeviceOutOfMemory, Prediction, Predictor
+from models.suitability import Examination, examine_file, make_warning, warnings_of
+from pacs_node.decoding import Collapsed, DecodingPool, TookTooLong, result_of
+from pacs_node.log import describe
+from pacs_node.store import ObjectStore
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Claimed jobs whose images are being decoded; `decoding[i]` belongs to `jobs[i]`."""
+
+    jobs: tuple[Job, ...]
+    decoding: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What is to be recorded about one image: an examination with its predictions, or the error that ended it."""
+
+    job: Job
+    predictions: tuple[NewPrediction, ...] = ()
+    warnings: tuple[NewWarning, ...] = ()
+    voi: str | None = None
+    error: str | None = None
+
+
+def timed_examination(path: str, card: ModelCard, age_policy: str) -> tuple[Examination, float]:
+    """Run in a decoding process; return the examination and its duration in ms."""
+    start = time.perf_counter()
+    return examine_file(path, card, age_policy=age_policy), 1000 * (time.perf_counter() - start)
+
+
+def start_batch(
+    jobs: Sequence[Job],
+    files: dict[Any, InstanceFile],
+    *,
+    store: ObjectStore,
+    pool: DecodingPool,
+    card: ModelCard,
+    age_policy: str,
+) -> Batch:
+    """Hand every image to the decoding processes and return at once."""
+    decoding = tuple(
+        pool.submit(timed_examination, str(store.absolute(files[job.subject_id].path)), card, age_policy)
+        for job in jobs
+    )
+    return Batch(jobs=tuple(jobs), decoding=decoding)
+
+
+def judge(batch: Batch, predictor: Predictor) -> list[Judgement]:
+    """Wait for the batch to be decoded, then judge what is fit for an answer in one forward pass."""
+    examined = [_examined(future) for future in batch.decoding]
+    fit = {i: e.image_1HW for i, (e, _, _) in enumerate(examined) if e is not None and e.image_1HW is not None}
+    start = time.perf_counter()
+    predicted = _predict(predictor, np.stack(list(fit.values()))) if fit else []
+    forward_ms = 1000 * (time.perf_counter() - start)
+    found = dict(zip(fit, predicted, strict=True))
+    return [
+        _judgement(job, examination, found.get(i, ()), decoding_ms + forward_ms, error)
+        for i, (job, (examination, decoding_ms, error)) in enumerate(zip(batch.jobs, examined, strict=True))
+    ]
+
+
+def _predict(predictor: Predictor, image_B1HW: np.ndarray) -> list[tuple[Prediction, ...]]:
+    """Predict; a batch too large for the device's memory is halved once."""
+    try:
+        return predictor.predict(image_B1HW)
+    except DeviceOutOfMemory:
+        if len(image_B1HW) == 1:
+            raise
+        logger.warning(
+            "The device is out of memory: the batch is halved",
+            extra={"action": "batch_halved", "images": len(image_B1HW)},
+        )
+        half = len(image_B1HW) // 2
+        return predictor.predict(image_B1HW[:half]) + predictor.predict(image_B1HW[half:])
+
+
+def _examined(future: Any) -> tuple[Examination | None, float, str | None]:
+    """Return the examination and its duration in ms, or the error; a killed decoder is a verdict on the image."""
+    try:
+        examination, decoding_ms = result_of(future)
+    except TookTooLong:
+        return _unreadable("decode_timeout"), 0.0, None
+    except Collapsed:
+        return _unreadable("undecodable"), 0.0, None
+    except Exception as error:  # noqa: BLE001 - a bug in one image's path must cost that job an attempt, not the batch
+        logger.exception("An image could not be examined", extra={"action": "examination_failed"})
+        return None, 0.0, describe(error)
+    return examination, decoding_ms, None
+
+
+def _unreadable(code: str) -> Examination:
+    return Examination(image_1HW=None, warnings=(make_warning(code),), rows=0, columns=0, voi="")
+
+
+def _judgement(
+    job: Job,
+    examination: Examination | None,
+    predictions: Sequence[Prediction],
+    processing_time_ms: float,
+    error: str | None,
+) -> Judgement:
+    if examination is None:
+        return Judgement(job=job, error=error)
+    warnings = list(examination.warnings)
+    for prediction in predictions:
+        warnings += [w for w in warnings_of(prediction) if w.code not in {known.code for known in warnings}]
+    return Judgement(
+        job=job,
+        predictions=tuple(_row(prediction, processing_time_ms) for prediction in predictions),
+        warnings=tuple(NewWarning(code=w.code, severity=w.severity.value, text=w.text) for w in warnings),
+        voi=examination.voi or None,
+    )
+
+
+def _row(prediction: Prediction, processing_time_ms: float) -> NewPrediction:
+    return NewPrediction(
+        finding=prediction.finding,
+        probability=prediction.probability,
+        confidence=prediction.confidence,
+        threshold=prediction.threshold,
+        abstain_low=prediction.abstain_low,
+        abstain_high=prediction.abstain_high,
+        model_name=prediction.model_name,
+        model_version=prediction.model_version,
+        processing_time_ms=processing_time_ms,
+    )
+
+
+def record(engine: Engine, judgements: Sequence[Judgement], *, policy: QueuePolicy) -> None:
+    """Write the whole batch in one transaction; a job whose lease was lost drops its own rows only."""
+    with session_scope(engine) as session:
+        now = db_now(session)
+        for judgement in judgements:
+            try:
+                with session.begin_nested():
+                    _record_one(session, judgement, policy, now)
+            except LostLease:
+                logger.warning(
+                    "A result was dropped: the job went to another worker",
+                    extra={"action": "lease_lost", "job_id": judgement.job.id},
+                )
+
+
+def _record_one(session: Session, judgement: Judgement, policy: QueuePolicy, now: Any) -> None:
+    job = judgement.job
+    if judgement.error is not None:
+        if queue.fail(session, job, error=judgement.error, now=now, policy=policy):
+            facts.record_failure(session, job.subject_id, error_text=judgement.error, now=now)
+        return
+    queue.finish(session, job, now=now)
+    facts.record_judgement(
+        session,
+        job.subject_id,
+        predictions=judgement.predictions,
+        warnings=judgement.warnings,
+        voi=judgement.voi,
+        now=now,
+    )

@@ -1,0 +1,97 @@
+"""JSON logs, one file per role, rotated by size and count; nothing a data set says about a patient gets in.
+
+A line is a constant sentence plus `extra={"action": ..., "instance_id": ...}`. Third-party messages may quote a data set or a row,
+so an exception shows its message only where the class is ours or the operating system's.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.handlers
+import sys
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pacs_node.settings import LogSettings
+
+OUR_PACKAGES = ("pacs_node", "models", "db", "training")
+QUIET = (
+    "pydicom",
+    "pynetdicom",
+    "highdicom",
+    "PIL",
+    "apscheduler",
+    "sqlalchemy",
+    "alembic",
+    "monai",
+    "uvicorn",
+    "httpx",
+)
+"""Libraries whose messages may quote element values or repeat every request: errors only."""
+PATIENT_KEYS = ("patient", "accession", "birth", "referring", "physician", "study_description", "name_of")
+STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+def describe(error: BaseException) -> str:
+    """Name `error`, its cause and where it was raised, without quoting what a library may have read from a data set."""
+    is_quotable = isinstance(error, OSError | MemoryError) or type(error).__module__.split(".")[0] in OUR_PACKAGES
+    head = f"{type(error).__name__}: {error}" if is_quotable else type(error).__name__
+    frames = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)]
+    cause = error.__cause__ or error.__context__
+    return " < ".join([head, *reversed(frames[-8:])]) + (f" | caused by {describe(cause)}" if cause else "")
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line: time (UTC), level, role, logger, sentence, extras, error."""
+
+    def __init__(self, role: str) -> None:
+        super().__init__()
+        self.role = role
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "role": self.role,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for key, value in vars(record).items():
+            if key not in STANDARD and not any(word in key.lower() for word in PATIENT_KEYS):
+                line[key] = value
+        if record.exc_info and record.exc_info[1]:
+            line["error"] = describe(record.exc_info[1])
+        return json.dumps(line, default=str)
+
+
+def configure(settings: LogSettings, role: str, log_dir: Path) -> None:
+    """Send this process's logs to `log_dir/<role>.log`, and warnings to the terminal as plain sentences."""
+    log_dir.mkdir(parents=True, exist_ok=True)
+    file = logging.handlers.RotatingFileHandler(
+        log_dir / f"{role}.log", maxBytes=int(settings.max_mb * 1e6), backupCount=settings.files - 1, encoding="utf-8"
+    )
+    file.setFormatter(JsonFormatter(role))
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setLevel(logging.WARNING)
+    terminal.setFormatter(PlainFormatter(role))
+    root = logging.getLogger()
+    root.handlers[:] = [file, terminal]
+    root.setLevel(settings.level)
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").setLevel(logging.ERROR)  # pydicom warns with the offending value
+
+
+class PlainFormatter(logging.Formatter):
+    """`role: sentence (action)` for a person at the terminal."""
+
+    def __init__(self, role: str) -> None:
+        super().__init__()
+        self.role = role
+
+    def format(self, record: logging.LogRecord) -> str:
+        error = f": {describe(record.exc_info[1])}" if record.exc_info and record.exc_info[1] else ""
+        return f"{self.role}: {record.getMessage()}{error}"

@@ -1,0 +1,104 @@
+"""`pacs-node run`: binds the sockets, starts every role under the supervisor and says in plain words what is running."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from db import audit
+from db.audit import Action
+from db.engine import check_revision, db_now, make_engine, session_scope
+from pacs_node.errors import ConfigError
+from pacs_node.listener import bind_dicom_socket
+from pacs_node.settings import Settings
+from pacs_node.supervisor import Role, only_node, supervise
+from pacs_node.wiring import active_card, registry_of
+
+READY_S = 120.0
+
+
+def run_node(settings: Settings, config: Path | None, stop: threading.Event) -> int:
+    """Run until `stop`, then drain.
+
+    Raises
+    ------
+    ConfigError
+        Another node holds the data folder, a port is in use, or a role refused to start.
+    """
+    with only_node(settings.node.data_dir), bind_dicom_socket(settings.dicom) as listening:
+        engine = make_engine(settings.database_url)
+        check_revision(engine)
+        card = active_card(engine, registry_of(settings))
+
+        def note(action: Action, **details: str | int) -> None:
+            with session_scope(engine) as session:
+                audit.append(session, action, actor="run", details=dict(details), now=db_now(session))
+
+        note(Action.NODE_STARTED)
+        print(_starting(settings, f"{card.name} {card.version}", listening.getsockname()[1]), flush=True)
+        threading.Thread(target=_announce_ready, args=(settings, stop), daemon=True).start()
+        try:
+            supervise(
+                _roles(settings, config, listening.fileno()),
+                stop,
+                lambda name, code: note(Action.ROLE_RESTARTED, role=name, exit_code=code),
+            )
+        finally:
+            note(Action.NODE_STOPPED)
+            print("Stopped. Nothing that was acknowledged is lost: what waits goes on at the next start.", flush=True)
+    return 0
+
+
+def _roles(settings: Settings, config: Path | None, dicom_fd: int) -> list[Role]:
+    common = ["--config", str(config)] if config else []
+
+    def role(name: str, command: str, *extra: str, fds: tuple[int, ...] = ()) -> Role:
+        return Role(
+            name=name, arguments=[*common, command, "--supervised", "--process-name", name, *extra], pass_fds=fds
+        )
+
+    listeners = [
+        role(f"listen-{i + 1}", "listen", "--socket-fd", str(dicom_fd), fds=(dicom_fd,))
+        for i in range(settings.dicom.listeners)
+    ]
+    workers = [role(f"work-{i + 1}", "work") for i in range(settings.worker.processes)]
+    return [*listeners, *workers, role("deliver", "deliver"), role("web", "web"), role("tick", "tick")]
+
+
+def _starting(settings: Settings, model: str, port: int) -> str:
+    dicom, web = settings.dicom, settings.web
+    peers = ", ".join(peer.ae_title for peer in dicom.peers) or "any program on this machine"
+    to = ", ".join(f"{d.name} ({d.ae_title}@{d.host}:{d.port})" for d in settings.destinations)
+    return f"""\
+PACS node, research software: not a medical device.
+
+  receives   DICOM on {dicom.host}:{port} as {dicom.ae_title}, from {peers}
+  judges     with {model}
+  reports to {to or "nobody yet: add a [[destinations]] entry to config.toml"}
+  shows      http://{web.host}:{web.port}   (API: http://{web.host}:{web.port}/docs)
+  keeps      everything in {settings.node.data_dir}, logs in {settings.log_dir}
+
+  Send:  pacs-node send FILES --to {dicom.ae_title}@{dicom.host}:{port}
+    or:  storescu -aec {dicom.ae_title} {dicom.host} {port} FILES
+  Stop:  Ctrl-C
+
+Starting ..."""
+
+
+def _announce_ready(settings: Settings, stop: threading.Event) -> None:
+    url = f"http://{settings.web.host}:{settings.web.port}/ready"
+    waited_s = 0.0
+    while not stop.wait(0.5) and waited_s < READY_S:
+        waited_s += 0.5
+        try:
+            with urllib.request.urlopen(url, timeout=2) as response:
+                if response.status == 200:
+                    print("Ready.", flush=True)
+                    return
+        except (urllib.error.URLError, OSError):
+            continue
+    if not stop.is_set():
+        print(f"Not ready after {READY_S:g} s: see {url} and the logs.", file=sys.stderr, flush=True)

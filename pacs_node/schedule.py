@@ -1,0 +1,195 @@
+"""Everything that happens by the clock, each task on one machine at a time under a database lock.
+
+Settles quiet studies (which opens their reports), renews expired jobs, seals and verifies the audit chain, purges, sweeps orphans and
+watches the disk. Retries of deliveries need no task: a delayed job is due again by itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+from sqlalchemy.engine import Engine
+
+from db import audit, facts, queue
+from db.audit import Action
+from db.engine import DatabaseAway, check_revision, db_now, make_engine, read_scope, session_scope
+from db.locks import task_lock
+from db.tables import JobKind
+from models.registry import Registry
+from pacs_node.report.answer import answer_of
+from pacs_node.settings import Settings
+from pacs_node.store import ObjectStore
+from pacs_node.wiring import active_card, audit_key, queue_policy, registry_of, worker_name
+
+logger = logging.getLogger(__name__)
+
+LOST_LISTENER_S = 15.0
+"""An association whose listener did not beat this long counts as released."""
+LOCK_S = 600.0
+ACTOR = "schedule"
+
+
+class Tasks:
+    """The tasks, each safe to run twice."""
+
+    def __init__(self, settings: Settings, engine: Engine) -> None:
+        self._settings, self._engine = settings, engine
+        self._store = ObjectStore(settings.store_dir)
+        self._registry: Registry = registry_of(settings)
+        self._policy = queue_policy(settings.queue)
+        self._key = audit_key(settings.node.secrets_dir)
+
+    def settle(self) -> None:
+        """Freeze a report for every study that went quiet."""
+        study = self._settings.study
+        with session_scope(self._engine) as session:
+            now = db_now(session)
+            facts.lose_associations(session, silent_for_s=LOST_LISTENER_S, now=now)
+            settled = facts.settled_studies(
+                session, settle_s=study.settle_s, idle_s=study.idle_s, report_wait_s=study.report_wait_s, now=now
+            )
+        for study_id in settled:
+            self._freeze(study_id)
+
+    def _freeze(self, study_id: Any) -> None:
+        card = active_card(self._engine, self._registry)
+        with session_scope(self._engine) as session:
+            study = facts.study_facts(session, study_id, lock=True)
+            answer = answer_of(study.images)
+            facts.freeze_report(
+                session,
+                study_id,
+                answer=answer.answer,
+                probability=answer.probability,
+                contents=answer.contents,
+                model_name=card.name,
+                model_version=card.version,
+                is_sent=answer.is_chest,
+                now=db_now(session),
+            )
+
+    def reclaim(self) -> None:
+        """Fail the subjects of jobs whose workers died too often."""
+        with session_scope(self._engine) as session:
+            now = db_now(session)
+            for job in queue.reclaim_expired(session, policy=self._policy, now=now):
+                if job.kind is JobKind.INFER:
+                    facts.record_failure(session, job.subject_id, error_text="its worker died each time", now=now)
+
+    def seal(self) -> None:
+        with session_scope(self._engine) as session:
+            audit.seal(session, self._key)
+
+    def verify(self) -> None:
+        """Verify the whole chain and log its head, so that a copy of it leaves the database daily."""
+        with read_scope(self._engine) as session:
+            verdict = audit.verify(session, self._key)
+        with session_scope(self._engine) as session:
+            audit.append(
+                session,
+                Action.CHAIN_VERIFIED,
+                actor=ACTOR,
+                details={"sealed": verdict.sealed, "broken": len(verdict.broken)},
+                now=db_now(session),
+            )
+        level = logging.ERROR if verdict.broken else logging.INFO
+        logger.log(
+            level,
+            "The audit chain was verified",
+            extra={
+                "action": "chain_verified",
+                "sealed": verdict.sealed,
+                "broken": len(verdict.broken),
+                "head": verdict.head,
+            },
+        )
+
+    def purge(self) -> None:
+        """Delete the input bytes of finished studies past `retention_days`; their rows stay.
+
+        The row says *purged* first: a crash between leaves files without use, which the orphan sweep takes.
+        """
+        if self._settings.store.retention_days == 0:
+            return
+        with session_scope(self._engine) as session:
+            now = db_now(session)
+            older_than = now - timedelta(days=self._settings.store.retention_days)
+            purged = facts.purgeable_studies(session, older_than=older_than, now=now, limit=500)
+            for study_id, _ in purged:
+                facts.mark_purged(session, study_id, now=now)
+        for _, paths in purged:
+            for path in paths:
+                self._store.delete(path)
+
+    def sweep_orphans(self) -> None:
+        """Delete files that no row names: what a crash between file and transaction leaves."""
+        self._store.sweep_incoming(older_than_s=3600 * self._settings.store.orphan_hours)
+        candidates = list(self._store.iterate(older_than_s=3600 * self._settings.store.orphan_hours))
+        for start in range(0, len(candidates), 500):
+            chunk = candidates[start : start + 500]
+            with session_scope(self._engine) as session:
+                known = facts.known_paths(session, chunk)
+                orphans = [path for path in chunk if path not in known]
+                if orphans:
+                    audit.append(
+                        session, Action.ORPHAN_SWEPT, actor=ACTOR, details={"files": len(orphans)}, now=db_now(session)
+                    )
+            for path in orphans:
+                self._store.delete(path)
+
+    def watch_disk(self) -> None:
+        free_gb = self._store.free_bytes() / 1e9
+        if free_gb < 2 * self._settings.store.min_free_gb:
+            logger.warning(
+                "The disk runs low: below store.min_free_gb, senders are told to try again later",
+                extra={"action": "disk_low", "free_gb": round(free_gb, 2)},
+            )
+
+
+def run_tick(settings: Settings, stop: threading.Event) -> None:
+    """Run the schedule until `stop` is set."""
+    engine = make_engine(settings.database_url)
+    check_revision(engine)
+    tasks = Tasks(settings, engine)
+    every = settings.schedule
+    plan: dict[str, tuple[float, list[Callable[[], None]]]] = {
+        "settle": (every.settle_every_s, [tasks.settle]),
+        "seal": (every.seal_every_s, [tasks.seal, tasks.reclaim]),
+        "housekeeping": (every.housekeeping_every_s, [tasks.watch_disk, tasks.purge, tasks.sweep_orphans]),
+        "verify": (3600 * every.verify_every_hours, [tasks.verify]),
+    }
+    scheduler = BackgroundScheduler(
+        timezone="UTC",
+        executors={"default": ThreadPoolExecutor(len(plan))},
+        job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
+    )
+    for name, (every_s, steps) in plan.items():
+        for step in steps:
+            scheduler.add_job(
+                functools.partial(_alone, engine, step.__name__, step),
+                "interval",
+                seconds=every_s,
+                id=f"{name}.{step.__name__}",
+            )
+    scheduler.start()
+    stop.wait()
+    scheduler.shutdown(wait=True)
+    engine.dispose()
+
+
+def _alone(engine: Engine, name: str, step: Callable[[], None]) -> None:
+    try:
+        with task_lock(engine, name, holder=worker_name(), for_s=LOCK_S) as is_ours:
+            if is_ours:
+                step()
+    except DatabaseAway:
+        logger.warning("A task waits: the database is away", extra={"action": "database_away", "task": name})
+    except Exception:  # noqa: BLE001 - one task's bug must not end the others; the next turn tries again
+        logger.exception("A task failed", extra={"action": "task_failed", "task": name})

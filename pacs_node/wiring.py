@@ -1,0 +1,72 @@
+"""What several roles make of the settings in the same way."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+from pathlib import Path
+
+from sqlalchemy.engine import Engine
+
+import models
+from db import facts
+from db.engine import read_scope
+from db.queue import QueuePolicy
+from models.card import ModelCard
+from models.registry import Registry
+from pacs_node.settings import QueueSettings, Settings
+
+BUNDLED_MODELS = Path(models.__file__).parent / "bundles"
+
+
+def queue_policy(settings: QueueSettings) -> QueuePolicy:
+    return QueuePolicy(
+        lease_s=settings.lease_s,
+        max_attempts=settings.max_attempts,
+        max_crashes=settings.max_crashes,
+        retry_base_s=settings.retry_base_s,
+        retry_cap_s=settings.retry_cap_s,
+        age_step_s=settings.age_step_s,
+    )
+
+
+def registry_of(settings: Settings) -> Registry:
+    """The bundled models, then the operator's own."""
+    return Registry([BUNDLED_MODELS, settings.model_dir])
+
+
+def active_card(engine: Engine, registry: Registry) -> ModelCard:
+    """Return the card of the version that answers: the one activated in the database, else the newest on disk.
+
+    Raises
+    ------
+    UnknownModel
+        The active version is on none of the model folders, or there is no model at all.
+    """
+    with read_scope(engine) as session:
+        active = facts.active_model(session)
+    return registry.find(*active) if active else registry.newest()
+
+
+def audit_key(secrets_dir: Path) -> bytes:
+    """Return the HMAC key of the audit chain, made on the first start (mode 0600).
+
+    It is written under another name and linked into place, so that two processes that start at once agree on one key.
+    """
+    path = secrets_dir / "audit.key"
+    if not path.exists():
+        secrets_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        draft = secrets_dir / f".audit.key.{os.getpid()}"
+        draft.touch(mode=0o600)
+        draft.write_text(secrets.token_hex(32), encoding="ascii")
+        with contextlib.suppress(FileExistsError):
+            path.hardlink_to(draft)
+        draft.unlink()
+    return bytes.fromhex(path.read_text(encoding="ascii").strip())
+
+
+def worker_name() -> str:
+    """Name this process in leases and locks: host and process id, at most 64 characters."""
+    return f"{socket.gethostname()[:48]}:{os.getpid()}"

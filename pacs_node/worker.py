@@ -1,0 +1,186 @@
+"""The worker role: judges images and builds reports, in batches, under leases.
+
+Takes jobs from `db.queue`. Hides the overlap of decoding and the forward pass, the choice of the active model and what a fault of
+the device means. Several workers, on one machine or many, never do a job twice in effect.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+
+from sqlalchemy.engine import Engine
+
+from db import facts, queue
+from db.engine import DatabaseAway, check_revision, db_now, make_engine, read_scope, session_scope
+from db.queue import QueuePolicy
+from db.tables import JobKind
+from models.predictor import Predictor
+from models.registry import Registry
+from pacs_node import judging, reporting
+from pacs_node.decoding import DecodingPool
+from pacs_node.lease import LeaseKeeper
+from pacs_node.settings import Settings
+from pacs_node.store import ObjectStore
+from pacs_node.wiring import active_card, queue_policy, registry_of, worker_name
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.1
+MODEL_CHECK_S = 2.0
+"""How soon a running worker takes up another active model."""
+BATCHES_AHEAD = 2
+"""One in the network, one being decoded."""
+DATABASE_RETRY_S = 1.0
+
+
+class Worker:
+    """Owns one predictor, one decoding pool and the batches in flight."""
+
+    def __init__(self, settings: Settings, engine: Engine, stop: threading.Event) -> None:
+        self._settings, self._engine, self._stop = settings, engine, stop
+        self._owner = worker_name()
+        self._policy: QueuePolicy = queue_policy(settings.queue)
+        self._store = ObjectStore(settings.store_dir)
+        self._registry: Registry = registry_of(settings)
+        self._pending: deque[judging.Batch] = deque()
+        self._predictor = self._load_predictor()
+        self._model_checked_at = time.monotonic()
+        worker = settings.worker
+        self._pool = DecodingPool(
+            processes=worker.decode_processes, timeout_s=worker.decode_timeout_s, memory_mb=worker.decode_memory_mb
+        )
+        self._leases = LeaseKeeper(engine, owner=self._owner, policy=self._policy)
+
+    def run(self) -> None:
+        """Work until asked to stop, then finish what is in flight."""
+        try:
+            with self._leases:
+                while not self._stop.is_set():
+                    self._turn()
+                while self._pending:
+                    self._judge_oldest()
+        finally:
+            self._pool.close()
+
+    def _turn(self) -> None:
+        try:
+            is_busy = self._take_batch()
+            if len(self._pending) >= BATCHES_AHEAD or (self._pending and not is_busy):
+                self._judge_oldest()
+                is_busy = True
+            is_busy |= self._report_some()
+            self._follow_active_model()
+        except DatabaseAway:
+            logger.warning("The database is away; trying again", extra={"action": "database_away"})
+            self._stop.wait(DATABASE_RETRY_S)
+            return
+        if not is_busy:
+            self._stop.wait(POLL_S)
+
+    def _take_batch(self) -> bool:
+        if len(self._pending) >= BATCHES_AHEAD or not self._is_due(JobKind.INFER):
+            return False
+        with session_scope(self._engine) as session:
+            jobs = queue.claim(
+                session,
+                JobKind.INFER,
+                owner=self._owner,
+                limit=self._settings.worker.batch_size,
+                policy=self._policy,
+                now=db_now(session),
+            )
+            files = facts.instance_files(session, [job.subject_id for job in jobs])
+        if jobs:
+            self._leases.hold(jobs)
+            batch = judging.start_batch(
+                jobs,
+                files,
+                store=self._store,
+                pool=self._pool,
+                card=self._predictor.card,
+                age_policy=self._settings.model.age_policy,
+            )
+            self._pending.append(batch)
+        return bool(jobs)
+
+    def _judge_oldest(self) -> None:
+        batch = self._pending.popleft()
+        judgements = judging.judge(batch, self._predictor)
+        while True:
+            try:
+                judging.record(self._engine, judgements, policy=self._policy)
+                break
+            except DatabaseAway:  # the answers are at hand: keep them and the leases until the database is back
+                logger.warning("The database is away; results wait", extra={"action": "database_away"})
+                time.sleep(DATABASE_RETRY_S)
+        self._leases.let_go(batch.jobs)
+
+    def _report_some(self) -> bool:
+        if not self._is_due(JobKind.REPORT):
+            return False
+        with session_scope(self._engine) as session:
+            jobs = queue.claim(
+                session,
+                JobKind.REPORT,
+                owner=self._owner,
+                limit=self._settings.worker.batch_size,
+                policy=self._policy,
+                now=db_now(session),
+            )
+        self._leases.hold(jobs)
+        for job in jobs:
+            reporting.build_report(
+                job,
+                engine=self._engine,
+                store=self._store,
+                pool=self._pool,
+                registry=self._registry,
+                settings=self._settings,
+                policy=self._policy,
+            )
+            self._leases.let_go([job])
+        return bool(jobs)
+
+    def _is_due(self, kind: JobKind) -> bool:
+        """Look before claiming: a claim takes SQLite's write lock."""
+        with read_scope(self._engine) as session:
+            return queue.is_due(session, kind, now=db_now(session))
+
+    def _follow_active_model(self) -> None:
+        if time.monotonic() - self._model_checked_at < MODEL_CHECK_S:
+            return
+        self._model_checked_at = time.monotonic()
+        card = active_card(self._engine, self._registry)
+        if (card.name, card.version) != (self._predictor.card.name, self._predictor.card.version):
+            self._predictor = self._load_predictor()
+
+    def _load_predictor(self) -> Predictor:
+        card = active_card(self._engine, self._registry)
+        worker = self._settings.worker
+        predictor = Predictor(card, device=worker.device, precision=worker.precision, threads=worker.threads or None)
+        logger.info(
+            "The model is loaded",
+            extra={
+                "action": "model_loaded",
+                "model": f"{card.name} {card.version}",
+                "device": predictor.device,
+                "precision": predictor.precision,
+            },
+        )
+        return predictor
+
+
+def run_worker(settings: Settings, stop: threading.Event) -> None:
+    """Serve as one worker until `stop` is set.
+
+    Raises
+    ------
+    SchemaMismatch, WeightsMismatch, UnknownModel
+        Refused to start.
+    """
+    engine = make_engine(settings.database_url)
+    check_revision(engine)
+    Worker(settings, engine, stop).run()

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pacs_node.errors import ConfigError
+from pacs_node.settings import Settings, load_settings
+
+SHIPPED = Path(__file__).parents[2] / "config.toml"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "config.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_shipped_config_states_every_default() -> None:
+    shipped = load_settings(SHIPPED)
+    defaults = Settings()
+    for name in Settings.model_fields:
+        if name != "node":
+            assert getattr(shipped, name) == getattr(defaults, name), name
+    assert shipped.node.name == defaults.node.name
+
+
+def test_shipped_config_names_every_key() -> None:
+    text = SHIPPED.read_text(encoding="utf-8")
+    for name, field in Settings.model_fields.items():
+        for key in getattr(field.annotation, "model_fields", {}):
+            assert f"\n{key} =" in text or f"\n# {key} =" in text or f"[[{name}.{key}]]" in text, f"{name}.{key}"
+
+
+def test_relative_folders_are_relative_to_the_file(tmp_path: Path) -> None:
+    settings = load_settings(write(tmp_path, '[node]\ndata_dir = "data"\n'))
+    assert settings.node.data_dir == tmp_path / "data"
+    assert settings.database_url == f"sqlite:///{tmp_path / 'data' / 'node.sqlite'}"
+
+
+def test_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PACS_NODE_DICOM__PORT", "10104")
+    settings = load_settings(write(tmp_path, "[dicom]\nport = 104\nlisteners = 1\n"))
+    assert (settings.dicom.port, settings.dicom.listeners) == (10104, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[dicom]\nprot = 104\n", "dicom.prot: unknown key"),
+        ("[dicon]\nport = 104\n", "dicon: unknown key"),
+        ("[dicom]\nport = 70000\n", "dicom.port: "),
+        ('[dicom]\nae_title = "A_TITLE_THAT_IS_TOO_LONG"\n', "is not an AE title"),
+        ('[dicom]\nhost = "0.0.0.0"\n', "list who may send"),
+        ('[web]\nhost = "0.0.0.0"\n', "no logins yet"),
+        ('[[dicom.peers]]\nae_title = "CR"\naddresses = ["999.1.1.1"]\n', "dicom.peers.0.addresses"),
+        ('[[destinations]]\nname="a"\nae_title="A"\nhost="h"\nport=1\n' * 2, "same name"),
+        ("[dicom\n", "cannot be read"),
+    ],
+)
+def test_bad_config_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        load_settings(write(tmp_path, text))
+    assert message in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load_settings(tmp_path / "nowhere.toml")
+
+
+@pytest.mark.parametrize("variable", ["PACS_NODE_DICOM__PROT", "PACS_NODE_DICON__PORT", "PACS_NODE_PORT"])
+def test_typo_in_environment_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(ConfigError, match=variable):
+        load_settings(write(tmp_path, ""))
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().dicom.port = 1  # type: ignore[misc]
