@@ -13,7 +13,7 @@ run: .venv/installed
 	@exec $(BIN)/pacs-node --config $(CONFIG) run
 
 demo: .venv/installed
-	@$(BIN)/python -m pacs_node.demo $(if $(FROM),--from "$(FROM)")
+	@$(BIN)/python -m pacs_node.demo $(if $(FROM),--from "$(FROM)") $(if $(STAY),--stay)
 
 test: setup check
 	$(BIN)/python -m pytest

@@ -12,7 +12,6 @@ from pathlib import Path
 from uuid import UUID
 
 from db import audit, facts, queue
-from db.audit import Action
 from db.engine import check_revision, db_now, make_engine, read_scope, session_scope
 from db.tables import JobState
 from pacs_node.errors import ConfigError
@@ -150,7 +149,8 @@ def _audit(settings: Settings, options: argparse.Namespace) -> int:
             return 0
         verdict = audit.verify(session, audit_key(settings.node.secrets_dir))
     print(
-        f"sealed {verdict.sealed}, unsealed {verdict.unsealed}, broken {len(verdict.broken)}; head {verdict.head or '-'}"
+        f"sealed {verdict.sealed}, unsealed {verdict.unsealed}, broken {len(verdict.broken)}; "
+        f"head {verdict.head or '-'}"
     )
     if verdict.broken:
         print("Broken at number " + ", ".join(map(str, verdict.broken[:20])), file=sys.stderr)

@@ -1,6 +1,7 @@
 """Processes that may touch pixels and headers of strangers: spawned, limited in time and memory, killable.
 
-A hostile object costs one of them at most, never its caller. They are spawned, not forked: a fork after CUDA is undefined.
+A hostile object costs one of them at most, never its caller. They are spawned, not forked: what a fork does after CUDA
+is undefined.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ PR_SET_PDEATHSIG = 1
 """prctl(2): the kernel kills this process when its parent dies."""
 
 
-class TookTooLong(Exception):  # noqa: N818 - a verdict on the object
+class TookTooLong(Exception):
     """The process was killed: over its time limit."""
 
 
-class Collapsed(Exception):  # noqa: N818 - a verdict on the object
+class Collapsed(Exception):
     """The process died: out of memory or a fault in a decoder."""
 
 
 class DecodingPool:
-    """`processes` spawned processes, each call limited to `timeout_s`, each process to `memory_mb` of private memory."""
+    """Spawned processes: each call limited to `timeout_s`, each process to `memory_mb` of private memory."""
 
     def __init__(self, *, processes: int, timeout_s: float, memory_mb: int) -> None:
         self._timeout_s = timeout_s

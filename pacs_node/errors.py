@@ -9,7 +9,7 @@ PacsNodeError
 └─ DeliveryFailed(destination)
     ├─ DeliveryDelayed            no association, transient rejection, timeout, A7xx: retry with backoff
     └─ DeliveryRejected           A9xx, Cxxx, no presentation context: failed, shown to a person
-models: ImageUnfit -> not analysed; WeightsMismatch -> refuse to start
+models: ImageUnfit -> not analysed; ModelError -> refuse to start
 db:     LostLease -> drop the result
 anything else is a bug: attempt + 1, then failed with its traceback
 """
@@ -21,8 +21,7 @@ from typing import ClassVar
 
 from db.engine import SchemaMismatch
 from db.queue import LostLease
-from models.predictor import WeightsMismatch
-from models.registry import UnknownModel
+from models.errors import ModelError
 
 
 class StorageStatus(enum.IntEnum):
@@ -92,7 +91,7 @@ class ErrorOutcome(enum.StrEnum):
 def outcome_of(error: BaseException) -> ErrorOutcome:
     """Decide what `error` causes: a bug is retried until its job's attempts are used up."""
     match error:
-        case ConfigError() | WeightsMismatch() | UnknownModel() | SchemaMismatch():
+        case ConfigError() | ModelError() | SchemaMismatch():
             return ErrorOutcome.EXIT
         case StorageRefused():
             return ErrorOutcome.REFUSE

@@ -1,6 +1,6 @@
 """One batch of images: from stored files to recorded predictions, warnings and end states.
 
-Takes claimed jobs; gives rows. Decoding runs in killable processes and may overlap the forward pass of the batch before.
+Takes claimed jobs; gives rows. Decoding runs in killable processes and overlaps the forward pass of the batch before.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _examined(future: Any) -> tuple[Examination | None, float, str | None]:
         return _unreadable("decode_timeout"), 0.0, None
     except Collapsed:
         return _unreadable("undecodable"), 0.0, None
-    except Exception as error:  # noqa: BLE001 - a bug in one image's path must cost that job an attempt, not the batch
+    except Exception as error:
         logger.exception("An image could not be examined", extra={"action": "examination_failed"})
         return None, 0.0, describe(error)
     return examination, decoding_ms, None

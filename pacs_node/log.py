@@ -1,7 +1,7 @@
 """JSON logs, one file per role, rotated by size and count; nothing a data set says about a patient gets in.
 
-A line is a constant sentence plus `extra={"action": ..., "instance_id": ...}`. Third-party messages may quote a data set or a row,
-so an exception shows its message only where the class is ours or the operating system's.
+A line is a constant sentence plus `extra={"action": ..., "instance_id": ...}`. Third-party messages may quote
+a data set or a row, so an exception shows its message only where the class is ours or the operating system's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`pacs-node run`: binds the sockets, starts every role under the supervisor and says in plain words what is running."""
+"""`pacs-node run`: binds the DICOM socket, starts every role under the supervisor and says in plain words what runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 from db import audit
 from db.audit import Action
 from db.engine import check_revision, db_now, make_engine, session_scope
-from pacs_node.errors import ConfigError
 from pacs_node.listener import bind_dicom_socket
 from pacs_node.settings import Settings
 from pacs_node.supervisor import Role, only_node, supervise
@@ -53,11 +52,11 @@ def run_node(settings: Settings, config: Path | None, stop: threading.Event) -> 
 
 
 def _roles(settings: Settings, config: Path | None, dicom_fd: int) -> list[Role]:
-    common = ["--config", str(config)] if config else []
+    program = [sys.executable, "-m", "pacs_node.cli", *(["--config", str(config)] if config else [])]
 
     def role(name: str, command: str, *extra: str, fds: tuple[int, ...] = ()) -> Role:
         return Role(
-            name=name, arguments=[*common, command, "--supervised", "--process-name", name, *extra], pass_fds=fds
+            name=name, command=[*program, command, "--supervised", "--process-name", name, *extra], pass_fds=fds
         )
 
     listeners = [

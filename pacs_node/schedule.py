@@ -1,7 +1,7 @@
 """Everything that happens by the clock, each task on one machine at a time under a database lock.
 
-Settles quiet studies (which opens their reports), renews expired jobs, seals and verifies the audit chain, purges, sweeps orphans and
-watches the disk. Retries of deliveries need no task: a delayed job is due again by itself.
+Settles quiet studies (which opens their reports), gives up jobs whose workers keep dying, seals and verifies the audit
+chain, purges, sweeps orphans and watches the disk. Retries need no task: a delayed job is due again by itself.
 """
 
 from __future__ import annotations
@@ -191,5 +191,5 @@ def _alone(engine: Engine, name: str, step: Callable[[], None]) -> None:
                 step()
     except DatabaseAway:
         logger.warning("A task waits: the database is away", extra={"action": "database_away", "task": name})
-    except Exception:  # noqa: BLE001 - one task's bug must not end the others; the next turn tries again
+    except Exception:
         logger.exception("A task failed", extra={"action": "task_failed", "task": name})

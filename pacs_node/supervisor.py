@@ -1,7 +1,7 @@
 """One process per role, restarted when it dies; the only room that knows about processes.
 
-Takes the settings, binds the DICOM socket once and hands it to the listeners, so that a listener that dies takes no queued
-connection along. A child watches its standard input: when this process is gone, however it went, the child drains and stops.
+The listeners inherit one DICOM socket, so that one that dies takes no queued connection along. A child watches its
+standard input: when this process is gone, however it went, the child drains and stops.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Role:
     """One supervised process and what is known about its deaths."""
 
     name: str
-    arguments: list[str]
+    command: list[str]
     pass_fds: tuple[int, ...] = ()
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
@@ -62,7 +62,7 @@ class Role:
 
     def start(self, now: float) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pacs_node.cli", *self.arguments],
+            self.command,
             stdin=subprocess.PIPE,
             pass_fds=self.pass_fds,
             start_new_session=True,  # Ctrl-C reaches the supervisor alone, which then stops the roles in order
@@ -82,7 +82,7 @@ class Role:
 
 
 def supervise(roles: list[Role], stop: threading.Event, audit_restart: Callable[[str, int], None]) -> None:
-    """Keep every role running until `stop` is set, then stop them in order: listeners first, then the rest.
+    """Keep every role running until `stop` is set, then ask all to stop and wait for them.
 
     Raises
     ------

@@ -44,7 +44,7 @@ def migrate_database(settings: Settings, *, actor: str) -> str:
 
 
 def make_backup(settings: Settings, folder: Path, *, actor: str) -> str:
-    """Copy the database, then the store, so that every file a copied row names is in the copy; the purge waits meanwhile.
+    """Copy the database, then the store: every file a copied row names is in the copy, and the purge waits meanwhile.
 
     Raises
     ------

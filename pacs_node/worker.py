@@ -1,7 +1,7 @@
 """The worker role: judges images and builds reports, in batches, under leases.
 
-Takes jobs from `db.queue`. Hides the overlap of decoding and the forward pass, the choice of the active model and what a fault of
-the device means. Several workers, on one machine or many, never do a job twice in effect.
+Takes jobs from `db.queue`. Hides the overlap of decoding and the forward pass, the choice of the active model and what
+a fault of the device means. Several workers, on one machine or many, never do a job twice in effect.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from db.queue import QueuePolicy
 from db.tables import JobKind
 from models.predictor import Predictor
 from models.registry import Registry
-from pacs_node import judging, reporting
+from pacs_node import judging
 from pacs_node.decoding import DecodingPool
 from pacs_node.lease import LeaseKeeper
+from pacs_node.reporting import Reporter
 from pacs_node.settings import Settings
 from pacs_node.store import ObjectStore
 from pacs_node.wiring import active_card, queue_policy, registry_of, worker_name
@@ -53,6 +54,14 @@ class Worker:
             processes=worker.decode_processes, timeout_s=worker.decode_timeout_s, memory_mb=worker.decode_memory_mb
         )
         self._leases = LeaseKeeper(engine, owner=self._owner, policy=self._policy)
+        self._reporter = Reporter(
+            engine=engine,
+            store=self._store,
+            pool=self._pool,
+            registry=self._registry,
+            settings=settings,
+            policy=self._policy,
+        )
 
     def run(self) -> None:
         """Work until asked to stop, then finish what is in flight."""
@@ -132,15 +141,7 @@ class Worker:
             )
         self._leases.hold(jobs)
         for job in jobs:
-            reporting.build_report(
-                job,
-                engine=self._engine,
-                store=self._store,
-                pool=self._pool,
-                registry=self._registry,
-                settings=self._settings,
-                policy=self._policy,
-            )
+            self._reporter.report(job)
             self._leases.let_go([job])
         return bool(jobs)
 

@@ -80,7 +80,7 @@ def test_packages_import_only_what_lies_below(package: str) -> None:
         f"{path.relative_to(ROOT)}: {name}"
         for path in sources(package)
         for name in imports(path)
-        if (top := name.split(".")[0]) in OURS and top not in MAY_USE_OF_OURS[package] or top in NEVER[package]
+        if ((top := name.split(".")[0]) in OURS and top not in MAY_USE_OF_OURS[package]) or top in NEVER[package]
     ]
     assert not wrong
 

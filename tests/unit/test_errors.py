@@ -6,8 +6,7 @@ import pytest
 
 from db.engine import DatabaseAway, SchemaMismatch
 from db.queue import LostLease
-from models.predictor import WeightsMismatch
-from models.registry import UnknownModel
+from models.errors import BundleConflict, CardError, ModelError, UnknownModel, WeightsMismatch
 from pacs_node.errors import (
     ConfigError,
     DeliveryDelayed,
@@ -24,6 +23,8 @@ EXPECTED = {
     SchemaMismatch: ErrorOutcome.EXIT,
     WeightsMismatch: ErrorOutcome.EXIT,
     UnknownModel: ErrorOutcome.EXIT,
+    CardError: ErrorOutcome.EXIT,
+    BundleConflict: ErrorOutcome.EXIT,
     StorageRefused: ErrorOutcome.REFUSE,
     DeliveryDelayed: ErrorOutcome.RETRY,
     DeliveryRejected: ErrorOutcome.FAIL,
@@ -48,7 +49,7 @@ def test_outcome_of_each_error(kind: type[Exception]) -> None:
     assert outcome_of(make(kind)) is EXPECTED[kind]
 
 
-@pytest.mark.parametrize("kind", list(subclasses(PacsNodeError)), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [*subclasses(PacsNodeError), *subclasses(ModelError)], ids=lambda kind: kind.__name__)
 def test_every_error_of_ours_has_a_decided_outcome(kind: type[Exception]) -> None:
     if kind is DeliveryFailed:
         return  # abstract: raised as Delayed or Rejected

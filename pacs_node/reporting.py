@@ -1,0 +1,140 @@
+"""One report job: from a frozen answer to stored DICOM objects and a delivery per destination.
+
+Takes a claimed job; gives rows and files. What a report says was frozen with its revision; here it is only built, so
+that building twice gives the same bytes. Headers of strangers are read in a killable process.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy.engine import Engine
+
+from db import audit, facts, queue
+from db.audit import Action
+from db.engine import DatabaseAway, db_now, read_scope, session_scope
+from db.facts import BuiltObject, ImageFacts, ReportFacts, StudyFacts
+from db.queue import Job, LostLease, QueuePolicy
+from models.card import ModelCard
+from models.registry import Registry
+from pacs_node import __version__
+from pacs_node.decoding import Collapsed, DecodingPool, TookTooLong, result_of
+from pacs_node.log import describe
+from pacs_node.report.answer import answer_of
+from pacs_node.report.plan import delivery_plan
+from pacs_node.report.source import SafeHeader, read_safe_header
+from pacs_node.report.sr import SR_CLASSES, build_sr, sop_instance_uid, to_bytes
+from pacs_node.report.tree import NodeIdentity, StudyReport
+from pacs_node.settings import Settings
+from pacs_node.store import ObjectStore
+
+logger = logging.getLogger(__name__)
+ACTOR = "worker"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reporter:
+    """Builds reports; everything it needs beside the job."""
+
+    engine: Engine
+    store: ObjectStore
+    pool: DecodingPool
+    registry: Registry
+    settings: Settings
+    policy: QueuePolicy
+
+    def report(self, job: Job) -> None:
+        """Build the job's report and record it, or count an attempt."""
+        try:
+            self._build(job)
+        except (LostLease, DatabaseAway) as error:
+            logger.warning("A report is left to a later turn", extra={"action": "report_left", "why": describe(error)})
+        except Exception as error:
+            logger.exception(
+                "A report could not be built", extra={"action": "report_failed", "report_id": job.subject_id}
+            )
+            with session_scope(self.engine) as session:
+                queue.fail(session, job, error=describe(error), now=db_now(session), policy=self.policy)
+
+    def _build(self, job: Job) -> None:
+        with read_scope(self.engine) as session:
+            report = facts.report_facts(session, job.subject_id)
+            images = facts.frozen_images(session, report.report_id)
+            study = facts.study_facts(session, report.study_id, lock=False)
+            installation_id = facts.installation_id(session)
+        headers = self._headers(images)
+        content = StudyReport(
+            installation_id=installation_id,
+            study_instance_uid=study.study_instance_uid,
+            report=report,
+            answer=answer_of(images),
+            images=images,
+            headers=headers,
+            cards=self._cards(report, images),
+            node=NodeIdentity(
+                name=self.settings.node.name, ae_title=self.settings.dicom.ae_title, software_version=__version__
+            ),
+            local_zone=datetime.now().astimezone().tzinfo,  # type: ignore[arg-type]  # astimezone always sets one
+        )
+        objects = [self._stored(content, sop_class_uid) for sop_class_uid in SR_CLASSES]
+        self._record(job, report, study, objects, headers.values())
+
+    def _stored(self, content: StudyReport, sop_class_uid: str) -> BuiltObject:
+        file = self.store.place([to_bytes(build_sr(content, sop_class_uid))])
+        return BuiltObject(
+            sop_instance_uid=sop_instance_uid(content, sop_class_uid, content.report.revision),
+            sop_class_uid=sop_class_uid,
+            path=file.path,
+            digest=file.digest,
+        )
+
+    def _record(
+        self,
+        job: Job,
+        report: ReportFacts,
+        study: StudyFacts,
+        objects: Sequence[BuiltObject],
+        headers: Iterable[SafeHeader],
+    ) -> None:
+        emptied = sorted({keyword for header in headers for keyword in header.emptied})
+        with session_scope(self.engine) as session:
+            now = db_now(session)
+            queue.finish(session, job, now=now)
+            plan = delivery_plan(study, report, self.settings, now=now)
+            facts.record_report_built(session, report.report_id, objects, plan, now=now)
+            if emptied:
+                audit.append(
+                    session,
+                    Action.ATTRIBUTES_EMPTIED,
+                    actor=ACTOR,
+                    subject_id=report.report_id,
+                    details={"emptied": emptied},
+                    now=now,
+                )
+
+    def _headers(self, images: Sequence[ImageFacts]) -> dict[UUID, SafeHeader]:
+        """Read the header of every image whose file is still there."""
+        reading = {
+            image.instance_id: self.pool.submit(read_safe_header, str(path))
+            for image in images
+            if (path := self.store.absolute(image.path)).exists()
+        }
+        headers: dict[UUID, SafeHeader] = {}
+        for instance_id, future in reading.items():
+            try:
+                headers[instance_id] = result_of(future)
+            except (TookTooLong, Collapsed):
+                logger.warning(
+                    "A header was not read in time", extra={"action": "header_unread", "instance_id": instance_id}
+                )
+        return headers
+
+    def _cards(self, report: ReportFacts, images: Sequence[ImageFacts]) -> dict[tuple[str, str], ModelCard]:
+        versions = {(report.model_name, report.model_version)}
+        versions |= {(found.model_name, found.model_version) for image in images for found in image.predictions}
+        return {version: self.registry.find(*version) for version in versions}
+
