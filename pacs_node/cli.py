@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         return int(options.command(settings, options) or 0)
     except KeyboardInterrupt:
         return 130
-    except Exception as error:
+    except Exception as error:  # the last resort of the terminal: known refusals become one line, bugs are raised
         if outcome_of(error) is ErrorOutcome.EXIT:
             print(f"pacs-node: {error}", file=sys.stderr)
             return 2

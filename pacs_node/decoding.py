@@ -42,6 +42,7 @@ class DecodingPool:
             initargs=(memory_mb, os.getpid()),
             context=multiprocessing.get_context("spawn"),
         )
+        self._pool.schedule(os.getpid)  # the processes start now, not with the first image
 
     def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> ProcessFuture[T]:
         return self._pool.schedule(function, args=args, kwargs=kwargs, timeout=self._timeout_s)
@@ -76,5 +77,7 @@ def _prepare_process(memory_mb: int, parent: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     import torch  # here, in the child: the caller need not have it
+
+    import models.suitability  # noqa: F401 - what most calls need, loaded before the first of them
 
     torch.set_num_threads(1)

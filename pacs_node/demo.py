@@ -25,15 +25,18 @@ from PIL import Image
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pynetdicom import AE, evt
-from pynetdicom.sop_class import Comprehensive3DSRStorage, Verification  # type: ignore[attr-defined]
+from pynetdicom.sop_class import Comprehensive3DSRStorage, Verification
+from tqdm import tqdm
 
 from db import facts
 from db.engine import make_engine, read_scope
 from db.tables import InstanceState
+from pacs_node import dimse
+from pacs_node.dimse import SentFile
 from pacs_node.errors import ConfigError
 from pacs_node.phantom import make_radiograph
 from pacs_node.report.answer import NOT_FOR_THIS_MODEL
-from pacs_node.sending import Sent, resolve, send
+from pacs_node.sending import destination_of
 from pacs_node.settings import Settings, load_settings
 
 SAMPLE = "RG1_UNCR.dcm"
@@ -42,6 +45,8 @@ PHANTOMS = 4
 START_S = 120.0
 FINISH_S = 180.0
 PICTURES = {".jpeg", ".jpg", ".png"}
+NOT_NEGOTIATED = ("no presentation context", "the peer accepts none")
+"""What no radiograph is refused for: the node takes radiographs only."""
 EXPECTED_REFUSALS = NOT_FOR_THIS_MODEL | {"age_outside_card"}
 
 
@@ -52,8 +57,19 @@ class Images:
     age_policy: str = "refuse"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    file: SentFile
+    answered_at: float
+    """Monotonic seconds."""
+
+    @property
+    def sop_instance_uid(self) -> str:
+        return str(dcmread(self.file.path, specific_tags=["SOPInstanceUID"], force=True).get("SOPInstanceUID", ""))
+
+
 class ReceivingPacs:
-    """A Storage SCP that remembers when it stored which report; SOP Instance UID of the image -> monotonic seconds."""
+    """A Storage SCP that remembers when it stored which study's report, in monotonic seconds."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -95,7 +111,7 @@ def main() -> int:
         try:
             with _node(base, images, pacs.port) as settings:
                 sent = _send(settings, images.folder)
-                is_done = _wait(settings, pacs)
+                is_done = _wait(settings)
                 is_good = _print_table(settings, sent, pacs) and is_done
                 page = f"http://127.0.0.1:{settings.web.port}/"
                 print(
@@ -212,12 +228,15 @@ def _wait_ready(settings: Settings, node: subprocess.Popen[bytes]) -> None:
 
 
 def _send(settings: Settings, folder: Path) -> list[Sent]:
-    """Send everything; remember when each C-STORE was answered."""
-    to = resolve(settings, f"{settings.dicom.ae_title}@127.0.0.1:{settings.dicom.port}")
-    return list(send([folder], to, calling_ae_title="DEMO_MODALITY", timeout_s=10))
+    """Send everything; note when each C-STORE was answered."""
+    to = destination_of(settings, f"{settings.dicom.ae_title}@127.0.0.1:{settings.dicom.port}")
+    files = dimse.find_files([folder])
+    sending = dimse.send_files(files, to, calling_ae_title="DEMO_MODALITY")
+    bar = tqdm(sending, total=len(files), unit="image", disable=not sys.stderr.isatty())
+    return [Sent(file=file, answered_at=time.monotonic()) for file in bar]
 
 
-def _wait(settings: Settings, pacs: ReceivingPacs) -> bool:
+def _wait(settings: Settings) -> bool:
     """Wait until every study has its answer and the PACS every report it is owed; False when that takes too long."""
     engine = make_engine(settings.database_url)
     deadline = time.monotonic() + FINISH_S
@@ -241,10 +260,11 @@ def _print_table(settings: Settings, sent: list[Sent], pacs: ReceivingPacs) -> b
     with read_scope(engine) as session:
         by_uid = {image.sop_instance_uid: (study, image) for study, image in _all_images(session)}
     for item in sent:
-        found = by_uid.get(item.sop_instance_uid or "")
-        if found is None or not item.is_success:
-            print(f"{item.path.name[:32]:32} {item.text}")
-            is_good &= item.is_refused
+        name = item.file.path.name[:32]
+        found = by_uid.get(item.sop_instance_uid)
+        if found is None or not item.file.is_sent:
+            print(f"{name:32} not taken by the node: {item.file.text}")
+            is_good &= item.file.is_dicom and item.file.text.startswith(NOT_NEGOTIATED)
             continue
         study, image = found
         codes = [warning.code for warning in image.warnings]
@@ -256,7 +276,7 @@ def _print_table(settings: Settings, sent: list[Sent], pacs: ReceivingPacs) -> b
         stored = "yes" if stored_at else "NO" if is_owed else "not due"
         answer = study.current_report.answer.value if image.predictions and study.current_report else image.state.value
         facts_of_it = f"{answer:14} {probability:>11} {stored:>9} {seconds:>7}"
-        print(f"{item.path.name[:32]:32} {facts_of_it}  {', '.join(codes) or '-'}")
+        print(f"{name:32} {facts_of_it}  {', '.join(codes) or '-'}")
         is_analysed_or_unfit = image.state is InstanceState.ANALYSED or (
             image.state is InstanceState.NOT_ANALYSED and (not image.is_judged or bool(forbidding & EXPECTED_REFUSALS))
         )

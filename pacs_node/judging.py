@@ -108,7 +108,7 @@ def _examined(future: Any) -> tuple[Examination | None, float, str | None]:
         return _unreadable("decode_timeout"), 0.0, None
     except Collapsed:
         return _unreadable("undecodable"), 0.0, None
-    except Exception as error:
+    except Exception as error:  # a bug in one image's path must cost that job an attempt, not the batch
         logger.exception("An image could not be examined", extra={"action": "examination_failed"})
         return None, 0.0, describe(error)
     return examination, decoding_ms, None

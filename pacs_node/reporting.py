@@ -53,7 +53,7 @@ class Reporter:
             self._build(job)
         except (LostLease, DatabaseAway) as error:
             logger.warning("A report is left to a later turn", extra={"action": "report_left", "why": describe(error)})
-        except Exception as error:
+        except Exception as error:  # a bug in one report must cost that job an attempt, not the worker
             logger.exception(
                 "A report could not be built", extra={"action": "report_failed", "report_id": job.subject_id}
             )

@@ -191,5 +191,5 @@ def _alone(engine: Engine, name: str, step: Callable[[], None]) -> None:
                 step()
     except DatabaseAway:
         logger.warning("A task waits: the database is away", extra={"action": "database_away", "task": name})
-    except Exception:
+    except Exception:  # one task's bug must not end the others; the next turn tries again
         logger.exception("A task failed", extra={"action": "task_failed", "task": name})

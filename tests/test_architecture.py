@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,17 +38,8 @@ LEVELS = (
     {"listener", "worker", "delivery", "schedule", "web"},
     {"intake", "report", "dimse", "judging", "reporting"},
     {
-        "store",
-        "settings",
-        "errors",
-        "log",
-        "wiring",
-        "lease",
-        "decoding",
-        "supervisor",
-        "header",
-        "phantom",
-        "identity",
+        *("store", "settings", "errors", "log", "wiring", "lease", "decoding", "supervisor"),
+        *("header", "phantom", "identity", "admission", "conformance", "scp"),
     },
 )
 
@@ -71,7 +63,9 @@ def room_of(path: Path) -> str:
 
 
 def level_of(room: str) -> int:
-    return next(i for i, rooms in enumerate(LEVELS) if room in rooms)
+    levels = [i for i, rooms in enumerate(LEVELS) if room in rooms]
+    assert levels, f"pacs_node.{room} has no level yet: give it one in LEVELS"
+    return levels[0]
 
 
 @pytest.mark.parametrize("package", OURS)
@@ -138,6 +132,6 @@ def test_every_broad_except_gives_its_reason() -> None:
     for package in OURS:
         for path in sources(package):
             for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-                if "except Exception" in line and "noqa: BLE001 - " not in line and path.name != "cli.py":
+                if re.search(r"except (Base)?Exception( as \w+)?:(?!  # .+)", line):
                     wrong.append(f"{path.relative_to(ROOT)}:{number}")
     assert not wrong

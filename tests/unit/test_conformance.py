@@ -1,0 +1,41 @@
+"""CONFORMANCE.md says what the code negotiates."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pacs_node.conformance import DATA_TRANSFER_SYNTAXES, IMAGE_TRANSFER_SYNTAXES, STORAGE_CLASSES, VERIFICATION
+from pacs_node.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from pacs_node.settings import DicomSettings
+
+STATEMENT = (Path(__file__).parents[2] / "CONFORMANCE.md").read_text(encoding="utf-8")
+
+
+def rows() -> dict[str, tuple[str, str]]:
+    """Return SOP Class UID -> (kind of transfer syntaxes, what happens) of section 3.2."""
+    found = re.findall(r"^\| [^|]+ \| `([0-9.]+)` \| (images|data) \| ([^|]+) \|$", STATEMENT, flags=re.M)
+    return {uid: (kind, text) for uid, kind, text in found}
+
+
+def test_statement_names_exactly_the_sop_classes_that_are_negotiated() -> None:
+    assert set(rows()) == {VERIFICATION, *(storage_class.uid for storage_class in STORAGE_CLASSES)}
+
+
+def test_statement_says_what_is_judged_and_in_which_syntaxes() -> None:
+    for storage_class in STORAGE_CLASSES:
+        kind, text = rows()[storage_class.uid]
+        assert (text == "analysed") == (storage_class.not_judged is None), storage_class.name
+        expected = IMAGE_TRANSFER_SYNTAXES if kind == "images" else DATA_TRANSFER_SYNTAXES
+        assert storage_class.transfer_syntaxes == expected, storage_class.name
+
+
+def test_statement_lists_transfer_syntaxes_in_their_order() -> None:
+    listed = tuple(re.findall(r"^\d+\. .* `([0-9.]+)`$", STATEMENT, flags=re.M))
+    assert listed == IMAGE_TRANSFER_SYNTAXES + DATA_TRANSFER_SYNTAXES
+
+
+def test_statement_names_the_product_and_its_limits() -> None:
+    defaults = DicomSettings()
+    for value in (IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, defaults.ae_title, defaults.max_pdu_bytes):
+        assert f"`{value}`" in STATEMENT or f"| {value} (" in STATEMENT, value
