@@ -1,6 +1,7 @@
 """Every table of the audit database, in the order in which an image meets them.
 
-Our ids are UUIDs, times are timezone-aware UTC. Patient attributes live in `studies` alone: everything else names a study by our id.
+Our ids are UUIDs, times are timezone-aware UTC. Patient attributes live in `studies` alone: everything else names a
+study by our id.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ class Table(DeclarativeBase):
 
 def _names(kind: type[enum.StrEnum]) -> Enum:
     """Store an enumeration by value as text with a CHECK, so that both databases agree."""
-    return Enum(kind, native_enum=False, length=32, values_callable=lambda k: [m.value for m in k], create_constraint=True)
+    return Enum(
+        kind, native_enum=False, length=32, values_callable=lambda k: [m.value for m in k], create_constraint=True
+    )
 
 
 def rows_of(kind: type[Table]) -> CoreTable:
@@ -79,7 +82,7 @@ _last_id = 0
 
 
 def new_id() -> UUID:
-    """Return a time-ordered UUID (version 7, RFC 9562): later rows sort later, and land on the same page of an index."""
+    """Return a time-ordered UUID (version 7, RFC 9562): later rows sort later, and share a page of an index."""
     global _last_id
     # 48 bits of milliseconds, 12 of their fraction; never behind the last one, so that one process keeps its order.
     _last_id = max(_last_id + 1, time.time_ns() * 4096 // 1_000_000)

@@ -1,0 +1,137 @@
+"""The facts about studies, images, reports and deliveries. Frozen values in and out: rows never leave this package."""
+
+from db.engine import NoSuchRecord
+from db.facts.arrival import Identity, NewInstance
+from db.facts.associations import beat, close_association, count_open, lose_associations, open_association
+from db.facts.deliveries import (
+    DeliveryFacts,
+    delivery_facts,
+    earlier_deliveries,
+    record_choice,
+    record_not_sent,
+    record_sent,
+)
+from db.facts.holds import release_study
+from db.facts.images import ImageFacts, PredictionFacts, WarningFacts
+from db.facts.judgements import (
+    InstanceFile,
+    NewPrediction,
+    NewWarning,
+    instance_files,
+    record_failure,
+    record_judgement,
+)
+from db.facts.models import (
+    ModelVersionFacts,
+    activate_model,
+    active_model,
+    add_model_version,
+    list_model_versions,
+    previous_active,
+)
+from db.facts.node import installation_id, retry_job
+from db.facts.reception import Accepted, SamePixels, StoredCopy, add_instance, quarantine, stored_copy
+from db.facts.reports import (
+    BuiltObject,
+    PredecessorFacts,
+    ReportFacts,
+    freeze_report,
+    frozen_images,
+    is_own_object,
+    objects_of,
+    record_report_built,
+    report_facts,
+)
+from db.facts.results import (
+    Conservation,
+    InstanceDetail,
+    Quarantined,
+    ResultFacts,
+    count_deliveries,
+    counts,
+    instance_detail,
+    list_quarantined,
+    list_results,
+    list_senders,
+    oldest_waiting,
+)
+from db.facts.retention import known_paths, mark_purged, purgeable_studies
+from db.facts.reviews import ReviewFacts, add_review, list_reviews
+from db.facts.studies import StudyFacts, settled_studies, study_facts
+from db.facts.worklist import DeliveryLine, StudyDetail, StudySummary, list_studies, search_studies, study_detail
+
+__all__ = [
+    "Accepted",
+    "BuiltObject",
+    "Conservation",
+    "DeliveryFacts",
+    "DeliveryLine",
+    "Identity",
+    "ImageFacts",
+    "InstanceDetail",
+    "InstanceFile",
+    "ModelVersionFacts",
+    "NewInstance",
+    "NewPrediction",
+    "NewWarning",
+    "NoSuchRecord",
+    "PredecessorFacts",
+    "PredictionFacts",
+    "Quarantined",
+    "ReportFacts",
+    "ResultFacts",
+    "ReviewFacts",
+    "SamePixels",
+    "StoredCopy",
+    "StudyDetail",
+    "StudyFacts",
+    "StudySummary",
+    "WarningFacts",
+    "activate_model",
+    "active_model",
+    "add_instance",
+    "add_model_version",
+    "add_review",
+    "beat",
+    "close_association",
+    "count_deliveries",
+    "count_open",
+    "counts",
+    "delivery_facts",
+    "earlier_deliveries",
+    "freeze_report",
+    "frozen_images",
+    "installation_id",
+    "instance_detail",
+    "instance_files",
+    "is_own_object",
+    "known_paths",
+    "list_model_versions",
+    "list_quarantined",
+    "list_results",
+    "list_reviews",
+    "list_senders",
+    "list_studies",
+    "lose_associations",
+    "mark_purged",
+    "objects_of",
+    "oldest_waiting",
+    "open_association",
+    "previous_active",
+    "purgeable_studies",
+    "quarantine",
+    "record_choice",
+    "record_failure",
+    "record_judgement",
+    "record_not_sent",
+    "record_report_built",
+    "record_sent",
+    "release_study",
+    "report_facts",
+    "retry_job",
+    "search_studies",
+    "settled_studies",
+    "stored_copy",
+    "study_detail",
+    "study_facts",
+]

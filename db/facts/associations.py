@@ -1,0 +1,58 @@
+"""DICOM associations as the listeners see them: who is still sending, and how many are open."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy import func, insert, select, update
+
+from db.engine import Session
+from db.tables import Association, rows_of
+
+_TABLE = rows_of(Association)
+RELEASED = "released"
+LOST = "lost"
+"""What is written for an association whose listener fell silent."""
+
+
+def open_association(
+    session: Session,
+    *,
+    association_id: UUID,
+    listener: str,
+    calling_ae_title: str,
+    called_ae_title: str,
+    peer_address: str,
+    now: datetime,
+) -> None:
+    """Record an association that `listener` accepted."""
+    row = {"id": association_id, "listener": listener, "opened_at": now, "seen_at": now, "peer_address": peer_address}
+    session.execute(insert(_TABLE), row | {"calling_ae_title": calling_ae_title, "called_ae_title": called_ae_title})
+
+
+def close_association(session: Session, association_id: UUID, end: str, now: datetime) -> None:
+    """Record how an association ended: released, aborted or lost. The first end stays."""
+    is_open = (_TABLE.c.id == association_id) & _TABLE.c.released_at.is_(None)
+    session.execute(update(_TABLE).where(is_open).values(released_at=now, end=end))
+
+
+def beat(session: Session, listener: str, now: datetime) -> None:
+    """Say that `listener` and its open associations are alive."""
+    is_ours = (_TABLE.c.listener == listener) & _TABLE.c.released_at.is_(None)
+    session.execute(update(_TABLE).where(is_ours).values(seen_at=now))
+
+
+def lose_associations(session: Session, *, silent_for_s: float, now: datetime) -> int:
+    """Count the associations of a listener that is silent for so long as released; return how many."""
+    is_silent = _TABLE.c.released_at.is_(None) & (_TABLE.c.seen_at < now - timedelta(seconds=silent_for_s))
+    lost = update(_TABLE).where(is_silent).values(released_at=now, end=LOST).returning(_TABLE.c.id)
+    return len(session.execute(lost).all())
+
+
+def count_open(session: Session, calling_ae_title: str | None = None) -> int:
+    """Return how many associations are open, over all listeners; of one calling AE title if given."""
+    query = select(func.count()).select_from(_TABLE).where(_TABLE.c.released_at.is_(None))
+    if calling_ae_title is not None:
+        query = query.where(_TABLE.c.calling_ae_title == calling_ae_title)
+    return session.execute(query).scalar_one()

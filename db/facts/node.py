@@ -1,0 +1,41 @@
+"""Who this node is, and work that an operator starts again."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import select, update
+
+from db import audit, queue
+from db.audit import Action
+from db.engine import NoSuchRecord, Session
+from db.tables import Delivery, DeliveryState, Installation, Instance, InstanceState, JobKind, rows_of
+
+
+def installation_id(session: Session) -> UUID:
+    """Return the random id that the first migration gave this installation; every UID we make comes from it."""
+    return session.execute(select(Installation.installation_id)).scalar_one()
+
+
+def retry_job(session: Session, job_id: UUID, *, actor: str, now: datetime) -> queue.Job:
+    """Run a failed job again: its subject waits again, and that is audited.
+
+    Raises
+    ------
+    NoSuchRecord
+        There is no such job, or it has not failed.
+    """
+    job = queue.retry(session, job_id, now=now)
+    if job is None:
+        raise NoSuchRecord(f"no failed job {job_id}")
+    instances, deliveries = rows_of(Instance), rows_of(Delivery)
+    if job.kind is JobKind.INFER:
+        failed = (instances.c.id == job.subject_id) & (instances.c.state == InstanceState.FAILED)
+        session.execute(update(instances).where(failed).values(state=InstanceState.WAITING))
+    elif job.kind is JobKind.DELIVER:
+        refused = (deliveries.c.id == job.subject_id) & (deliveries.c.state == DeliveryState.FAILED)
+        session.execute(update(deliveries).where(refused).values(state=DeliveryState.WAITING, reason=""))
+    details = {"kind": job.kind.value, "subject_id": str(job.subject_id)}
+    audit.append(session, Action.JOB_RETRIED, actor=actor, subject_id=job_id, details=details, now=now)
+    return job

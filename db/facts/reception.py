@@ -1,0 +1,275 @@
+"""What becomes of one received object: new, a duplicate, or quarantined; right under many associations at once.
+
+Study, series and instance go in by INSERT ... ON CONFLICT DO NOTHING, and an existing study row is written last: two
+associations that send one study at once wait for each other only at the end, and never in a circle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import BigInteger, bindparam, case, func, insert, literal, select, update
+
+from db import audit, queue
+from db.audit import Action
+from db.engine import Session, insert_into
+from db.facts.arrival import Identity, NewInstance, clean, hold_after, hold_of_new_study
+from db.facts.holds import hold_study
+from db.tables import Hold, Instance, InstanceState, JobKind, Outcome, Receipt, Series, Study, Warning, new_id, rows_of
+
+SamePixels = Callable[[str, str], bool]
+"""Tell whether two stored objects, given by their paths, decode to the same pixels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """What became of an object, and where it (or the first copy) stands."""
+
+    outcome: Outcome
+    instance_id: UUID
+    study_id: UUID
+    hold: Hold | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredCopy:
+    """The first copy of a SOP Instance."""
+
+    instance_id: UUID
+    study_id: UUID
+    path: str
+    digest: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    series_instance_uid: str
+    identity: Identity
+    """As the first instance of its study said."""
+    hold: Hold | None
+
+
+_STUDIES, _SERIES, _INSTANCES, _RECEIPTS = rows_of(Study), rows_of(Series), rows_of(Instance), rows_of(Receipt)
+_IDENTITY = tuple(_STUDIES.c[name] for name in Identity.__dataclass_fields__)
+_COPY = (
+    select(
+        _INSTANCES.c.id.label("instance_id"),
+        *(_INSTANCES.c[name] for name in ("study_id", "path", "digest", "sop_class_uid", "transfer_syntax_uid")),
+        _SERIES.c.series_instance_uid,
+        _STUDIES.c.hold,
+        *_IDENTITY,
+    )
+    .join_from(_INSTANCES, _SERIES, _SERIES.c.id == _INSTANCES.c.series_id)
+    .join(_STUDIES, _STUDIES.c.id == _INSTANCES.c.study_id)
+    .where(_INSTANCES.c.sop_instance_uid == bindparam("sop_uid"))
+)
+_FIND_STUDY = select(_STUDIES.c.id, _STUDIES.c.hold, *_IDENTITY).where(
+    _STUDIES.c.study_instance_uid == bindparam("uid")
+)
+_FIND_SERIES = select(_SERIES.c.id).where(
+    _SERIES.c.study_id == bindparam("study"), _SERIES.c.series_instance_uid == bindparam("uid")
+)
+_LATEST = case((_STUDIES.c.last_received_at < bindparam("now"), bindparam("now")), else_=_STUDIES.c.last_received_at)
+_MOST_URGENT = case((_STUDIES.c.priority < bindparam("urgency"), bindparam("urgency")), else_=_STUDIES.c.priority)
+_TOUCH_STUDY = (
+    update(_STUDIES)
+    .where(_STUDIES.c.id == bindparam("study"))
+    .values(
+        last_received_at=_LATEST,
+        priority=_MOST_URGENT,
+        unreported_since=func.coalesce(
+            _STUDIES.c.unreported_since, bindparam("judged_from", type_=_STUDIES.c.last_received_at.type)
+        ),
+        purged_at=None,
+    )
+)
+
+
+def add_instance(
+    session: Session, new: NewInstance, *, now: datetime, same_pixels: SamePixels | None = None
+) -> Accepted:
+    """Accept one durable object: its rows, its receipt, its job and its audit event.
+
+    NEW: stored for the first time; queued to be judged, or *not analysed* with its reason.
+    DUPLICATE: it is here with the same data set, or in another transfer syntax with equal identity and pixels.
+    QUARANTINED: it is here with other content; the first stays, the bytes at `new.path` are kept and shown.
+    A disagreement about whose study it is holds the study, see `db.facts.arrival`.
+
+    Parameters
+    ----------
+    same_pixels
+        Asked, inside this transaction, about a copy in another transfer syntax; see `stored_copy` to compare before it.
+    """
+    _queue_for_uid(session, new.sop_instance_uid)
+    copy = stored_copy(session, new.sop_instance_uid)
+    if copy is not None:
+        return _accept_copy(session, copy, new, now, same_pixels)
+    return _accept_new(session, new, now)
+
+
+def stored_copy(session: Session, sop_instance_uid: str) -> StoredCopy | None:
+    """Return the stored copy of a SOP Instance; None if there is none."""
+    row = session.execute(_COPY, {"sop_uid": sop_instance_uid}).one_or_none()
+    if row is None:
+        return None
+    names = StoredCopy.__dataclass_fields__.keys() - {"identity"}
+    return StoredCopy(identity=_identity_of(row), **{name: getattr(row, name) for name in names})
+
+
+def quarantine(
+    session: Session,
+    *,
+    path: str,
+    digest: str,
+    size_bytes: int,
+    reason: str,
+    association_id: UUID | None,
+    now: datetime,
+) -> None:
+    """Record bytes that were kept though nobody can read them as DICOM."""
+    receipt_id = new_id()
+    row = {"id": receipt_id, "outcome": Outcome.QUARANTINED, "reason": clean(reason), "path": path, "received_at": now}
+    row |= {"digest": digest, "size_bytes": size_bytes, "association_id": association_id}
+    session.execute(insert(_RECEIPTS), row)
+    audit.append(session, Action.INSTANCE_QUARANTINED, actor="listener", subject_id=receipt_id, now=now)
+
+
+def _queue_for_uid(session: Session, sop_instance_uid: str) -> None:
+    """Let one transaction at a time add a SOP Instance on PostgreSQL; on SQLite BEGIN IMMEDIATE did."""
+    if session.get_bind().dialect.name != "sqlite":
+        key = int.from_bytes(hashlib.blake2b(sop_instance_uid.encode(), digest_size=8).digest(), signed=True)
+        session.execute(select(func.pg_advisory_xact_lock(literal(key, BigInteger))))
+
+
+def _accept_copy(
+    session: Session, copy: StoredCopy, new: NewInstance, now: datetime, same_pixels: SamePixels | None
+) -> Accepted:
+    agrees = copy.identity.agrees_with(new.identity)
+    hold = copy.hold
+    if new.digest == copy.digest or (agrees and _is_same_image(copy, new, same_pixels)):
+        outcome, action, reason = Outcome.DUPLICATE, Action.INSTANCE_DUPLICATE, ""
+    else:
+        outcome, action = Outcome.QUARANTINED, Action.INSTANCE_QUARANTINED
+        reason = (
+            "other content under the same SOP Instance UID"
+            if agrees
+            else "another patient or study under the same SOP Instance UID"
+        )
+    _add_receipt(session, new, outcome, copy.instance_id, reason, now)
+    audit.append(
+        session,
+        action,
+        actor=_actor(new),
+        subject_id=copy.instance_id,
+        details={"reason": reason} if reason else None,
+        now=now,
+    )
+    if outcome is Outcome.QUARANTINED and not agrees:
+        hold = Hold.IDENTITY_CONFLICT
+        hold_study(session, copy.study_id, hold, actor=_actor(new), now=now)
+    return Accepted(outcome=outcome, instance_id=copy.instance_id, study_id=copy.study_id, hold=hold)
+
+
+def _is_same_image(copy: StoredCopy, new: NewInstance, same_pixels: SamePixels | None) -> bool:
+    """In the same transfer syntax another digest is other content; in another one the pixels decide."""
+    is_alike = copy.sop_class_uid == new.sop_class_uid and copy.series_instance_uid == new.series_instance_uid
+    is_recoded = copy.transfer_syntax_uid != new.transfer_syntax_uid
+    return is_alike and is_recoded and same_pixels is not None and same_pixels(copy.path, new.path)
+
+
+def _accept_new(session: Session, new: NewInstance, now: datetime) -> Accepted:
+    judged_from = now if new.is_judged else None
+    study_id = _add_study(session, new, judged_from, now)
+    if study_id is not None:
+        before, hold = None, hold_of_new_study(new.identity)
+        instance_id = _add_image(session, new, study_id, now)
+    else:
+        row = session.execute(_FIND_STUDY, {"uid": new.study_instance_uid}).one()
+        study_id, before, hold = row.id, row.hold, hold_after(_identity_of(row), new.identity, row.hold)
+        instance_id = _add_image(session, new, study_id, now)
+        session.execute(
+            _TOUCH_STUDY, {"study": study_id, "now": now, "urgency": new.priority, "judged_from": judged_from}
+        )
+    if hold is not None and hold != before:
+        hold_study(session, study_id, hold, actor=_actor(new), now=now)
+    return Accepted(outcome=Outcome.NEW, instance_id=instance_id, study_id=study_id, hold=hold)
+
+
+def _add_study(session: Session, new: NewInstance, judged_from: datetime | None, now: datetime) -> UUID | None:
+    """Add the study's row; None when it is there already, even if only since a moment ago."""
+    row: dict[str, Any] = {name: clean(getattr(new, name)) for name in _STUDY_TEXTS}
+    row |= {"study_date": new.study_date, "priority": new.priority, "first_received_at": now, "last_received_at": now}
+    row["unreported_since"] = judged_from
+    statement = insert_into(session, _STUDIES).on_conflict_do_nothing(index_elements=["study_instance_uid"])
+    return session.execute(statement.returning(_STUDIES.c.id), row).scalar_one_or_none()
+
+
+_STUDY_TEXTS = (
+    "study_instance_uid",
+    "patient_id",
+    "issuer_of_patient_id",
+    "patient_name",
+    "patient_birth_date",
+    "patient_sex",
+    "accession_number",
+    "study_description",
+    "calling_ae_title",
+)
+
+
+def _add_image(session: Session, new: NewInstance, study_id: UUID, now: datetime) -> UUID:
+    """Add the instance with its series, its receipt, its audit event, and its job or the reason why it has none."""
+    instance_id = new_id()
+    names = (
+        "sop_instance_uid",
+        "sop_class_uid",
+        "transfer_syntax_uid",
+        "digest",
+        "size_bytes",
+        "path",
+        "association_id",
+        "is_judged",
+    )
+    row = {name: getattr(new, name) for name in names}
+    row |= {"id": instance_id, "study_id": study_id, "series_id": _series(session, new, study_id), "received_at": now}
+    row["state"] = InstanceState.WAITING if new.is_judged else InstanceState.NOT_ANALYSED
+    session.execute(insert(_INSTANCES), row)
+    _add_receipt(session, new, Outcome.NEW, instance_id, "", now)
+    if new.is_judged:
+        queue.enqueue(session, JobKind.INFER, instance_id, study_id, priority=new.priority, now=now)
+    elif new.not_judged_reason is not None:
+        code, text = new.not_judged_reason
+        warning = {"instance_id": instance_id, "code": code, "severity": "forbids", "text": text, "created_at": now}
+        session.execute(insert(rows_of(Warning)), warning)
+    audit.append(session, Action.INSTANCE_STORED, actor=_actor(new), subject_id=instance_id, now=now)
+    return instance_id
+
+
+def _series(session: Session, new: NewInstance, study_id: UUID) -> UUID:
+    find = {"study": study_id, "uid": new.series_instance_uid}
+    found: UUID | None = session.execute(_FIND_SERIES, find).scalar_one_or_none()
+    if found is not None:
+        return found
+    row = {"study_id": study_id, "series_instance_uid": new.series_instance_uid, "modality": clean(new.modality)[:16]}
+    statement = insert_into(session, _SERIES).on_conflict_do_nothing(index_elements=["study_id", "series_instance_uid"])
+    found = session.execute(statement.returning(_SERIES.c.id), row).scalar_one_or_none()
+    return found or UUID(session.execute(_FIND_SERIES, find).scalar_one().hex)
+
+
+def _add_receipt(
+    session: Session, new: NewInstance, outcome: Outcome, instance_id: UUID, reason: str, now: datetime
+) -> None:
+    row = {"outcome": outcome, "instance_id": instance_id, "reason": reason, "received_at": now}
+    row |= {"path": new.path if outcome is Outcome.QUARANTINED else None, "association_id": new.association_id}
+    session.execute(insert(_RECEIPTS), row | {"digest": new.digest, "size_bytes": new.size_bytes})
+
+
+def _identity_of(row: Any) -> Identity:
+    return Identity(**{name: getattr(row, name) for name in Identity.__dataclass_fields__})
+
+
+def _actor(new: NewInstance) -> str:
+    return f"ae:{new.calling_ae_title}"

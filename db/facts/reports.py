@@ -1,0 +1,235 @@
+"""Reports: frozen before anything is built from them, one chain of revisions per study."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row, insert, select, update
+
+from db import audit, queue
+from db.audit import Action
+from db.engine import NoSuchRecord, Session, insert_into
+from db.facts.images import ImageFacts, freeze, images_of_study, thaw
+from db.tables import Answer, Delivery, DeliveryState, JobKind, OwnObject, Report, Study, new_id, rows_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltObject:
+    """A DICOM object made from a report; one report has one per SOP Class that a destination may want."""
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    path: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredecessorFacts:
+    """The report that a newer revision replaces: the newest before it that did not stay in the house."""
+
+    report_id: UUID
+    revision: int
+    answer: Answer
+    probability: float | None
+    model_name: str
+    content_at: datetime
+    objects: tuple[BuiltObject, ...]
+    """Empty while it is not built."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportFacts:
+    """What a report says, as it was frozen."""
+
+    report_id: UUID
+    study_id: UUID
+    revision: int
+    predecessor: PredecessorFacts | None
+    answer: Answer
+    probability: float | None
+    contents: dict[str, Any]
+    model_name: str
+    model_version: str
+    content_at: datetime
+    """ContentDate and ContentTime."""
+    is_sent: bool
+    """False when the answer stays in the house."""
+    built_at: datetime | None
+
+
+_REPORTS, _STUDIES, _OBJECTS, _DELIVERIES = rows_of(Report), rows_of(Study), rows_of(OwnObject), rows_of(Delivery)
+_NAMES = [name for name in ReportFacts.__dataclass_fields__ if name not in ("report_id", "predecessor")]
+_OBJECT = tuple(_OBJECTS.c[name] for name in BuiltObject.__dataclass_fields__)
+
+
+def freeze_report(
+    session: Session,
+    study_id: UUID,
+    *,
+    answer: Answer,
+    probability: float | None,
+    contents: dict[str, Any],
+    model_name: str,
+    model_version: str,
+    is_sent: bool,
+    now: datetime,
+) -> UUID | None:
+    """Freeze the study's next report and queue its building; None when it would say what the current one says.
+
+    The images are kept by value as they stand now: hold the study's lock (`study_facts`) from reading to this call.
+
+    Raises
+    ------
+    NoSuchRecord
+        There is no such study.
+    """
+    locked = (
+        select(_STUDIES.c.revision, _STUDIES.c.priority)
+        .where(_STUDIES.c.id == study_id)
+        .with_for_update(key_share=True)
+    )
+    study = session.execute(locked).one_or_none()
+    if study is None:
+        raise NoSuchRecord(f"no study {study_id}")
+    current = _row_of_current(session, study_id)
+    contents = json.loads(json.dumps(contents))
+    if current is not None and (current.answer, current.contents) == (answer, contents):
+        session.execute(update(_STUDIES).where(_STUDIES.c.id == study_id).values(unreported_since=None))
+        return None
+    report_id, revision = new_id(), study.revision + 1
+    row = {
+        "id": report_id,
+        "study_id": study_id,
+        "revision": revision,
+        "predecessor_id": current.id if current else None,
+    }
+    row |= {"answer": answer, "probability": probability, "contents": contents, "content_at": now, "is_sent": is_sent}
+    row |= {"model_name": model_name, "model_version": model_version}
+    row["images"] = [freeze(image) for image in images_of_study(session, study_id)]
+    session.execute(insert(_REPORTS), row)
+    session.execute(update(_STUDIES).where(_STUDIES.c.id == study_id).values(revision=revision, unreported_since=None))
+    queue.enqueue(session, JobKind.REPORT, report_id, study_id, priority=study.priority, now=now)
+    details = {"study_id": str(study_id), "revision": revision, "answer": answer.value}
+    audit.append(session, Action.REPORT_FROZEN, actor="tick", subject_id=report_id, details=details, now=now)
+    return report_id
+
+
+def report_facts(session: Session, report_id: UUID) -> ReportFacts:
+    """Return a report as it was frozen.
+
+    Raises
+    ------
+    NoSuchRecord
+        There is no such report.
+    """
+    row = session.execute(_select().where(_REPORTS.c.id == report_id)).one_or_none()
+    if row is None:
+        raise NoSuchRecord(f"no report {report_id}")
+    return _facts(session, row)
+
+
+def current_report(session: Session, study_id: UUID) -> ReportFacts | None:
+    """Return the newest report of a study; None before the first."""
+    row = _row_of_current(session, study_id)
+    return None if row is None else _facts(session, row)
+
+
+def reports_of_study(session: Session, study_id: UUID) -> tuple[ReportFacts, ...]:
+    """Return every revision of a study's report, the first one first."""
+    rows = session.execute(_select().where(_REPORTS.c.study_id == study_id).order_by(_REPORTS.c.revision)).all()
+    return tuple(_facts(session, row) for row in rows)
+
+
+def frozen_images(session: Session, report_id: UUID) -> tuple[ImageFacts, ...]:
+    """Return the images exactly as they stood when the report was frozen, in order of reception."""
+    frozen = session.execute(select(_REPORTS.c.images).where(_REPORTS.c.id == report_id)).scalar_one_or_none()
+    if frozen is None:
+        raise NoSuchRecord(f"no report {report_id}")
+    return tuple(thaw(image) for image in frozen)
+
+
+def record_report_built(
+    session: Session,
+    report_id: UUID,
+    objects: Sequence[BuiltObject],
+    destinations: Sequence[tuple[str, DeliveryState, str]],
+    now: datetime,
+) -> None:
+    """Record the objects made from a report and one delivery per destination, and queue those that wait.
+
+    Recording twice changes nothing.
+
+    Parameters
+    ----------
+    destinations
+        Name, state and the reason of that state. What would wait is held instead while the study is held.
+    """
+    report = report_facts(session, report_id)
+    locked = select(_STUDIES.c.hold, _STUDIES.c.priority).where(_STUDIES.c.id == report.study_id)
+    study = session.execute(locked.with_for_update(key_share=True)).one()
+    made = {"report_id": report_id, "created_at": now}
+    for built in objects:
+        session.execute(insert_into(session, _OBJECTS).on_conflict_do_nothing(), asdict(built) | made)
+    for name, state, reason in destinations:
+        if study.hold is not None and state is DeliveryState.WAITING:
+            state, reason = DeliveryState.HELD, study.hold.value
+        delivery = insert_into(session, _DELIVERIES).on_conflict_do_nothing(index_elements=["report_id", "destination"])
+        row = made | {"destination": name, "state": state, "reason": reason}
+        delivery_id = session.execute(delivery.returning(_DELIVERIES.c.id), row).scalar_one_or_none()
+        if delivery_id is not None and state is DeliveryState.WAITING:
+            queue.enqueue(session, JobKind.DELIVER, delivery_id, report.study_id, priority=study.priority, now=now)
+    if report.built_at is None:
+        session.execute(update(_REPORTS).where(_REPORTS.c.id == report_id).values(built_at=now))
+        audit.append(
+            session,
+            Action.REPORT_BUILT,
+            actor="worker",
+            subject_id=report_id,
+            details={"objects": len(objects)},
+            now=now,
+        )
+
+
+def is_own_object(session: Session, sop_instance_uid: str) -> bool:
+    """Tell whether this node made the SOP Instance."""
+    return (
+        session.execute(select(_OBJECTS.c.report_id).where(_OBJECTS.c.sop_instance_uid == sop_instance_uid)).first()
+        is not None
+    )
+
+
+def objects_of(session: Session, report_id: UUID) -> tuple[BuiltObject, ...]:
+    """Return the objects made from a report, in order of SOP Class UID."""
+    query = select(*_OBJECT).where(_OBJECTS.c.report_id == report_id).order_by(_OBJECTS.c.sop_class_uid)
+    return tuple(BuiltObject(**row) for row in session.execute(query).mappings())
+
+
+def _select() -> Any:
+    return select(_REPORTS.c.id, _REPORTS.c.predecessor_id, *(_REPORTS.c[name] for name in _NAMES))
+
+
+def _row_of_current(session: Session, study_id: UUID) -> Row[Any] | None:
+    newest = _select().where(_REPORTS.c.study_id == study_id).order_by(_REPORTS.c.revision.desc()).limit(1)
+    row: Row[Any] | None = session.execute(newest).one_or_none()
+    return row
+
+
+def _facts(session: Session, row: Row[Any]) -> ReportFacts:
+    predecessor = _predecessor(session, row.predecessor_id)
+    return ReportFacts(report_id=row.id, predecessor=predecessor, **{name: getattr(row, name) for name in _NAMES})
+
+
+def _predecessor(session: Session, report_id: UUID | None) -> PredecessorFacts | None:
+    while report_id is not None:
+        row = session.execute(_select().where(_REPORTS.c.id == report_id)).one()
+        if row.is_sent:
+            names = PredecessorFacts.__dataclass_fields__.keys() - {"report_id", "objects"}
+            values = {name: getattr(row, name) for name in names}
+            return PredecessorFacts(report_id=report_id, objects=objects_of(session, report_id), **values)
+        report_id = row.predecessor_id
+    return None

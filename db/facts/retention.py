@@ -1,0 +1,101 @@
+"""Which input bytes may go, and which files belong to something."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import exists, func, select, update
+
+from db import audit
+from db.audit import Action
+from db.engine import Session
+from db.tables import (
+    Delivery,
+    DeliveryState,
+    Instance,
+    InstanceState,
+    Job,
+    JobState,
+    OwnObject,
+    Receipt,
+    Report,
+    Review,
+    Study,
+    Verdict,
+    rows_of,
+)
+
+_STUDIES, _INSTANCES, _JOBS, _REPORTS = rows_of(Study), rows_of(Instance), rows_of(Job), rows_of(Report)
+_DELIVERIES, _REVIEWS = rows_of(Delivery), rows_of(Review)
+CHUNK = 500
+"""Paths asked for in one statement."""
+
+
+def purgeable_studies(
+    session: Session, *, older_than: datetime, now: datetime, limit: int
+) -> list[tuple[UUID, tuple[str, ...]]]:
+    """Return studies whose input bytes may be deleted, with the paths of these; the oldest first.
+
+    The last image came before `older_than`; nothing is held, unreported, waiting, failed or on its way; every delivery
+    was sent; and the last reader with a verdict did not disagree (that keeps the images for the next training).
+    """
+    unsent = exists().where(
+        _DELIVERIES.c.report_id == _REPORTS.c.id,
+        _REPORTS.c.study_id == _STUDIES.c.id,
+        _DELIVERIES.c.state != DeliveryState.SENT,
+    )
+    unfinished = exists().where(_JOBS.c.study_id == _STUDIES.c.id, _JOBS.c.state != JobState.DONE)
+    open_images = [InstanceState.WAITING, InstanceState.FAILED]
+    unjudged = exists().where(_INSTANCES.c.study_id == _STUDIES.c.id, _INSTANCES.c.state.in_(open_images))
+    last_verdict = (
+        select(_REVIEWS.c.verdict)
+        .where(_REVIEWS.c.study_id == _STUDIES.c.id, _REVIEWS.c.verdict != Verdict.COMMENT)
+        .order_by(_REVIEWS.c.created_at.desc(), _REVIEWS.c.id.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    query = (
+        select(_STUDIES.c.id)
+        .where(_STUDIES.c.purged_at.is_(None), _STUDIES.c.last_received_at <= older_than)
+        .where(_STUDIES.c.hold.is_(None), _STUDIES.c.unreported_since.is_(None))
+        .where(
+            ~unsent, ~unfinished, ~unjudged, func.coalesce(last_verdict, Verdict.AGREE.value) != Verdict.DISAGREE.value
+        )
+        .order_by(_STUDIES.c.last_received_at, _STUDIES.c.id)
+        .limit(limit)
+    )
+    return [(study_id, _paths(session, study_id)) for study_id in session.execute(query).scalars()]
+
+
+def mark_purged(session: Session, study_id: UUID, now: datetime, *, paths: Collection[str] | None = None) -> bool:
+    """Record that a study's input bytes are gone; False, and nothing is recorded, when an image came since.
+
+    Parameters
+    ----------
+    paths
+        What was deleted, as `purgeable_studies` said; None = whatever the study has.
+    """
+    locked = select(_STUDIES.c.unreported_since).where(_STUDIES.c.id == study_id, _STUDIES.c.purged_at.is_(None))
+    study = session.execute(locked.with_for_update(key_share=True)).one_or_none()
+    here = set(_paths(session, study_id))
+    if study is None or study.unreported_since is not None or (paths is not None and here - set(paths)):
+        return False
+    session.execute(update(_STUDIES).where(_STUDIES.c.id == study_id).values(purged_at=now))
+    audit.append(session, Action.STUDY_PURGED, actor="tick", subject_id=study_id, details={"files": len(here)}, now=now)
+    return True
+
+
+def known_paths(session: Session, paths: Iterable[str]) -> set[str]:
+    """Return those of `paths` that a row names: an instance's, a quarantined object's, or of an object we made."""
+    wanted, known = list(paths), set[str]()
+    for start in range(0, len(wanted), CHUNK):
+        chunk = wanted[start : start + CHUNK]
+        for column in (_INSTANCES.c.path, rows_of(Receipt).c.path, rows_of(OwnObject).c.path):
+            known.update(session.execute(select(column).where(column.in_(chunk))).scalars())
+    return known
+
+
+def _paths(session: Session, study_id: UUID) -> tuple[str, ...]:
+    return tuple(session.execute(select(_INSTANCES.c.path).where(_INSTANCES.c.study_id == study_id)).scalars())

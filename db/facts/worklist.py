@@ -1,0 +1,291 @@
+"""Studies as people see them: pages of a worklist, a search, one study in full."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, and_, case, exists, func, or_, select
+
+from db.engine import NoSuchRecord, Session
+from db.facts.images import ImageFacts, WarningFacts, images_of_study
+from db.facts.paging import older_than, page
+from db.facts.reports import ReportFacts, reports_of_study
+from db.facts.reviews import ReviewFacts, reviews_of_study
+from db.facts.studies import is_being_judged, is_sent_to
+from db.tables import Answer, Delivery, DeliveryState, Hold, Instance, Report, Review, Study, Verdict, Warning, rows_of
+
+
+class DeliveryLine(NamedTuple):
+    """Where the current report stands at one destination."""
+
+    destination: str
+    state: DeliveryState
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudySummary:
+    """One line of a worklist. Patient attributes are for pages that are asked for them, and never printed by `repr`."""
+
+    study_id: UUID
+    received_at: datetime
+    last_received_at: datetime
+    calling_ae_title: str
+    state: str
+    """receiving, judging, reporting, answered or held."""
+    answer: Answer | None
+    probability: float | None
+    threshold: float | None
+    """Of the prediction that gave the probability; so are the next three."""
+    abstain_low: float | None
+    abstain_high: float | None
+    model_version: str | None
+    warnings: tuple[WarningFacts, ...]
+    """Of all its images, each once."""
+    images: int
+    deliveries: tuple[DeliveryLine, ...]
+    """Of the current report."""
+    revision: int
+    hold: Hold | None
+    priority: int
+    is_reviewed: bool
+    """A reader agreed or disagreed with the current report."""
+    patient_name: str = field(repr=False)
+    patient_id: str = field(repr=False)
+    accession_number: str = field(repr=False)
+    study_date: date | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyDetail:
+    """One study in full."""
+
+    summary: StudySummary
+    study_instance_uid: str
+    issuer_of_patient_id: str = field(repr=False)
+    patient_birth_date: str = field(repr=False)
+    patient_sex: str = field(repr=False)
+    study_description: str = field(repr=False)
+    purged_at: datetime | None
+    images: tuple[ImageFacts, ...]
+    reports: tuple[ReportFacts, ...]
+    """Every revision, the first one first."""
+    reviews: tuple[ReviewFacts, ...]
+
+
+_STUDIES, _INSTANCES, _WARNINGS = rows_of(Study), rows_of(Instance), rows_of(Warning)
+_REPORTS, _DELIVERIES, _REVIEWS = rows_of(Report), rows_of(Delivery), rows_of(Review)
+_CURRENT = and_(_REPORTS.c.study_id == _STUDIES.c.id, _REPORTS.c.revision == _STUDIES.c.revision)
+_IS_REVIEWED = exists().where(_REVIEWS.c.report_id == _REPORTS.c.id, _REVIEWS.c.verdict != Verdict.COMMENT)
+_IS_DUE = _STUDIES.c.unreported_since.is_not(None)
+_IS_UNBUILT = and_(_REPORTS.c.id.is_not(None), _REPORTS.c.built_at.is_(None))
+_STATE = case(
+    (_STUDIES.c.hold.is_not(None), "held"),
+    (and_(_IS_DUE, is_sent_to()), "receiving"),
+    (is_being_judged(), "judging"),
+    (or_(_IS_DUE, _IS_UNBUILT), "reporting"),
+    else_="answered",
+)
+_LINE = (
+    select(
+        _STUDIES.c.id.label("study_id"),
+        _STUDIES.c.first_received_at.label("received_at"),
+        *(
+            _STUDIES.c[n]
+            for n in ("last_received_at", "calling_ae_title", "revision", "hold", "priority", "study_date")
+        ),
+        *(_STUDIES.c[n] for n in ("patient_name", "patient_id", "accession_number")),
+        _STATE.label("state"),
+        _REPORTS.c.id.label("report_id"),
+        _REPORTS.c.answer,
+        _REPORTS.c.probability,
+        _REPORTS.c.images.label("frozen"),
+        _IS_REVIEWED.label("is_reviewed"),
+    )
+    .select_from(_STUDIES)
+    .outerjoin(_REPORTS, _CURRENT)
+)
+
+
+def list_studies(
+    session: Session,
+    *,
+    state: str | None = None,
+    answer: Answer | None = None,
+    warning: str | None = None,
+    calling_ae_title: str | None = None,
+    model_version: str | None = None,
+    is_reviewed: bool | None = None,
+    received_from: datetime | None = None,
+    received_before: datetime | None = None,
+    limit: int = 50,
+    cursor: str | None = None,
+) -> tuple[list[StudySummary], str | None]:
+    """Return one page of studies, the newest first, and the cursor of the next page.
+
+    Parameters
+    ----------
+    state
+        receiving, judging, reporting, answered or held.
+    warning
+        The code of a warning that some image of the study has.
+
+    Raises
+    ------
+    ValueError
+        `cursor` is none that this function gave.
+    """
+    query = _LINE
+    if state is not None:
+        query = query.where(_STATE.in_([state]))
+    if answer is not None:
+        query = query.where(_REPORTS.c.answer == answer)
+    if warning is not None:
+        query = query.where(_has_warning(warning))
+    if calling_ae_title is not None:
+        query = query.where(_STUDIES.c.calling_ae_title == calling_ae_title)
+    if model_version is not None:
+        query = query.where(_REPORTS.c.model_version == model_version)
+    if is_reviewed is not None:
+        query = query.where(_IS_REVIEWED if is_reviewed else ~_IS_REVIEWED)
+    if received_from is not None:
+        query = query.where(_STUDIES.c.first_received_at >= received_from)
+    if received_before is not None:
+        query = query.where(_STUDIES.c.first_received_at < received_before)
+    query = older_than(query, _STUDIES.c.first_received_at, _STUDIES.c.id, cursor, limit)
+    return page(_summaries(session, query), limit, lambda study: (study.received_at, study.study_id))
+
+
+def search_studies(
+    session: Session,
+    *,
+    patient_id: str | None = None,
+    patient_name: str | None = None,
+    accession_number: str | None = None,
+    limit: int = 50,
+) -> list[StudySummary]:
+    """Return the studies of a patient or an order, the newest first.
+
+    Parameters
+    ----------
+    patient_id, accession_number
+        The whole value.
+    patient_name
+        Any part of the name, in upper or lower case.
+
+    Raises
+    ------
+    ValueError
+        Nothing to search for was given.
+    """
+    if not (patient_id or patient_name or accession_number):
+        raise ValueError("a search needs a patient id, a patient name or an accession number")
+    query = _LINE
+    if patient_id:
+        query = query.where(_STUDIES.c.patient_id == patient_id)
+    if accession_number:
+        query = query.where(_STUDIES.c.accession_number == accession_number)
+    if patient_name:
+        query = query.where(_STUDIES.c.patient_name.icontains(patient_name, autoescape=True))
+    return _summaries(session, query.order_by(_STUDIES.c.first_received_at.desc(), _STUDIES.c.id.desc()).limit(limit))
+
+
+def study_detail(session: Session, study_id: UUID) -> StudyDetail:
+    """Return one study in full.
+
+    Raises
+    ------
+    NoSuchRecord
+        There is no such study.
+    """
+    summaries = _summaries(session, _LINE.where(_STUDIES.c.id == study_id))
+    if not summaries:
+        raise NoSuchRecord(f"no study {study_id}")
+    names = (
+        "study_instance_uid",
+        "issuer_of_patient_id",
+        "patient_birth_date",
+        "patient_sex",
+        "study_description",
+        "purged_at",
+    )
+    row = (
+        session.execute(select(*(_STUDIES.c[name] for name in names)).where(_STUDIES.c.id == study_id)).mappings().one()
+    )
+    return StudyDetail(
+        **row,
+        summary=summaries[0],
+        images=images_of_study(session, study_id),
+        reports=reports_of_study(session, study_id),
+        reviews=reviews_of_study(session, study_id),
+    )
+
+
+def _has_warning(code: str) -> ColumnElement[bool]:
+    return exists().where(
+        _INSTANCES.c.study_id == _STUDIES.c.id,
+        _WARNINGS.c.instance_id == _INSTANCES.c.id,
+        _WARNINGS.c.code == code,
+        _WARNINGS.c.superseded_at.is_(None),
+    )
+
+
+def _summaries(session: Session, query: Any) -> list[StudySummary]:
+    rows = session.execute(query).mappings().all()
+    studies = [row["study_id"] for row in rows]
+    images, warnings = _count_images(session, studies), _warnings(session, studies)
+    deliveries = _deliveries(session, [row["report_id"] for row in rows if row["report_id"]])
+    return [
+        StudySummary(
+            **{name: value for name, value in row.items() if name not in ("report_id", "frozen")},
+            **_decisive(row["frozen"] or [], row["probability"]),
+            images=images.get(row["study_id"], 0),
+            warnings=warnings.get(row["study_id"], ()),
+            deliveries=deliveries.get(row["report_id"], ()),
+        )
+        for row in rows
+    ]
+
+
+def _decisive(frozen: Sequence[dict[str, Any]], probability: float | None) -> dict[str, Any]:
+    """Return the operating point and the model of the prediction that gave the report's probability."""
+    predictions = [prediction for image in frozen for prediction in image["predictions"]]
+    decisive: dict[str, Any] = next((p for p in predictions if p["probability"] == probability), {})
+    return {name: decisive.get(name) for name in ("threshold", "abstain_low", "abstain_high", "model_version")}
+
+
+def _count_images(session: Session, studies: Sequence[UUID]) -> dict[UUID, int]:
+    query = (
+        select(_INSTANCES.c.study_id, func.count())
+        .where(_INSTANCES.c.study_id.in_(studies))
+        .group_by(_INSTANCES.c.study_id)
+    )
+    return dict(session.execute(query).all())
+
+
+def _warnings(session: Session, studies: Sequence[UUID]) -> dict[UUID, tuple[WarningFacts, ...]]:
+    columns = (_INSTANCES.c.study_id, _WARNINGS.c.code, _WARNINGS.c.severity, _WARNINGS.c.text)
+    query = (
+        select(*columns)
+        .join(_INSTANCES, _INSTANCES.c.id == _WARNINGS.c.instance_id)
+        .where(_INSTANCES.c.study_id.in_(studies), _WARNINGS.c.superseded_at.is_(None))
+        .distinct()
+        .order_by(*columns)
+    )
+    found: dict[UUID, tuple[WarningFacts, ...]] = {}
+    for study_id, code, severity, text in session.execute(query):
+        found[study_id] = (*found.get(study_id, ()), WarningFacts(code=code, severity=severity, text=text))
+    return found
+
+
+def _deliveries(session: Session, reports: Sequence[UUID]) -> dict[UUID, tuple[DeliveryLine, ...]]:
+    columns = (_DELIVERIES.c.report_id, _DELIVERIES.c.destination, _DELIVERIES.c.state, _DELIVERIES.c.reason)
+    query = select(*columns).where(_DELIVERIES.c.report_id.in_(reports)).order_by(_DELIVERIES.c.destination)
+    found: dict[UUID, tuple[DeliveryLine, ...]] = {}
+    for report_id, destination, state, reason in session.execute(query):
+        found[report_id] = (*found.get(report_id, ()), DeliveryLine(destination, state, reason))
+    return found

@@ -1,0 +1,210 @@
+"""What people are shown: worklists, searches, results, and the books of models; on both databases."""
+
+from __future__ import annotations
+
+from uuid import UUID, uuid4
+
+import pytest
+
+from db import audit, facts
+from db.audit import Action
+from db.engine import NoSuchRecord, Session
+from db.facts import StudySummary
+from db.queue import JobKind
+from db.tables import Answer, DeliveryState, Verdict
+from tests.records import LATERAL, LOW_CONFIDENCE, NOON, SECOND, add_image, freeze, judge, make_prediction
+
+
+def only(session: Session) -> StudySummary:
+    (summary,), cursor = facts.list_studies(session)
+    assert cursor is None
+    return summary
+
+
+def answered(session: Session, study: str, probability: float = 0.07, answer: Answer = Answer.ABSENT) -> UUID:
+    """Return a study whose report is built."""
+    accepted = add_image(session, study=study)
+    judge(session, accepted.instance_id, probability)
+    report_id = freeze(session, accepted.study_id, answer, probability=probability)
+    assert report_id is not None
+    facts.record_report_built(session, report_id, [], [("main", DeliveryState.WAITING, "")], now=NOON)
+    return accepted.study_id
+
+
+def test_study_is_seen_on_its_way(session: Session) -> None:
+    association_id = uuid4()
+    titles = {"calling_ae_title": "CR", "called_ae_title": "PACS_NODE", "peer_address": "192.0.2.1"}
+    facts.open_association(session, association_id=association_id, listener="l", **titles, now=NOON)
+    accepted = add_image(session, association_id=association_id)
+    assert only(session).state == "receiving"
+    facts.close_association(session, association_id, "released", NOON)
+    assert only(session).state == "judging"
+    judge(session, accepted.instance_id)
+    assert only(session).state == "reporting"
+    report_id = freeze(session, accepted.study_id)
+    assert report_id is not None
+    assert only(session).state == "reporting"
+    facts.record_report_built(session, report_id, [], [], now=NOON)
+    assert only(session).state == "answered"
+    add_image(session, 2, patient_id="PATIENT-2")
+    assert only(session).state == "held"
+
+
+def test_summary_says_what_the_current_report_says(session: Session) -> None:
+    accepted = add_image(session)
+    facts.record_judgement(
+        session,
+        accepted.instance_id,
+        predictions=[make_prediction(0.93, threshold=0.4), make_prediction(0.2, finding="effusion")],
+        warnings=[LOW_CONFIDENCE],
+        voi="linear",
+        now=NOON,
+    )
+    before = only(session)
+    assert (before.answer, before.probability, before.threshold, before.revision) == (None, None, None, 0)
+    freeze(session, accepted.study_id, Answer.UNDETERMINED, probability=0.2)
+    freeze(session, accepted.study_id, Answer.PRESENT, probability=0.93)
+    after = only(session)
+    assert (after.answer, after.probability, after.threshold, after.revision) == (Answer.PRESENT, 0.93, 0.4, 2)
+    assert [warning.code for warning in after.warnings] == ["low_confidence"]
+    assert (after.images, after.deliveries, after.is_reviewed) == (1, (), False)
+    assert (after.patient_name, after.study_date) == ("Doe^Jane", NOON.date())
+
+
+def test_pages_follow_each_other_while_studies_arrive(session: Session) -> None:
+    expected = [add_image(session, study=f"1.{n}", now=NOON + n // 2 * SECOND).study_id for n in range(7)]
+    first, cursor = facts.list_studies(session, limit=3)
+    add_image(session, study="9", now=NOON + 60 * SECOND)
+    second, cursor = facts.list_studies(session, limit=3, cursor=cursor)
+    third, end = facts.list_studies(session, limit=3, cursor=cursor)
+    found = [summary.study_id for summary in (*first, *second, *third)]
+    assert end is None
+    assert len(found) == 7
+    assert set(found) == set(expected)
+
+
+@pytest.mark.parametrize("cursor", ["", "x", "2026-11-20T12:00:00_0", "2026-11-20T12:00:00+00:00_x"])
+def test_cursor_that_nobody_gave_is_refused(session: Session, cursor: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - the words are the library's
+        facts.list_studies(session, cursor=cursor)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ({"answer": Answer.PRESENT}, {"present"}),
+        ({"state": "answered"}, {"present", "absent"}),
+        ({"state": "held"}, {"held"}),
+        ({"warning": "lateral_view"}, {"lateral"}),
+        ({"calling_ae_title": "CT_1"}, {"held"}),
+        ({"is_reviewed": True}, {"present"}),
+        ({"is_reviewed": False}, {"absent", "held", "lateral"}),
+        ({"received_from": NOON + SECOND}, {"lateral"}),
+        ({"received_before": NOON + SECOND}, {"present", "absent", "held"}),
+        ({"state": "answered", "answer": Answer.ABSENT}, {"absent"}),
+    ],
+    ids=str,
+)
+def test_worklist_is_filtered(session: Session, wanted: dict[str, object], expected: set[str]) -> None:
+    studies = {
+        "present": answered(session, "1.1", 0.9, Answer.PRESENT),
+        "absent": answered(session, "1.2"),
+        "held": add_image(session, study="1.3", patient_id="", calling_ae_title="CT_1").study_id,
+    }
+    lateral = add_image(session, study="1.4", now=NOON + SECOND)
+    facts.record_judgement(session, lateral.instance_id, predictions=[], warnings=[LATERAL], voi=None, now=NOON)
+    studies["lateral"] = lateral.study_id
+    facts.add_review(session, studies["present"], verdict=Verdict.AGREE, comment="", reviewer="r", now=NOON)
+    facts.add_review(session, studies["absent"], verdict=Verdict.COMMENT, comment="?", reviewer="r", now=NOON)
+    found, _ = facts.list_studies(session, **wanted)  # type: ignore[arg-type]
+    assert {summary.study_id for summary in found} == {studies[name] for name in expected}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "is_found"),
+    [
+        ({"patient_id": "PATIENT-1"}, True),
+        ({"patient_id": "PATIENT"}, False),
+        ({"patient_name": "doe"}, True),
+        ({"patient_name": "%"}, False),
+        ({"accession_number": "A1"}, True),
+        ({"accession_number": "A1", "patient_id": "PATIENT-2"}, False),
+    ],
+    ids=str,
+)
+def test_search_finds_studies_by_patient_or_order(session: Session, wanted: dict[str, str], is_found: bool) -> None:
+    add_image(session)
+    assert bool(facts.search_studies(session, **wanted)) == is_found  # type: ignore[arg-type]
+
+
+def test_search_for_nothing_is_refused(session: Session) -> None:
+    with pytest.raises(ValueError, match="search"):
+        facts.search_studies(session, patient_name="")
+
+
+def test_detail_shows_images_reports_and_reviews(session: Session) -> None:
+    study_id = answered(session, "1.1")
+    review = facts.add_review(session, study_id, verdict=Verdict.AGREE, comment="yes", reviewer="r", now=NOON)
+    detail = facts.study_detail(session, study_id)
+    assert (detail.study_instance_uid, len(detail.images), detail.reviews) == ("1.1", 1, (review,))
+    assert detail.reports[0].built_at == NOON
+    assert detail.summary.is_reviewed
+
+
+def test_results_are_those_of_the_newest_judgements(session: Session) -> None:
+    first, second = (add_image(session, number).instance_id for number in (1, 2))
+    judge(session, first, 0.1)
+    judge(session, first, 0.2, now=NOON + SECOND)
+    judge(session, second, 0.3, now=NOON + 2 * SECOND)
+    page, cursor = facts.list_results(session, limit=1)
+    rest, end = facts.list_results(session, limit=5, cursor=cursor)
+    assert [result.probability for result in (*page, *rest)] == [0.3, 0.2]
+    assert end is None
+    assert facts.list_results(session, finding="effusion")[0] == []
+    assert [r.instance_id for r in facts.list_results(session, since=NOON + 2 * SECOND)[0]] == [second]
+
+
+def test_oldest_waiting_job_is_named_by_kind(session: Session) -> None:
+    assert facts.oldest_waiting(session) == {}
+    add_image(session, 1, now=NOON + SECOND)
+    add_image(session, 2, now=NOON)
+    assert facts.oldest_waiting(session) == {JobKind.INFER: NOON}
+
+
+# Models
+
+
+def add_version(session: Session, version: str, weights: str = "a") -> None:
+    facts.add_model_version(session, "resnet50", version, weights * 64, actor="admin", now=NOON)
+
+
+def activate(session: Session, version: str, after_s: float, **options: Action) -> None:
+    facts.activate_model(session, "resnet50", version, actor="admin", now=NOON + after_s * SECOND, **options)
+
+
+def test_one_model_answers_at_a_time_and_the_one_before_is_known(session: Session) -> None:
+    assert (facts.active_model(session), facts.previous_active(session)) == (None, None)
+    for place, version in enumerate(["1", "2", "3"]):
+        add_version(session, version)
+        activate(session, version, place)
+    activate(session, "3", 9)
+    assert facts.active_model(session) == ("resnet50", "3")
+    assert facts.previous_active(session) == ("resnet50", "2")
+    activate(session, "2", 10, action=Action.MODEL_ROLLED_BACK)
+    assert facts.previous_active(session) == ("resnet50", "3")
+    assert [row.action for row in audit.tail(session, 2)] == [Action.MODEL_ACTIVATED, Action.MODEL_ROLLED_BACK]
+    assert [m.version for m in facts.list_model_versions(session)] == ["1", "2", "3"]
+
+
+def test_model_version_is_entered_once_and_never_with_other_weights(session: Session) -> None:
+    add_version(session, "1")
+    add_version(session, "1")
+    assert len(facts.list_model_versions(session)) == 1
+    with pytest.raises(ValueError, match="other weights"):
+        add_version(session, "1", weights="b")
+    with pytest.raises(NoSuchRecord):
+        activate(session, "2", 0)
+
+
+def test_installation_has_one_id_for_ever(session: Session) -> None:
+    assert facts.installation_id(session) == facts.installation_id(session)
