@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,15 @@ class Judgement:
 
 
 def timed_examination(path: str, card: ModelCard, age_policy: str) -> tuple[Examination, float]:
-    """Run in a decoding process; return the examination and its duration in ms."""
+    """Run in a decoding process; return the examination and its duration in ms.
+
+    Raises
+    ------
+    OSError
+        The store is away: a fault to be retried, not a verdict on the image.
+    """
     start = time.perf_counter()
+    Path(path).open("rb").close()
     return examine_file(path, card, age_policy=age_policy), 1000 * (time.perf_counter() - start)
 
 

@@ -1,0 +1,173 @@
+"""The worker's side of the line, on both databases: files to recorded judgements."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Engine
+
+from db import facts, queue
+from db.engine import Session, db_now, make_engine, read_scope, session_scope
+from db.tables import InstanceState, JobKind
+from models.predictor import Predictor
+from models.registry import Registry
+from pacs_node import judging
+from pacs_node.decoding import DecodingPool
+from pacs_node.settings import Settings
+from pacs_node.store import ObjectStore
+from pacs_node.worker import Worker
+from tests.builders import as_bytes, make_bundle, make_radiograph
+from tests.records import POLICY, make_instance
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    folder = tmp_path_factory.mktemp("models")
+    make_bundle(folder)
+    return Registry([folder])
+
+
+@pytest.fixture(scope="module")
+def predictor(registry: Registry) -> Predictor:
+    return Predictor(registry.newest(), device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[DecodingPool]:
+    made = DecodingPool(processes=1, timeout_s=30, memory_mb=2048)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ObjectStore:
+    return ObjectStore(tmp_path / "store")
+
+
+def receive(session: Session, store: ObjectStore, number: int, content: bytes) -> UUID:
+    path = store.place([content]).path
+    return facts.add_instance(session, make_instance(number, path=path), now=db_now(session)).instance_id
+
+
+def claimed(session: Session, owner: str = "a", after_s: float = 0) -> list[queue.Job]:
+    now = db_now(session) + timedelta(seconds=after_s)
+    return queue.claim(session, JobKind.INFER, owner=owner, limit=8, policy=POLICY, now=now)
+
+
+def run_batch(engine: Engine, store: ObjectStore, pool: DecodingPool, predictor: Predictor) -> list[judging.Judgement]:
+    with session_scope(engine) as session:
+        jobs = claimed(session)
+        files = facts.instance_files(session, [job.subject_id for job in jobs])
+    batch = judging.start_batch(jobs, files, store=store, pool=pool, card=predictor.card, age_policy="refuse")
+    return judging.judge(batch, predictor)
+
+
+def images(engine: Engine) -> dict[UUID, facts.ImageFacts]:
+    with read_scope(engine) as session:
+        study_id = facts.list_studies(session, limit=1)[0][0].study_id
+        return {image.instance_id: image for image in facts.study_facts(session, study_id, lock=False).images}
+
+
+def test_batch_ends_every_image_in_its_state(
+    engine: Engine, store: ObjectStore, pool: DecodingPool, predictor: Predictor
+) -> None:
+    with session_scope(engine) as session:
+        frontal = receive(session, store, 1, as_bytes(make_radiograph(seed=1)))
+        lateral = receive(session, store, 2, as_bytes(make_radiograph(seed=2, view_position="LL")))
+        garbage = receive(session, store, 3, b"\0" * 128 + b"DICM" + b"\xff" * 500)
+    judgements = run_batch(engine, store, pool, predictor)
+    judging.record(engine, judgements, policy=POLICY)
+    found = images(engine)
+    assert found[frontal].state is InstanceState.ANALYSED
+    assert len(found[frontal].predictions) == 1
+    assert 0 < found[frontal].predictions[0].probability < 1
+    assert {w.code for w in found[lateral].warnings} == {"not_frontal"}
+    assert found[lateral].state is found[garbage].state is InstanceState.NOT_ANALYSED
+    assert "no_pixels" in {w.code for w in found[garbage].warnings}
+    assert not found[garbage].predictions
+
+
+def test_recording_twice_changes_nothing_the_second_time(
+    engine: Engine, store: ObjectStore, pool: DecodingPool, predictor: Predictor
+) -> None:
+    with session_scope(engine) as session:
+        receive(session, store, 1, as_bytes(make_radiograph(seed=1)))
+    judgements = run_batch(engine, store, pool, predictor)
+    judging.record(engine, judgements, policy=POLICY)
+    before = images(engine)
+    judging.record(engine, judgements, policy=POLICY)  # the job is done: the lease is gone, the rows are dropped
+    assert images(engine) == before
+
+
+def test_lost_lease_drops_that_result_only(
+    engine: Engine, store: ObjectStore, pool: DecodingPool, predictor: Predictor
+) -> None:
+    with session_scope(engine) as session:
+        first = receive(session, store, 1, as_bytes(make_radiograph(seed=1)))
+        second = receive(session, store, 2, as_bytes(make_radiograph(seed=2)))
+    judgements = run_batch(engine, store, pool, predictor)
+    with session_scope(engine) as session:  # the leases run out; another worker takes one of the two
+        taken = claimed(session, owner="b", after_s=POLICY.lease_s + 1)
+    assert len(taken) == 1, "a job that crashed is claimed alone"
+    judging.record(engine, judgements, policy=POLICY)
+    found = images(engine)
+    states = {first: found[first].state, second: found[second].state}
+    assert states.pop(taken[0].subject_id) is InstanceState.WAITING
+    assert list(states.values()) == [InstanceState.ANALYSED]
+
+
+def test_bug_costs_an_attempt_and_then_fails_visibly(engine: Engine, store: ObjectStore) -> None:
+    with session_scope(engine) as session:
+        instance_id = receive(session, store, 1, as_bytes(make_radiograph(seed=1)))
+    for attempt in range(POLICY.max_attempts):
+        with session_scope(engine) as session:
+            (job,) = claimed(session, after_s=3600 * attempt)
+        judging.record(engine, [judging.Judgement(job=job, error="ValueError < judging.py:1")], policy=POLICY)
+    assert images(engine)[instance_id].state is InstanceState.FAILED
+    with read_scope(engine) as session:
+        (failed,) = [job for job in queue.list_jobs(session, limit=10, offset=0) if job.state == "failed"]
+    assert failed.error == "ValueError < judging.py:1"
+
+
+def test_store_that_is_away_is_a_fault_to_retry_not_a_verdict(
+    engine: Engine, store: ObjectStore, pool: DecodingPool, predictor: Predictor
+) -> None:
+    with session_scope(engine) as session:
+        instance_id = facts.add_instance(session, make_instance(1), now=db_now(session)).instance_id
+    judgements = run_batch(engine, store, pool, predictor)
+    assert "FileNotFoundError" in (judgements[0].error or "")
+    judging.record(engine, judgements, policy=POLICY)
+    assert images(engine)[instance_id].state is InstanceState.WAITING
+
+
+def test_worker_serves_until_stopped_and_gives_nothing_up(sqlite_url: str, tmp_path: Path) -> None:
+    make_bundle(tmp_path / "models")
+    settings = Settings.model_validate(
+        {
+            "node": {"data_dir": tmp_path, "secrets_dir": tmp_path / "secrets"},
+            "database": {"url": sqlite_url},
+            "model": {"folder": str(tmp_path / "models")},
+            "worker": {"batch_size": 2, "decode_processes": 1},
+        }
+    )
+    engine = make_engine(sqlite_url)
+    store = ObjectStore(settings.store_dir)
+    with session_scope(engine) as session:
+        for number in range(5):
+            receive(session, store, number, as_bytes(make_radiograph(seed=number)))
+    stop = threading.Event()
+    worker = threading.Thread(target=Worker(settings, engine, stop).run)
+    worker.start()
+    for _ in range(600):
+        if all(image.state is InstanceState.ANALYSED for image in images(engine).values()):
+            break
+        stop.wait(0.1)
+    stop.set()
+    worker.join(timeout=30)
+    assert not worker.is_alive()
+    assert [image.state for image in images(engine).values()] == [InstanceState.ANALYSED] * 5
