@@ -7,6 +7,7 @@ the model's card was analysed and the report of every chest study was stored by 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import socket
 import subprocess
 import sys
@@ -14,16 +15,19 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 from PIL import Image
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
+from pydicom.data.download import get_url
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import Comprehensive3DSRStorage, Verification
 from tqdm import tqdm
@@ -135,12 +139,9 @@ def _images(folder: Path | None, scratch: Path) -> Images:
         if not count:
             raise ConfigError(f"{folder}: no DICOM, JPEG or PNG file in it")
         return Images(folder=scratch, said=f"{count} images from {folder}.")
-    try:
-        sample = get_testdata_file(SAMPLE, download=True)
-    except (OSError, RuntimeError, ValueError):
-        sample = None
+    sample = _sample()
     if sample:
-        (scratch / SAMPLE).write_bytes(Path(str(sample)).read_bytes())
+        (scratch / SAMPLE).write_bytes(sample.read_bytes())
         said = (
             f"A real radiograph: {SAMPLE} of pydicom's test data. It is an adult's; the model knows children:\n"
             "the demo sets age_policy = warn, so that it is answered with a warning. The answer means nothing."
@@ -154,6 +155,25 @@ def _images(folder: Path | None, scratch: Path) -> Images:
         f"{PHANTOMS} drawn PHANTOMS (no network for a real radiograph): the answers show that the line works, no more."
     )
     return Images(folder=scratch, said=said)
+
+
+def _sample() -> Path | None:
+    """Return the sample from pydicom's cache, else from where pydicom keeps it if that can be reached."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom warns at length when it cannot download
+        known = get_testdata_file(SAMPLE, download=False)
+        if known is None and _is_reachable(urlsplit(get_url(SAMPLE))):
+            with contextlib.suppress(OSError, RuntimeError, ValueError):
+                known = get_testdata_file(SAMPLE, download=True)
+    return Path(str(known)) if known else None
+
+
+def _is_reachable(url: SplitResult) -> bool:
+    try:
+        socket.create_connection((url.hostname or "", url.port or 443), timeout=3).close()
+    except OSError:
+        return False
+    return True
 
 
 def _gather(folder: Path, scratch: Path) -> int:

@@ -21,7 +21,7 @@ from db import audit, facts, queue
 from db.audit import Action
 from db.engine import DatabaseAway, check_revision, db_now, make_engine, read_scope, session_scope
 from db.locks import task_lock
-from db.tables import JobKind
+from db.tables import DeliveryState, JobKind
 from models.registry import Registry
 from pacs_node.report.answer import answer_of
 from pacs_node.settings import Settings
@@ -47,16 +47,22 @@ class Tasks:
         self._key = audit_key(settings.node.secrets_dir)
 
     def settle(self) -> None:
-        """Freeze a report for every study that went quiet."""
+        """Freeze a report for every study that went quiet; looks without the lock, which is rarely needed."""
         study = self._settings.study
-        with session_scope(self._engine) as session:
-            now = db_now(session)
-            facts.lose_associations(session, silent_for_s=LOST_LISTENER_S, now=now)
+        with read_scope(self._engine) as session:
             settled = facts.settled_studies(
-                session, settle_s=study.settle_s, idle_s=study.idle_s, report_wait_s=study.report_wait_s, now=now
+                session,
+                settle_s=study.settle_s,
+                idle_s=study.idle_s,
+                report_wait_s=study.report_wait_s,
+                now=db_now(session),
             )
-        for study_id in settled:
-            self._freeze(study_id)
+        if not settled:
+            return
+        with task_lock(self._engine, "settle", holder=worker_name(), for_s=LOCK_S) as is_ours:
+            if is_ours:
+                for study_id in settled:
+                    self._freeze(study_id)
 
     def _freeze(self, study_id: Any) -> None:
         card = active_card(self._engine, self._registry)
@@ -76,12 +82,16 @@ class Tasks:
             )
 
     def reclaim(self) -> None:
-        """Fail the subjects of jobs whose workers died too often."""
+        """Release the associations of dead listeners; fail the subjects of jobs whose workers died too often."""
         with session_scope(self._engine) as session:
             now = db_now(session)
+            facts.lose_associations(session, silent_for_s=LOST_LISTENER_S, now=now)
             for job in queue.reclaim_expired(session, policy=self._policy, now=now):
                 if job.kind is JobKind.INFER:
                     facts.record_failure(session, job.subject_id, error_text="its worker died each time", now=now)
+                elif job.kind is JobKind.DELIVER:
+                    reason = "the delivery process died each time"
+                    facts.record_not_sent(session, job.subject_id, state=DeliveryState.FAILED, reason=reason, now=now)
 
     def seal(self) -> None:
         with session_scope(self._engine) as session:
@@ -118,14 +128,14 @@ class Tasks:
         """
         if self._settings.store.retention_days == 0:
             return
-        with session_scope(self._engine) as session:
+        with read_scope(self._engine) as session:
             now = db_now(session)
             older_than = now - timedelta(days=self._settings.store.retention_days)
-            purged = facts.purgeable_studies(session, older_than=older_than, now=now, limit=500)
-            for study_id, _ in purged:
-                facts.mark_purged(session, study_id, now=now)
-        for _, paths in purged:
-            for path in paths:
+            candidates = facts.purgeable_studies(session, older_than=older_than, now=now, limit=500)
+        for study_id, paths in candidates:
+            with session_scope(self._engine) as session:
+                is_purged = facts.mark_purged(session, study_id, now=db_now(session), paths=paths)
+            for path in paths if is_purged else ():
                 self._store.delete(path)
 
     def sweep_orphans(self) -> None:
@@ -159,11 +169,15 @@ def run_tick(settings: Settings, stop: threading.Event) -> None:
     check_revision(engine)
     tasks = Tasks(settings, engine)
     every = settings.schedule
+    alone = functools.partial(_alone, engine)
     plan: dict[str, tuple[float, list[Callable[[], None]]]] = {
         "settle": (every.settle_every_s, [tasks.settle]),
-        "seal": (every.seal_every_s, [tasks.seal, tasks.reclaim]),
-        "housekeeping": (every.housekeeping_every_s, [tasks.watch_disk, tasks.purge, tasks.sweep_orphans]),
-        "verify": (3600 * every.verify_every_hours, [tasks.verify]),
+        "seal": (every.seal_every_s, [alone(tasks.seal), alone(tasks.reclaim)]),
+        "housekeeping": (
+            every.housekeeping_every_s,
+            [tasks.watch_disk, alone(tasks.purge), alone(tasks.sweep_orphans)],
+        ),
+        "verify": (3600 * every.verify_every_hours, [alone(tasks.verify)]),
     }
     scheduler = BackgroundScheduler(
         timezone="UTC",
@@ -171,24 +185,29 @@ def run_tick(settings: Settings, stop: threading.Event) -> None:
         job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
     )
     for name, (every_s, steps) in plan.items():
-        for step in steps:
-            scheduler.add_job(
-                functools.partial(_alone, engine, step.__name__, step),
-                "interval",
-                seconds=every_s,
-                id=f"{name}.{step.__name__}",
-            )
+        for number, step in enumerate(steps):
+            task = functools.partial(_guarded, name, step)
+            scheduler.add_job(task, "interval", seconds=every_s, id=f"{name}.{number}")
     scheduler.start()
     stop.wait()
     scheduler.shutdown(wait=True)
     engine.dispose()
 
 
-def _alone(engine: Engine, name: str, step: Callable[[], None]) -> None:
-    try:
-        with task_lock(engine, name, holder=worker_name(), for_s=LOCK_S) as is_ours:
+def _alone(engine: Engine, step: Callable[[], None]) -> Callable[[], None]:
+    """Return the step as one that does nothing while another process is at it."""
+
+    def run() -> None:
+        with task_lock(engine, step.__name__, holder=worker_name(), for_s=LOCK_S) as is_ours:
             if is_ours:
                 step()
+
+    return run
+
+
+def _guarded(name: str, step: Callable[[], None]) -> None:
+    try:
+        step()
     except DatabaseAway:
         logger.warning("A task waits: the database is away", extra={"action": "database_away", "task": name})
     except Exception:  # one task's bug must not end the others; the next turn tries again

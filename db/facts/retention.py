@@ -88,12 +88,20 @@ def mark_purged(session: Session, study_id: UUID, now: datetime, *, paths: Colle
 
 
 def known_paths(session: Session, paths: Iterable[str]) -> set[str]:
-    """Return those of `paths` that a row names: an instance's, a quarantined object's, or of an object we made."""
+    """Return those of `paths` that a row needs: an image's, a quarantined object's, or of an object we made.
+
+    The images of a purged study are not needed: a crash in the middle of its purge leaves them to the sweep.
+    """
     wanted, known = list(paths), set[str]()
+    images = select(_INSTANCES.c.path).join(_STUDIES, _STUDIES.c.id == _INSTANCES.c.study_id)
+    kept = (
+        (images.where(_STUDIES.c.purged_at.is_(None)), _INSTANCES.c.path),
+        *((select(column), column) for column in (rows_of(Receipt).c.path, rows_of(OwnObject).c.path)),
+    )
     for start in range(0, len(wanted), CHUNK):
         chunk = wanted[start : start + CHUNK]
-        for column in (_INSTANCES.c.path, rows_of(Receipt).c.path, rows_of(OwnObject).c.path):
-            known.update(session.execute(select(column).where(column.in_(chunk))).scalars())
+        for query, column in kept:
+            known.update(path for path in session.execute(query.where(column.in_(chunk))).scalars() if path)
     return known
 
 

@@ -1,0 +1,138 @@
+"""What the clock does to files and rows, on both databases."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Engine, update
+
+from db import audit, facts
+from db.engine import Session, db_now, read_scope, session_scope
+from db.tables import Answer, Study
+from pacs_node.schedule import Tasks
+from pacs_node.settings import Settings
+from pacs_node.store import ObjectStore
+from tests.builders import make_bundle
+from tests.records import judge, make_instance
+
+DAY_S = 86_400
+
+
+def make_tasks(folder: Path, engine: Engine, **sections: Any) -> Tasks:
+    make_bundle(folder / "models")
+    tree = {
+        "node": {"data_dir": folder, "secrets_dir": folder / "secrets"},
+        "model": {"folder": str(folder / "models")},
+        "study": {"settle_s": 0, "idle_s": 0.01},
+    }
+    return Tasks(Settings.model_validate(tree | sections), engine)
+
+
+@pytest.fixture
+def tasks(tmp_path: Path, engine: Engine) -> Tasks:
+    return make_tasks(tmp_path, engine)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ObjectStore:
+    return ObjectStore(tmp_path / "store")
+
+
+def receive(session: Session, store: ObjectStore, number: int = 1) -> facts.Accepted:
+    path = store.place([b"image"]).path
+    return facts.add_instance(session, make_instance(number, path=path), now=db_now(session))
+
+
+def age(store: ObjectStore, path: str, days: float) -> None:
+    then = time.time() - days * DAY_S
+    os.utime(store.absolute(path), (then, then))
+
+
+def stored_path(session: Session, instance_id: UUID) -> str:
+    return facts.instance_files(session, [instance_id])[instance_id].path
+
+
+def test_settle_freezes_one_report_per_quiet_study(tasks: Tasks, store: ObjectStore, engine: Engine) -> None:
+    with session_scope(engine) as session:
+        accepted = receive(session, store)
+        judge(session, accepted.instance_id, 0.9, now=db_now(session))
+    time.sleep(0.05)
+    tasks.settle()
+    tasks.settle()
+    with read_scope(engine) as session:
+        study = facts.study_facts(session, accepted.study_id, lock=False)
+    assert study.current_report is not None
+    assert (study.revision, study.current_report.answer) == (1, Answer.PRESENT)
+
+
+def test_orphan_is_swept_and_named_files_stay(tasks: Tasks, store: ObjectStore, engine: Engine) -> None:
+    orphan, young = store.place([b"orphan"]).path, store.place([b"young"]).path
+    with session_scope(engine) as session:
+        named = stored_path(session, receive(session, store).instance_id)
+    for path in (orphan, named):
+        age(store, path, days=2)
+    tasks.sweep_orphans()
+    assert not store.absolute(orphan).exists()
+    assert store.absolute(named).exists()
+    assert store.absolute(young).exists()
+    with read_scope(engine) as session:
+        assert "orphan_swept" in [record.action for record in audit.tail(session, 5)]
+
+
+def test_purge_takes_finished_old_studies_only(tmp_path: Path, store: ObjectStore, engine: Engine) -> None:
+    tasks = make_tasks(tmp_path, engine, store={"retention_days": 30})
+    with session_scope(engine) as session:
+        accepted = receive(session, store)
+        path = stored_path(session, accepted.instance_id)
+        _received_days_ago(session, accepted.study_id, 40)
+    tasks.purge()
+    assert store.absolute(path).exists(), "still to be judged and reported"
+    with session_scope(engine) as session:
+        judge(session, accepted.instance_id, 0.1, now=db_now(session))
+        _finish(session, accepted.study_id)
+    tasks.purge()
+    assert not store.absolute(path).exists()
+    with read_scope(engine) as session:
+        assert facts.study_facts(session, accepted.study_id, lock=False).images, "rows stay"
+        assert "study_purged" in [record.action for record in audit.tail(session, 5)]
+
+
+def test_purge_that_crashed_is_ended_by_the_sweep(tmp_path: Path, store: ObjectStore, engine: Engine) -> None:
+    tasks = make_tasks(tmp_path, engine)
+    with session_scope(engine) as session:
+        accepted = receive(session, store)
+        path = stored_path(session, accepted.instance_id)
+        judge(session, accepted.instance_id, 0.1, now=db_now(session))
+        _finish(session, accepted.study_id)
+        assert facts.mark_purged(session, accepted.study_id, now=db_now(session))
+    age(store, path, days=2)  # the process died here, before it deleted the file
+    tasks.sweep_orphans()
+    assert not store.absolute(path).exists()
+
+
+def test_verify_writes_its_finding_into_the_trail(tasks: Tasks, store: ObjectStore, engine: Engine) -> None:
+    with session_scope(engine) as session:
+        receive(session, store)
+    tasks.seal()
+    tasks.verify()
+    with read_scope(engine) as session:
+        last = audit.tail(session, 1)[-1]
+    assert last.action == "chain_verified"
+    assert last.details["broken"] == 0
+    assert last.details["sealed"] >= 1
+
+
+def _received_days_ago(session: Session, study_id: UUID, days: float) -> None:
+    then = db_now(session) - timedelta(days=days)
+    session.execute(update(Study).where(Study.id == study_id).values(last_received_at=then, first_received_at=then))
+
+
+def _finish(session: Session, study_id: UUID) -> None:
+    """Let the study have nothing left to report, as after a report that stays in the house."""
+    session.execute(update(Study).where(Study.id == study_id).values(unreported_since=None))
