@@ -36,7 +36,7 @@ OWNERS = {
 LEVELS = (
     {"cli", "admin", "running", "demo", "check", "rollout", "upkeep", "sending"},
     {"listener", "worker", "delivery", "schedule", "web"},
-    {"intake", "report", "dimse", "judging", "reporting"},
+    {"intake", "report", "dimse", "destinations", "judging", "reporting"},
     {
         *("store", "settings", "errors", "log", "wiring", "lease", "decoding", "supervisor"),
         *("header", "phantom", "identity", "admission", "conformance", "scp"),

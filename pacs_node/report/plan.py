@@ -1,0 +1,55 @@
+"""Where a report goes, and what holds it back: decided when it is built, from facts and settings alone. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import NamedTuple
+
+from db.facts import ReportFacts, StudyFacts
+from db.tables import Answer, DeliveryState
+from pacs_node.settings import Settings
+
+PRIOR = "prior"
+"""Why the report of an old study is held."""
+
+
+class PlannedDelivery(NamedTuple):
+    """One destination of a report: WAITING to be sent, or HELD with the reason."""
+
+    destination: str
+    state: DeliveryState
+    reason: str
+
+
+def delivery_plan(
+    study: StudyFacts, report: ReportFacts, settings: Settings, *, now: datetime
+) -> tuple[PlannedDelivery, ...]:
+    """Return where the report goes; a destination that is not to have it is left out.
+
+    A report that says NOT ANALYSED may be unwanted at a destination; one that replaces a result never is: the PACS
+    would go on showing what is no longer said.
+    """
+    if not report.is_sent:
+        return ()
+    is_replacing = report.predecessor is not None and report.predecessor.answer is not Answer.NOT_ANALYSED
+    reason = _held_because(study, settings, now)
+    return tuple(
+        PlannedDelivery(
+            destination=destination.name,
+            state=DeliveryState.HELD if reason else DeliveryState.WAITING,
+            reason=reason,
+        )
+        for destination in settings.destinations
+        if report.answer is not Answer.NOT_ANALYSED or destination.send_not_analysed or is_replacing
+    )
+
+
+def _held_because(study: StudyFacts, settings: Settings, now: datetime) -> str:
+    """Return "" if the study may leave the node now."""
+    if study.hold is not None:
+        return study.hold.value
+    sends_priors = {peer.ae_title for peer in settings.dicom.peers if peer.send_priors}
+    if study.study_date is None or study.calling_ae_title in sends_priors:
+        return ""
+    age_days = (now.date() - study.study_date).days
+    return PRIOR if age_days > settings.study.max_study_age_days else ""

@@ -1,0 +1,234 @@
+"""The content tree of a report: TID 1500 with one TID 1501 group for each analysed image. Pure.
+
+Takes a `StudyReport`; gives the root content item, the same for every SR class. Hides the template.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import tzinfo
+from typing import Any
+from uuid import UUID
+
+from highdicom import sr
+from highdicom.sr.value_types import (
+    CodeContentItem,
+    ContainerContentItem,
+    ImageContentItem,
+    TextContentItem,
+)
+from pydicom.sr.coding import Code
+from pydicom.uid import UID
+
+from db.facts import ImageFacts, PredictionFacts, ReportFacts
+from db.tables import Answer
+from models.card import ModelCard
+from pacs_node.identity import MANUFACTURER, device_uid
+from pacs_node.report import codes, wording
+from pacs_node.report.answer import NOT_NAMED, StudyAnswer, prediction_of, presence_of
+from pacs_node.report.source import SafeHeader
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeIdentity:
+    """Who writes the report: the node, not the model."""
+
+    name: str
+    ae_title: str
+    software_version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyReport:
+    """Everything a report is made of; equal values give equal bytes.
+
+    Attributes
+    ----------
+    images
+        All instances of the study as frozen with this revision, in order of reception.
+    headers
+        By instance id; at least one. An image whose file was purged has none and is named by its place alone.
+    cards
+        By name and version: of every model that the predictions and the report name.
+    local_zone
+        For dates and times where the source states no offset from UTC.
+    """
+
+    installation_id: UUID
+    study_instance_uid: str
+    report: ReportFacts
+    answer: StudyAnswer
+    images: tuple[ImageFacts, ...]
+    headers: Mapping[UUID, SafeHeader]
+    cards: Mapping[tuple[str, str], ModelCard]
+    node: NodeIdentity
+    local_zone: tzinfo
+
+    @property
+    def card(self) -> ModelCard:
+        """The card of the model that this revision names."""
+        return self.cards[self.report.model_name, self.report.model_version]
+
+    @property
+    def named_images(self) -> tuple[ImageFacts, ...]:
+        """What the report must mention: all but our own objects and what is no image."""
+        unnamed = {missing.image.instance_id for missing in self.answer.not_analysed if missing.code in NOT_NAMED}
+        return tuple(image for image in self.images if image.instance_id not in unnamed)
+
+    @property
+    def analysed(self) -> tuple[tuple[ImageFacts, PredictionFacts], ...]:
+        """The images with an answer of their own."""
+        return tuple((image, found) for image in self.images if (found := prediction_of(image)) is not None)
+
+    def name_of(self, image: ImageFacts) -> str:
+        """Name an image so that a radiologist finds it."""
+        header = self.headers.get(image.instance_id)
+        numbers = [str(header.dataset.get(k, "")) if header else "" for k in ("SeriesNumber", "InstanceNumber")]
+        return wording.image_name(self.place_of(image), len(self.named_images), *numbers)
+
+    def place_of(self, image: ImageFacts) -> int:
+        """Return an image's place in the order of reception, from 1."""
+        return self.named_images.index(image) + 1
+
+
+def own_uid(installation_id: UUID, kind: str, *parts: object) -> UID:
+    """Return the UID that this installation gives to that thing, today and after any crash (PS3.5 B.2)."""
+    return UID(f"2.25.{uuid.uuid5(installation_id, '/'.join([kind, *map(str, parts)])).int}")
+
+
+def root_item(study: StudyReport) -> ContainerContentItem:
+    """Return the report's root (PS3.16 TID 1500)."""
+    root = ContainerContentItem(name=codes.IMAGING_MEASUREMENT_REPORT, template_id="1500")
+    content = sr.ContentSequence()
+    content.extend(sr.LanguageOfContentItemAndDescendants(codes.LANGUAGE))
+    content.extend(sr.ObservationContext(observer_device_context=_observer(study)))
+    content.append(
+        CodeContentItem(name=codes.PROCEDURE_REPORTED, value=codes.RADIOGRAPHY, relationship_type="HAS CONCEPT MOD")
+    )
+    content.append(_image_library(study))
+    groups = [_group(study, image, prediction) for image, prediction in study.analysed]
+    if groups:
+        content.append(_container(codes.IMAGING_MEASUREMENTS, groups))
+    content.append(_container(codes.QUALITATIVE_EVALUATIONS, _sentences(study)))
+    root.ContentSequence = content
+    return root
+
+
+def _container(name: Code, items: Sequence[Any]) -> ContainerContentItem:
+    container = ContainerContentItem(name=name, relationship_type="CONTAINS")
+    container.ContentSequence = sr.ContentSequence(items)
+    return container
+
+
+def _observer(study: StudyReport) -> sr.ObserverContext:
+    """Name the model version as the observer (TID 1004); IHE AIR wants the same values as in Contributing Equipment."""
+    return sr.ObserverContext(
+        codes.DEVICE,
+        sr.DeviceObserverIdentifyingAttributes(
+            uid=device_uid(study.card.weights_sha256),
+            name=study.node.name,
+            manufacturer_name=MANUFACTURER,
+            model_name=study.card.name,
+            serial_number=study.node.name,
+        ),
+    )
+
+
+def _image_library(study: StudyReport) -> ContainerContentItem:
+    """Reference every image that the report speaks of, analysed or not (TID 1600)."""
+    images = [
+        ImageContentItem(
+            name=codes.SOURCE,
+            referenced_sop_class_uid=image.sop_class_uid,
+            referenced_sop_instance_uid=image.sop_instance_uid,
+            relationship_type="CONTAINS",
+        )
+        for image in study.named_images
+    ]
+    return _container(codes.IMAGE_LIBRARY, [_container(codes.IMAGE_LIBRARY_GROUP, images)])
+
+
+def _group(study: StudyReport, image: ImageFacts, prediction: PredictionFacts) -> ContainerContentItem:
+    """Return what the model found in one image (TID 1501); P(finding) also where the finding is absent."""
+    card = study.cards[prediction.model_name, prediction.model_version]
+    finding = next(finding for finding in card.findings if finding.name == prediction.finding)
+    certainty = wording.percent_of(prediction.probability, prediction.threshold)
+    group = sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(
+            uid=own_uid(
+                study.installation_id, "tracking", study.study_instance_uid, finding.name, image.sop_instance_uid
+            ),
+            identifier=f"{finding.name}/{study.place_of(image)}",
+        ),
+        finding_type=Code(finding.code_value, finding.coding_scheme_designator, finding.code_meaning),
+        finding_sites=[sr.FindingSite(anatomic_location=codes.LUNG)],
+        algorithm_id=_algorithm(card, prediction),
+        measurements=[sr.Measurement(name=codes.CERTAINTY_OF_FINDING, value=certainty, unit=codes.PERCENT)],
+        qualitative_evaluations=[
+            sr.QualitativeEvaluation(name=codes.PRESENCE_OF_PROPERTY, value=_presence(study, prediction))
+        ],
+        source_images=[sr.SourceImageForMeasurementGroup(image.sop_class_uid, image.sop_instance_uid)],
+    )
+    item: ContainerContentItem = group[0]
+    return item
+
+
+def _presence(study: StudyReport, prediction: PredictionFacts) -> Code:
+    """Return the coded presence: a negative image of an incomplete study does not read as a negative study."""
+    presence = presence_of(prediction)
+    if presence is Answer.ABSENT and study.report.answer is Answer.INCOMPLETE:
+        return codes.UNDETERMINED
+    return codes.PRESENCE[presence]
+
+
+def _algorithm(card: ModelCard, prediction: PredictionFacts) -> sr.AlgorithmIdentification:
+    """Identify the model version and how its number came about (TID 4019)."""
+    band = f"{wording.limit_text(prediction.abstain_low)} to {wording.limit_text(prediction.abstain_high)}"
+    return sr.AlgorithmIdentification(
+        name=card.name,
+        version=card.version,
+        family=codes.ARTIFICIAL_INTELLIGENCE,
+        parameters=[
+            f"weights sha256={card.weights_sha256}",
+            f"decision threshold={wording.limit_text(prediction.threshold)}",
+            f"undetermined band={band}",
+            f"output=softmax probability, calibrated with temperature {card.temperature:g}",
+            f"input={card.input_size}x{card.input_size} pixels, modality LUT and VOI LUT applied, area averaging",
+        ],
+    )
+
+
+def _sentences(study: StudyReport) -> list[TextContentItem]:
+    """Return the report in words, for the many viewers that show text only (TID 1500 rows 12-14)."""
+    named = {image.instance_id for image in study.named_images}
+    comments = [
+        wording.not_analysed_sentence(study.name_of(missing.image), missing.text)
+        for missing in study.answer.not_analysed
+        if missing.image.instance_id in named
+    ]
+    for image, _ in study.analysed:
+        texts = [warning.text for warning in image.warnings if warning.severity == "warning"]
+        comments += wording.warning_sentences(study.name_of(image), texts)
+    return [
+        _text(codes.NARRATIVE_SUMMARY, _narrative(study)),
+        *[_text(codes.COMMENT, comment) for comment in comments],
+        _text(codes.COMMENT, wording.RESEARCH_USE_ONLY),
+    ]
+
+
+def _text(name: Code, value: str) -> TextContentItem:
+    return TextContentItem(name=name, value=value, relationship_type="CONTAINS")
+
+
+def _narrative(study: StudyReport) -> str:
+    report, answer, predecessor = study.report, study.answer, study.report.predecessor
+    threshold = answer.threshold if answer.threshold is not None else 1.0
+    result = wording.result_sentence(answer.finding, report.answer, report.probability, answer.threshold)
+    replaced = None
+    if predecessor is not None:
+        said = predecessor.probability
+        percent = None if said is None else wording.percent_text(said, threshold)
+        replaced = wording.replaces_sentence(report.revision, predecessor.revision, predecessor.answer, percent)
+    return wording.narrative(result, f"{study.card.name} {study.card.version}", replaced)
