@@ -30,6 +30,8 @@ QUIET = (
     "httpx",
 )
 """Libraries whose messages may quote element values or repeat every request: errors only."""
+QUOTING = ("pynetdicom.utils", "pynetdicom.dul")
+"""Their errors print the bytes of a PDU that could not be decoded."""
 PATIENT_KEYS = ("patient", "accession", "birth", "referring", "physician", "study_description", "name_of")
 STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -81,6 +83,8 @@ def configure(settings: LogSettings, role: str, log_dir: Path) -> None:
     root.setLevel(settings.level)
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
+    for name in QUOTING:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").setLevel(logging.ERROR)  # pydicom warns with the offending value
 

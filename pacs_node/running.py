@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import threading
 import urllib.error
@@ -11,8 +12,9 @@ from pathlib import Path
 from db import audit
 from db.audit import Action
 from db.engine import check_revision, db_now, make_engine, session_scope
+from pacs_node.errors import ConfigError
 from pacs_node.listener import bind_dicom_socket
-from pacs_node.settings import Settings
+from pacs_node.settings import Settings, WebSettings
 from pacs_node.supervisor import Role, only_node, supervise
 from pacs_node.wiring import active_card, registry_of
 
@@ -31,6 +33,7 @@ def run_node(settings: Settings, config: Path | None, stop: threading.Event) -> 
         engine = make_engine(settings.database_url)
         check_revision(engine)
         card = active_card(engine, registry_of(settings))
+        _require_free(settings.web)
 
         def note(action: Action, **details: str | int) -> None:
             with session_scope(engine) as session:
@@ -49,6 +52,17 @@ def run_node(settings: Settings, config: Path | None, stop: threading.Event) -> 
             note(Action.NODE_STOPPED)
             print("Stopped. Nothing that was acknowledged is lost: what waits goes on at the next start.", flush=True)
     return 0
+
+
+def _require_free(web: WebSettings) -> None:
+    """Refuse before anything is started: the web role would only find out when the others run."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((web.host, web.port))
+        except OSError as error:
+            why = error.strerror or error
+            raise ConfigError(f"web.port {web.port} on {web.host} cannot be opened: {why}; change web.port") from None
 
 
 def _roles(settings: Settings, config: Path | None, dicom_fd: int) -> list[Role]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import socket
 import threading
 import time
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from socketserver import TCPServer
 from typing import Any
 
-from pynetdicom import AE, evt
+from pynetdicom import AE, _config, evt
 from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
@@ -28,6 +29,9 @@ from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAsso
 from pacs_node.errors import OutOfResources, StorageRefused
 from pacs_node.header import encode_file_meta
 from pacs_node.store import ObjectStore, Part
+
+logger = logging.getLogger(__name__)
+_config.LOG_HANDLER_LEVEL = "none"  # its handlers format every PDU
 
 ROOM_CHECK_BYTES = 16 << 20
 """While a large object arrives, room is asked for again after so many bytes."""
@@ -206,6 +210,17 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
         return buffer
 
 
+class NodeAssociation(Association):  # type: ignore[misc]
+    """Ends by an A-ABORT when a malformed request makes negotiation raise, instead of leaving its connection open."""
+
+    def run_reactor(self) -> None:
+        try:
+            super().run_reactor()
+        except Exception:  # a thread that dies here would leave the connection open and counted until the peer goes
+            logger.exception("An association broke off", extra={"action": "association_broken"})
+            self.abort()
+
+
 class Connection(RequestHandler):  # type: ignore[misc]
     """One connection from its first byte to its last; runs in a thread of its own, which outlives the association's."""
 
@@ -224,7 +239,7 @@ class Connection(RequestHandler):  # type: ignore[misc]
     def _create_association(self) -> Association:
         """As the base class does it, with our socket and DIMSE provider, and without a deep copy of every context."""
         server = self.server
-        association = Association(self.ae, MODE_ACCEPTOR)
+        association = NodeAssociation(self.ae, MODE_ACCEPTOR)
         association._server = server
         association.name = f"AcceptorThread@{self.remote.port}"  # pynetdicom finds its acceptors by the name
         association.set_socket(BoundedSocket(association, self.request, server.transfers))

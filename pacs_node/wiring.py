@@ -38,7 +38,9 @@ def registry_of(settings: Settings) -> Registry:
 
 
 def active_card(engine: Engine, registry: Registry) -> ModelCard:
-    """Return the card of the version that answers: the one activated in the database, else the newest on disk.
+    """Return the card of the version that answers: the one activated in the database, else the newest bundled one.
+
+    A version that an operator added answers only once it was activated, unless no model is bundled at all.
 
     Raises
     ------
@@ -47,7 +49,10 @@ def active_card(engine: Engine, registry: Registry) -> ModelCard:
     """
     with read_scope(engine) as session:
         active = facts.active_model(session)
-    return registry.find(*active) if active else registry.newest()
+    if active:
+        return registry.find(*active)
+    bundled = Registry([BUNDLED_MODELS])
+    return (bundled if bundled.cards() else registry).newest()
 
 
 def audit_key(secrets_dir: Path) -> bytes:
