@@ -8,7 +8,7 @@ from alembic import context
 from sqlalchemy import text
 
 from db.engine import make_engine
-from db.tables import Table
+from db.tables import Table, UtcDateTime
 
 MIGRATION_LOCK = 0x9AC5  # any number, as long as it is always this one
 
@@ -25,11 +25,18 @@ def wanted_url() -> str:
     return str(url)
 
 
+def render_item(kind: str, thing: object, _: object) -> str | bool:
+    """Write our types into a new migration as they stand, so that it does not change with `db.tables`."""
+    return "sa.DateTime(timezone=True)" if kind == "type" and isinstance(thing, UtcDateTime) else False
+
+
 engine = make_engine(wanted_url())
 with engine.connect() as connection, connection.begin():
     if connection.dialect.name == "postgresql":  # SQLite's BEGIN IMMEDIATE has done it already
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
-    context.configure(connection=connection, target_metadata=Table.metadata, transactional_ddl=True)
+    context.configure(
+        connection=connection, target_metadata=Table.metadata, transactional_ddl=True, render_item=render_item
+    )
     with context.begin_transaction():
         context.run_migrations()
 engine.dispose()

@@ -21,6 +21,7 @@ from uuid import UUID
 from sqlalchemy import bindparam, func, insert, select, update
 
 from db.engine import Session, insert_into
+from db.locks import wait_turn
 from db.tables import AuditEvent, AuditHead, rows_of
 
 BROKEN_SHOWN = 1000
@@ -141,7 +142,8 @@ def append(
 
 
 def seal(session: Session, key: bytes, *, limit: int = 1000) -> int:
-    """Number and link up to `limit` committed events; return how many. The caller holds the task lock."""
+    """Number and link up to `limit` committed events; return how many. Two sealers wait for each other."""
+    wait_turn(session, "seal")
     sequence, link = _end_of_chain(session, key)
     unsealed = select(*_SEALED).where(_EVENTS.c.sequence.is_(None)).order_by(_EVENTS.c.at, _EVENTS.c.id).limit(limit)
     links = []
@@ -187,7 +189,7 @@ def tail(session: Session, limit: int) -> list[AuditRecord]:
 
 def _end_of_chain(session: Session, key: bytes) -> tuple[int, str]:
     """Return the number and the link to go on from; a head that is not genuine leaves a gap for `verify` to name."""
-    head = session.execute(select(AuditHead).with_for_update()).scalar_one_or_none()
+    head = session.execute(select(AuditHead)).scalar_one_or_none()
     newest = select(_EVENTS.c.sequence, _EVENTS.c.link).where(_EVENTS.c.sequence.is_not(None))
     last = session.execute(newest.order_by(_EVENTS.c.sequence.desc()).limit(1)).one_or_none()
     if head is None and last is None:

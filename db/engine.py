@@ -8,13 +8,16 @@ An engine belongs to one process: make it after the fork.
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, select, text
+from sqlalchemy import Connection, Engine, Executable, create_engine, event, func, inspect, select, text
 from sqlalchemy import Table as CoreTable
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
@@ -30,6 +33,7 @@ __all__ = [
     "NoSuchRecord",
     "SchemaMismatch",
     "Session",
+    "add_if_new",
     "check_revision",
     "current_revision",
     "db_now",
@@ -47,6 +51,9 @@ AWAY_SQLSTATES = ("08", "53", "57", "58", "40", "55P03")
 """PostgreSQL: connection, resources, operator intervention, system error, rollback, lock not available (Appendix A)."""
 SQLITE_BUG = 1
 """SQLITE_ERROR: a wrong statement or a missing table, which no waiting cures."""
+
+
+_turns: WeakKeyDictionary[Engine, threading.Lock] = WeakKeyDictionary()
 
 
 class SchemaMismatch(Exception):
@@ -81,6 +88,7 @@ def make_engine(url: str) -> Engine:
     )
     if is_sqlite:
         event.listen(engine, "connect", _prepare_sqlite)
+        _turns[engine] = threading.Lock()
     event.listen(engine, "begin", _begin_sqlite if is_sqlite else _begin_postgresql)
     return engine
 
@@ -118,8 +126,23 @@ def session_scope(engine: Engine) -> Iterator[Session]:
     DatabaseAway
         The connection is refused or lost, the disk is full, the lock was not had in time, or a deadlock was broken.
     """
-    with _away_is_named(), Session(engine, expire_on_commit=False) as session, session.begin():
+    with _away_is_named(), _turn(engine), Session(engine, expire_on_commit=False) as session, session.begin():
         yield session
+
+
+@contextmanager
+def _turn(engine: Engine) -> Iterator[None]:
+    """Let this process's writers wait in line: SQLite's own waiting sleeps, and let one of four starve for a second."""
+    lock = _turns.get(engine)
+    if lock is None:
+        yield
+        return
+    if not lock.acquire(timeout=BUSY_TIMEOUT_MS / 1000):
+        raise DatabaseAway("database is locked by another thread")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -180,6 +203,18 @@ def insert_into(session: Session, table: CoreTable) -> postgresql.Insert | sqlit
     return sqlite.insert(table) if session.get_bind().dialect.name == "sqlite" else postgresql.insert(table)
 
 
+def add_if_new(session: Session, table: CoreTable, unique: tuple[str, ...], row: dict[str, Any]) -> Any:
+    """Insert `row` unless a row with the same `unique` columns is there; return its primary key, or None if one was."""
+    return session.execute(_insert_if_new(session.get_bind().dialect.name, table, unique), row).scalar_one_or_none()
+
+
+@cache
+def _insert_if_new(dialect: str, table: CoreTable, unique: tuple[str, ...]) -> Executable:
+    """Build each statement once: a C-STORE waits for several."""
+    statement = sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
+    return statement.on_conflict_do_nothing(index_elements=unique).returning(*table.primary_key.columns)
+
+
 def current_revision(engine: Engine) -> str | None:
     """Return the revision the database is at; None if it has no tables yet."""
     with read_scope(engine) as session:
@@ -214,11 +249,23 @@ def check_revision(engine: Engine) -> None:
 
 
 def migrate(url: str) -> None:
-    """Bring the database at `url` to this program's revision; does nothing when it is there already."""
-    from alembic import command
+    """Bring the database at `url` to this program's revision; does nothing when it is there already.
 
-    with _away_is_named():
-        command.upgrade(_alembic_config(url), "head")
+    Raises
+    ------
+    SchemaMismatch
+        The database is at a revision that this program does not know.
+    DatabaseAway
+        As for `session_scope`.
+    """
+    from alembic import command
+    from alembic.util import CommandError
+
+    try:
+        with _away_is_named():
+            command.upgrade(_alembic_config(url), "head")
+    except CommandError as error:
+        raise SchemaMismatch(f"the database belongs to a newer program: {error}") from error
 
 
 def _alembic_config(url: str) -> Config:

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, and_, func, or_, select
+from sqlalchemy import ColumnElement, Row, and_, exists, func, or_, select
 
 from db.engine import NoSuchRecord, Session
 from db.tables import Job as JobRow
@@ -65,9 +65,9 @@ def backoff_s(policy: QueuePolicy, attempts: int, job_id: UUID) -> float:
 
 def is_due(session: Session, kind: JobKind, *, now: datetime) -> bool:
     """Tell, without a lock, whether a claim would find something."""
-    ready = and_(JOBS.c.state == JobState.READY, JOBS.c.due_at <= now)
-    is_found = select(JOBS.c.id).where(JOBS.c.kind == kind, or_(ready, is_expired(now))).limit(1)
-    return session.execute(is_found).first() is not None
+    ready = exists().where(JOBS.c.kind == kind, is_ready(now))
+    expired = exists().where(JOBS.c.kind == kind, is_expired(now))
+    return bool(session.execute(select(or_(ready, expired))).scalar_one())
 
 
 def list_jobs(
@@ -106,6 +106,11 @@ def waiting(session: Session, kind: JobKind) -> int:
     """Return how many jobs of a kind are ready, due or not."""
     query = select(func.count()).select_from(JOBS).where(JOBS.c.kind == kind, JOBS.c.state == JobState.READY)
     return session.execute(query).scalar_one()
+
+
+def is_ready(now: datetime) -> ColumnElement[bool]:
+    """Match the jobs that wait for a worker and are due."""
+    return and_(JOBS.c.state == JobState.READY, JOBS.c.due_at <= now)
 
 
 def is_expired(now: datetime) -> ColumnElement[bool]:

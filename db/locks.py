@@ -1,14 +1,18 @@
-"""A scheduled task runs on one machine at a time: a row with an end, by the database's clock."""
+"""Who may go on: one machine at a time for a task, one transaction at a time for a thing.
+
+A task's lock is a row with an end, by the database's clock; a transaction's ends with it.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 
-from sqlalchemy import delete
+from sqlalchemy import BigInteger, delete, func, literal, select
 
-from db.engine import Engine, db_now, insert_into, session_scope
+from db.engine import Engine, Session, db_now, insert_into, session_scope
 from db.tables import TaskLock, rows_of
 
 
@@ -49,3 +53,10 @@ def _give_back(engine: Engine, name: str, holder: str, until: datetime) -> None:
     with session_scope(engine) as session:
         is_ours = (TaskLock.name == name) & (TaskLock.holder == holder) & (TaskLock.held_until == until)
         session.execute(delete(TaskLock).where(is_ours))
+
+
+def wait_turn(session: Session, thing: str) -> None:
+    """Wait until no other transaction has this turn; on SQLite BEGIN IMMEDIATE has waited already."""
+    if session.get_bind().dialect.name != "sqlite":
+        key = int.from_bytes(hashlib.blake2b(thing.encode(), digest_size=8).digest(), signed=True)
+        session.execute(select(func.pg_advisory_xact_lock(literal(key, BigInteger))))

@@ -23,7 +23,7 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, and_, case, exists, extract, func, not_, or_, select, tuple_, update
 
-from db.engine import Session, insert_into
+from db.engine import Session, add_if_new
 from db.jobs import (
     COLUMNS,
     JOBS,
@@ -33,6 +33,7 @@ from db.jobs import (
     counts,
     is_due,
     is_expired,
+    is_ready,
     jobs_in,
     list_jobs,
     show,
@@ -87,8 +88,7 @@ def enqueue(
 ) -> None:
     """Add work to do; does nothing when this work is known already, whatever its state."""
     row = {"kind": kind, "subject_id": subject_id, "study_id": study_id, "state": JobState.READY, "priority": priority}
-    statement = insert_into(session, JOBS).on_conflict_do_nothing(index_elements=["kind", "subject_id"])
-    session.execute(statement, row | {"created_at": now, "due_at": due_at or now})
+    add_if_new(session, JOBS, ("kind", "subject_id"), row | {"created_at": now, "due_at": due_at or now})
 
 
 def requeue(session: Session, kind: JobKind, subject_id: UUID, *, now: datetime) -> None:
@@ -246,8 +246,8 @@ def retry(session: Session, job_id: UUID, *, now: datetime) -> Job | None:
 
 def _is_claimable(now: datetime, policy: QueuePolicy) -> ColumnElement[bool]:
     """An expired job whose crashes are used up is left to `reclaim_expired`, whose caller tells its subject."""
-    is_ready = and_(JOBS.c.state == JobState.READY, JOBS.c.due_at <= now)
-    return or_(is_ready, and_(is_expired(now), _crashes_now() < policy.max_crashes))
+    is_open = JOBS.c.state.in_([JobState.READY, JobState.RUNNING])  # else a planner may walk through all that is done
+    return and_(is_open, or_(is_ready(now), and_(is_expired(now), _crashes_now() < policy.max_crashes)))
 
 
 def _is_suspect() -> ColumnElement[bool]:

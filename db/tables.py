@@ -90,10 +90,9 @@ def new_id() -> UUID:
     return UUID(int=millisecond << 80 | 0x7 << 76 | fraction << 64 | 0b10 << 62 | secrets.randbits(62))
 
 
-def _one_current(*columns: str) -> Index:
-    """Allow one row that is not superseded for these columns."""
-    is_current = text("superseded_at IS NULL")
-    return Index(None, *columns, unique=True, sqlite_where=is_current, postgresql_where=is_current)
+def _index_where(name: str, *columns: str, where: str, unique: bool = False) -> Index:
+    """Index only the rows that `where` chooses: the few that are asked for, or among which there may be only one."""
+    return Index(name, *columns, unique=unique, sqlite_where=text(where), postgresql_where=text(where))
 
 
 class InstanceState(enum.StrEnum):
@@ -191,6 +190,10 @@ class Study(Table):
     """Patient attributes are unbounded text: peers send longer values than their VR allows (PS3.5 6.2)."""
 
     __tablename__ = "studies"
+    __table_args__ = (
+        _index_where("ix_studies_not_purged", "last_received_at", where="purged_at IS NULL"),
+        _index_where("ix_studies_unreported", "unreported_since", where="unreported_since IS NOT NULL"),
+    )
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
     study_instance_uid: Mapped[str] = mapped_column(String(64), unique=True)
     patient_id: Mapped[str] = mapped_column(Text, index=True)
@@ -207,7 +210,7 @@ class Study(Table):
     first_received_at: Mapped[datetime] = mapped_column(index=True)
     last_received_at: Mapped[datetime]
     hold: Mapped[Hold | None] = mapped_column(_names(Hold))
-    unreported_since: Mapped[datetime | None] = mapped_column(index=True)
+    unreported_since: Mapped[datetime | None]
     """When its facts first changed after the last report was frozen; NULL = nothing to report."""
     revision: Mapped[int] = mapped_column(default=0)
     """Of the current report; 0 = none yet."""
@@ -297,7 +300,7 @@ class Prediction(Table):
 
     __tablename__ = "predictions"
     __table_args__ = (
-        _one_current("instance_id", "finding"),
+        _index_where("ix_predictions_current", "instance_id", "finding", where="superseded_at IS NULL", unique=True),
         CheckConstraint("probability BETWEEN 0 AND 1", name="probability"),
         CheckConstraint("confidence BETWEEN 50 AND 100", name="confidence"),
     )
@@ -324,7 +327,9 @@ class Warning(Table):
     """A coded remark about one instance; `forbids` = the reason why there is no answer."""
 
     __tablename__ = "warnings"
-    __table_args__ = (_one_current("instance_id", "code"),)
+    __table_args__ = (
+        _index_where("ix_warnings_current", "instance_id", "code", where="superseded_at IS NULL", unique=True),
+    )
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
     instance_id: Mapped[UUID] = mapped_column(ForeignKey("instances.id"))
     code: Mapped[str] = mapped_column(String(64))
@@ -402,13 +407,7 @@ class ModelVersion(Table):
     __tablename__ = "model_versions"
     __table_args__ = (
         UniqueConstraint("name", "version"),
-        Index(
-            "ix_model_versions_one_active",
-            "state",
-            unique=True,
-            sqlite_where=text("state = 'active'"),
-            postgresql_where=text("state = 'active'"),
-        ),
+        _index_where("ix_model_versions_one_active", "state", where="state = 'active'", unique=True),
     )
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
     name: Mapped[str] = mapped_column(String(64))

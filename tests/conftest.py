@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -34,8 +35,14 @@ def postgres_url() -> Iterator[str]:
         pytest.skip(f"PostgreSQL cannot start here: {error}")
     info = server.get_postmaster_info()
     url = f"postgresql+pg8000://postgres@/postgres?unix_sock={info.socket_dir}/.s.PGSQL.{info.port}"
-    _administer(url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")  # nothing here outlives the session
+    # Nothing here outlives the session; a checkpoint would only keep the tests waiting.
+    quick = {"fsync": "off", "full_page_writes": "off", "checkpoint_timeout": "'1h'", "max_wal_size": "'8GB'"}
+    _administer(
+        url, *(f"ALTER SYSTEM SET {name} = {value}" for name, value in quick.items()), "SELECT pg_reload_conf()"
+    )
     yield url
+    info.process.send_signal(signal.SIGQUIT)  # at once: nobody needs its last checkpoint
+    info.process.wait(timeout=30)
     server.cleanup()
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -89,12 +96,11 @@ def sqlite_url(migrated_sqlite: Path, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def postgresql_url(postgres_url: str, migrated_postgres: str) -> Iterator[str]:
-    """A migrated PostgreSQL database of this test alone."""
+def postgresql_url(postgres_url: str, migrated_postgres: str) -> str:
+    """A migrated PostgreSQL database of this test alone; it goes with its server, for DROP DATABASE takes its time."""
     name = f"t_{uuid4().hex}"
     _administer(postgres_url, f"CREATE DATABASE {name} TEMPLATE {migrated_postgres}")
-    yield _named(postgres_url, name)
-    _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+    return _named(postgres_url, name)
 
 
 @pytest.fixture(params=DATABASES)
@@ -105,16 +111,14 @@ def database_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(params=DATABASES)
-def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A database without tables of this test alone: the test runs once on each kind."""
     if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'empty.sqlite'}"
-        return
+        return f"sqlite:///{tmp_path / 'empty.sqlite'}"
     server: str = request.getfixturevalue("postgres_url")
     name = f"t_{uuid4().hex}"
     _administer(server, f"CREATE DATABASE {name}")
-    yield _named(server, name)
-    _administer(server, f"DROP DATABASE {name} WITH (FORCE)")
+    return _named(server, name)
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ depends_on = None
 
 _UTC = sa.DateTime(timezone=True)
 _CURRENT = sa.text("superseded_at IS NULL")
+_NOT_PURGED = sa.text("purged_at IS NULL")
+_UNREPORTED = sa.text("unreported_since IS NOT NULL")
 _ACTIVE = sa.text("state = 'active'")
 
 
@@ -114,8 +116,21 @@ def upgrade() -> None:
     )
     op.create_index("ix_studies_accession_number", "studies", ["accession_number"])
     op.create_index("ix_studies_first_received_at", "studies", ["first_received_at"])
+    op.create_index(
+        "ix_studies_not_purged",
+        "studies",
+        ["last_received_at"],
+        sqlite_where=_NOT_PURGED,
+        postgresql_where=_NOT_PURGED,
+    )
     op.create_index("ix_studies_patient_id", "studies", ["patient_id"])
-    op.create_index("ix_studies_unreported_since", "studies", ["unreported_since"])
+    op.create_index(
+        "ix_studies_unreported",
+        "studies",
+        ["unreported_since"],
+        sqlite_where=_UNREPORTED,
+        postgresql_where=_UNREPORTED,
+    )
     op.create_table(
         "task_locks",
         sa.Column("name", sa.String(length=64), nullable=False),
@@ -273,7 +288,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_predictions")),
     )
     op.create_index(
-        "ix_predictions_instance_id_finding",
+        "ix_predictions_current",
         "predictions",
         ["instance_id", "finding"],
         unique=True,
@@ -311,7 +326,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_warnings")),
     )
     op.create_index(
-        "ix_warnings_instance_id_code",
+        "ix_warnings_current",
         "warnings",
         ["instance_id", "code"],
         unique=True,

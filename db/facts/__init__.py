@@ -10,6 +10,7 @@ from db.facts.deliveries import (
     record_choice,
     record_not_sent,
     record_sent,
+    requeue_waiting_deliveries,
 )
 from db.facts.holds import release_study
 from db.facts.images import ImageFacts, PredictionFacts, WarningFacts
@@ -128,6 +129,7 @@ __all__ = [
     "record_sent",
     "release_study",
     "report_facts",
+    "requeue_waiting_deliveries",
     "retry_job",
     "search_studies",
     "settled_studies",

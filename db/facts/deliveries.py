@@ -7,14 +7,14 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select, update
+from sqlalchemy import exists, select, update
 
-from db import audit
+from db import audit, queue
 from db.audit import Action
 from db.engine import NoSuchRecord, Session
 from db.facts.arrival import clean
 from db.facts.reports import BuiltObject, objects_of
-from db.tables import Delivery, DeliveryState, Report, Study, rows_of
+from db.tables import Delivery, DeliveryState, Job, JobKind, JobState, Report, Study, rows_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class DeliveryFacts:
     """The study has a newer report."""
 
 
-_DELIVERIES, _REPORTS, _STUDIES = rows_of(Delivery), rows_of(Report), rows_of(Study)
+_DELIVERIES, _REPORTS, _STUDIES, _JOBS = rows_of(Delivery), rows_of(Report), rows_of(Study), rows_of(Job)
 _ACTIONS = {
     DeliveryState.WAITING: Action.DELIVERY_DELAYED,
     DeliveryState.HELD: Action.DELIVERY_HELD,
@@ -118,3 +118,17 @@ def _set(session: Session, delivery_id: UUID, **values: object) -> str:
     if destination is None:
         raise NoSuchRecord(f"no delivery {delivery_id}")
     return destination
+
+
+def requeue_waiting_deliveries(session: Session, *, now: datetime) -> int:
+    """Queue again what waits to be sent though its job is over; return how many.
+
+    A study that is released while a worker still looks at its held delivery ends so.
+    """
+    its_job = (_JOBS.c.kind == JobKind.DELIVER) & (_JOBS.c.subject_id == _DELIVERIES.c.id)
+    is_over = exists().where(its_job, _JOBS.c.state == JobState.DONE)
+    query = select(_DELIVERIES.c.id).where(_DELIVERIES.c.state == DeliveryState.WAITING, is_over)
+    stranded = session.execute(query).scalars().all()
+    for delivery_id in stranded:
+        queue.requeue(session, JobKind.DELIVER, delivery_id, now=now)
+    return len(stranded)

@@ -10,7 +10,7 @@ from sqlalchemy import select, update
 
 from db import audit
 from db.audit import Action
-from db.engine import NoSuchRecord, Session, insert_into
+from db.engine import NoSuchRecord, Session, add_if_new
 from db.tables import ModelState, ModelVersion, rows_of
 
 
@@ -52,8 +52,7 @@ def add_model_version(
         "state": ModelState.AVAILABLE,
         "added_at": now,
     }
-    statement = insert_into(session, _TABLE).on_conflict_do_nothing(index_elements=["name", "version"])
-    added = session.execute(statement.returning(_TABLE.c.id), row).scalar_one_or_none()
+    added = add_if_new(session, _TABLE, ("name", "version"), row)
     if added is None:
         known = select(_TABLE.c.weights_sha256).where(_TABLE.c.name == name, _TABLE.c.version == version)
         if session.execute(known).scalar_one() != weights_sha256:

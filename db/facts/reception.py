@@ -6,20 +6,20 @@ associations that send one study at once wait for each other only at the end, an
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, bindparam, case, func, insert, literal, select, update
+from sqlalchemy import bindparam, case, func, insert, literal, select, update
 
 from db import audit, queue
 from db.audit import Action
-from db.engine import Session, insert_into
+from db.engine import Session, add_if_new
 from db.facts.arrival import Identity, NewInstance, clean, hold_after, hold_of_new_study
 from db.facts.holds import hold_study
+from db.locks import wait_turn
 from db.tables import Hold, Instance, InstanceState, JobKind, Outcome, Receipt, Series, Study, Warning, new_id, rows_of
 
 SamePixels = Callable[[str, str], bool]
@@ -53,6 +53,7 @@ class StoredCopy:
 
 
 _STUDIES, _SERIES, _INSTANCES, _RECEIPTS = rows_of(Study), rows_of(Series), rows_of(Instance), rows_of(Receipt)
+_ADD_INSTANCE, _ADD_RECEIPT, _ADD_WARNING = insert(_INSTANCES), insert(_RECEIPTS), insert(rows_of(Warning))
 _IDENTITY = tuple(_STUDIES.c[name] for name in Identity.__dataclass_fields__)
 _COPY = (
     select(
@@ -66,11 +67,20 @@ _COPY = (
     .join(_STUDIES, _STUDIES.c.id == _INSTANCES.c.study_id)
     .where(_INSTANCES.c.sop_instance_uid == bindparam("sop_uid"))
 )
-_FIND_STUDY = select(_STUDIES.c.id, _STUDIES.c.hold, *_IDENTITY).where(
-    _STUDIES.c.study_instance_uid == bindparam("uid")
-)
-_FIND_SERIES = select(_SERIES.c.id).where(
-    _SERIES.c.study_id == bindparam("study"), _SERIES.c.series_instance_uid == bindparam("uid")
+_LOOK_UP = (
+    select(
+        _INSTANCES.c.id.label("copy_id"),
+        _STUDIES.c.id.label("study_id"),
+        _STUDIES.c.hold,
+        *_IDENTITY,
+        _SERIES.c.id.label("series_id"),
+    )
+    .select_from(select(literal(1)).subquery("always"))
+    .outerjoin(_INSTANCES, _INSTANCES.c.sop_instance_uid == bindparam("sop_uid"))
+    .outerjoin(_STUDIES, _STUDIES.c.study_instance_uid == bindparam("study_uid"))
+    .outerjoin(
+        _SERIES, (_SERIES.c.study_id == _STUDIES.c.id) & (_SERIES.c.series_instance_uid == bindparam("series_uid"))
+    )
 )
 _LATEST = case((_STUDIES.c.last_received_at < bindparam("now"), bindparam("now")), else_=_STUDIES.c.last_received_at)
 _MOST_URGENT = case((_STUDIES.c.priority < bindparam("urgency"), bindparam("urgency")), else_=_STUDIES.c.priority)
@@ -103,11 +113,13 @@ def add_instance(
     same_pixels
         Asked, inside this transaction, about a copy in another transfer syntax; see `stored_copy` to compare before it.
     """
-    _queue_for_uid(session, new.sop_instance_uid)
+    wait_turn(session, f"sop {new.sop_instance_uid}")
+    found = _look_up(session, new)
+    if found.copy_id is None:
+        return _accept_new(session, new, found, now)
     copy = stored_copy(session, new.sop_instance_uid)
-    if copy is not None:
-        return _accept_copy(session, copy, new, now, same_pixels)
-    return _accept_new(session, new, now)
+    assert copy is not None
+    return _accept_copy(session, copy, new, now, same_pixels)
 
 
 def stored_copy(session: Session, sop_instance_uid: str) -> StoredCopy | None:
@@ -133,15 +145,8 @@ def quarantine(
     receipt_id = new_id()
     row = {"id": receipt_id, "outcome": Outcome.QUARANTINED, "reason": clean(reason), "path": path, "received_at": now}
     row |= {"digest": digest, "size_bytes": size_bytes, "association_id": association_id}
-    session.execute(insert(_RECEIPTS), row)
+    session.execute(_ADD_RECEIPT, row)
     audit.append(session, Action.INSTANCE_QUARANTINED, actor="listener", subject_id=receipt_id, now=now)
-
-
-def _queue_for_uid(session: Session, sop_instance_uid: str) -> None:
-    """Let one transaction at a time add a SOP Instance on PostgreSQL; on SQLite BEGIN IMMEDIATE did."""
-    if session.get_bind().dialect.name != "sqlite":
-        key = int.from_bytes(hashlib.blake2b(sop_instance_uid.encode(), digest_size=8).digest(), signed=True)
-        session.execute(select(func.pg_advisory_xact_lock(literal(key, BigInteger))))
 
 
 def _accept_copy(
@@ -180,31 +185,36 @@ def _is_same_image(copy: StoredCopy, new: NewInstance, same_pixels: SamePixels |
     return is_alike and is_recoded and same_pixels is not None and same_pixels(copy.path, new.path)
 
 
-def _accept_new(session: Session, new: NewInstance, now: datetime) -> Accepted:
+def _look_up(session: Session, new: NewInstance) -> Any:
+    """Return what is known of the object's instance, study and series, in one round trip."""
+    uids = {"sop_uid": new.sop_instance_uid, "study_uid": new.study_instance_uid, "series_uid": new.series_instance_uid}
+    return session.execute(_LOOK_UP, uids).one()
+
+
+def _accept_new(session: Session, new: NewInstance, found: Any, now: datetime) -> Accepted:
+    study_id, before = found.study_id, found.hold
     judged_from = now if new.is_judged else None
-    study_id = _add_study(session, new, judged_from, now)
-    if study_id is not None:
-        before, hold = None, hold_of_new_study(new.identity)
-        instance_id = _add_image(session, new, study_id, now)
+    if study_id is None:
+        study_id = _add_study(session, new, judged_from, now)
+        if study_id is None:  # another association added it since the look
+            return _accept_new(session, new, _look_up(session, new), now)
+        hold = hold_of_new_study(new.identity)
+        instance_id = _add_image(session, new, study_id, None, now)
     else:
-        row = session.execute(_FIND_STUDY, {"uid": new.study_instance_uid}).one()
-        study_id, before, hold = row.id, row.hold, hold_after(_identity_of(row), new.identity, row.hold)
-        instance_id = _add_image(session, new, study_id, now)
-        session.execute(
-            _TOUCH_STUDY, {"study": study_id, "now": now, "urgency": new.priority, "judged_from": judged_from}
-        )
+        hold = hold_after(_identity_of(found), new.identity, before)
+        instance_id = _add_image(session, new, study_id, found.series_id, now)
+        touch = {"study": study_id, "now": now, "urgency": new.priority, "judged_from": judged_from}
+        session.execute(_TOUCH_STUDY, touch)
     if hold is not None and hold != before:
         hold_study(session, study_id, hold, actor=_actor(new), now=now)
     return Accepted(outcome=Outcome.NEW, instance_id=instance_id, study_id=study_id, hold=hold)
 
 
-def _add_study(session: Session, new: NewInstance, judged_from: datetime | None, now: datetime) -> UUID | None:
-    """Add the study's row; None when it is there already, even if only since a moment ago."""
+def _add_study(session: Session, new: NewInstance, judged_from: datetime | None, now: datetime) -> Any:
+    """Add the study's row and return its id; None when it is there already."""
     row: dict[str, Any] = {name: clean(getattr(new, name)) for name in _STUDY_TEXTS}
     row |= {"study_date": new.study_date, "priority": new.priority, "first_received_at": now, "last_received_at": now}
-    row["unreported_since"] = judged_from
-    statement = insert_into(session, _STUDIES).on_conflict_do_nothing(index_elements=["study_instance_uid"])
-    return session.execute(statement.returning(_STUDIES.c.id), row).scalar_one_or_none()
+    return add_if_new(session, _STUDIES, ("study_instance_uid",), row | {"unreported_since": judged_from})
 
 
 _STUDY_TEXTS = (
@@ -220,43 +230,42 @@ _STUDY_TEXTS = (
 )
 
 
-def _add_image(session: Session, new: NewInstance, study_id: UUID, now: datetime) -> UUID:
+_INSTANCE_FIELDS = (
+    "sop_instance_uid",
+    "sop_class_uid",
+    "transfer_syntax_uid",
+    "digest",
+    "size_bytes",
+    "path",
+    "association_id",
+    "is_judged",
+)
+
+
+def _add_image(session: Session, new: NewInstance, study_id: UUID, series_id: UUID | None, now: datetime) -> UUID:
     """Add the instance with its series, its receipt, its audit event, and its job or the reason why it has none."""
     instance_id = new_id()
-    names = (
-        "sop_instance_uid",
-        "sop_class_uid",
-        "transfer_syntax_uid",
-        "digest",
-        "size_bytes",
-        "path",
-        "association_id",
-        "is_judged",
-    )
-    row = {name: getattr(new, name) for name in names}
-    row |= {"id": instance_id, "study_id": study_id, "series_id": _series(session, new, study_id), "received_at": now}
+    row = {name: getattr(new, name) for name in _INSTANCE_FIELDS}
+    row |= {"id": instance_id, "study_id": study_id, "received_at": now}
+    row["series_id"] = series_id or _add_series(session, new, study_id)
     row["state"] = InstanceState.WAITING if new.is_judged else InstanceState.NOT_ANALYSED
-    session.execute(insert(_INSTANCES), row)
+    session.execute(_ADD_INSTANCE, row)
     _add_receipt(session, new, Outcome.NEW, instance_id, "", now)
     if new.is_judged:
         queue.enqueue(session, JobKind.INFER, instance_id, study_id, priority=new.priority, now=now)
     elif new.not_judged_reason is not None:
         code, text = new.not_judged_reason
         warning = {"instance_id": instance_id, "code": code, "severity": "forbids", "text": text, "created_at": now}
-        session.execute(insert(rows_of(Warning)), warning)
+        session.execute(_ADD_WARNING, warning)
     audit.append(session, Action.INSTANCE_STORED, actor=_actor(new), subject_id=instance_id, now=now)
     return instance_id
 
 
-def _series(session: Session, new: NewInstance, study_id: UUID) -> UUID:
-    find = {"study": study_id, "uid": new.series_instance_uid}
-    found: UUID | None = session.execute(_FIND_SERIES, find).scalar_one_or_none()
-    if found is not None:
-        return found
+def _add_series(session: Session, new: NewInstance, study_id: UUID) -> UUID:
     row = {"study_id": study_id, "series_instance_uid": new.series_instance_uid, "modality": clean(new.modality)[:16]}
-    statement = insert_into(session, _SERIES).on_conflict_do_nothing(index_elements=["study_id", "series_instance_uid"])
-    found = session.execute(statement.returning(_SERIES.c.id), row).scalar_one_or_none()
-    return found or UUID(session.execute(_FIND_SERIES, find).scalar_one().hex)
+    added = add_if_new(session, _SERIES, ("study_id", "series_instance_uid"), row)
+    found: UUID = added or _look_up(session, new).series_id
+    return found
 
 
 def _add_receipt(
@@ -264,7 +273,7 @@ def _add_receipt(
 ) -> None:
     row = {"outcome": outcome, "instance_id": instance_id, "reason": reason, "received_at": now}
     row |= {"path": new.path if outcome is Outcome.QUARANTINED else None, "association_id": new.association_id}
-    session.execute(insert(_RECEIPTS), row | {"digest": new.digest, "size_bytes": new.size_bytes})
+    session.execute(_ADD_RECEIPT, row | {"digest": new.digest, "size_bytes": new.size_bytes})
 
 
 def _identity_of(row: Any) -> Identity:

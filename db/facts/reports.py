@@ -13,7 +13,7 @@ from sqlalchemy import Row, insert, select, update
 
 from db import audit, queue
 from db.audit import Action
-from db.engine import NoSuchRecord, Session, insert_into
+from db.engine import NoSuchRecord, Session, add_if_new
 from db.facts.images import ImageFacts, freeze, images_of_study, thaw
 from db.tables import Answer, Delivery, DeliveryState, JobKind, OwnObject, Report, Study, new_id, rows_of
 
@@ -174,13 +174,12 @@ def record_report_built(
     study = session.execute(locked.with_for_update(key_share=True)).one()
     made = {"report_id": report_id, "created_at": now}
     for built in objects:
-        session.execute(insert_into(session, _OBJECTS).on_conflict_do_nothing(), asdict(built) | made)
+        add_if_new(session, _OBJECTS, ("sop_instance_uid",), asdict(built) | made)
     for name, state, reason in destinations:
         if study.hold is not None and state is DeliveryState.WAITING:
             state, reason = DeliveryState.HELD, study.hold.value
-        delivery = insert_into(session, _DELIVERIES).on_conflict_do_nothing(index_elements=["report_id", "destination"])
         row = made | {"destination": name, "state": state, "reason": reason}
-        delivery_id = session.execute(delivery.returning(_DELIVERIES.c.id), row).scalar_one_or_none()
+        delivery_id = add_if_new(session, _DELIVERIES, ("report_id", "destination"), row)
         if delivery_id is not None and state is DeliveryState.WAITING:
             queue.enqueue(session, JobKind.DELIVER, delivery_id, report.study_id, priority=study.priority, now=now)
     if report.built_at is None:
