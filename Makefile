@@ -4,8 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= config.toml
 # Programs the acceptance tests use as peers and judges: modality and PACS (dcmtk, Orthanc), validators, a browser.
-PEERS := dcmtk dicom3tools pixelmed-apps default-jre-headless orthanc chromium
-PEER_COMMANDS := /usr/bin/storescu /usr/bin/dciodvfy /usr/bin/java /usr/sbin/Orthanc /usr/bin/chromium
+PEERS := dcmtk dicom3tools pixelmed-apps default-jdk-headless orthanc chromium
+PEER_COMMANDS := /usr/bin/storescu /usr/bin/dciodvfy /usr/bin/javac /usr/sbin/Orthanc /usr/bin/chromium
 .PHONY: run demo test check bench setup peers clean
 
 run: .venv/installed

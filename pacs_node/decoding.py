@@ -7,10 +7,12 @@ is undefined.
 from __future__ import annotations
 
 import ctypes
+import logging
 import multiprocessing
 import os
 import resource
 import signal
+import warnings
 from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, ParamSpec, TypeVar
@@ -42,7 +44,10 @@ class DecodingPool:
             initargs=(memory_mb, os.getpid()),
             context=multiprocessing.get_context("spawn"),
         )
-        self._pool.schedule(os.getpid)  # the processes start now, not with the first image
+
+    def warm(self) -> None:
+        """Start the processes now, so that the first image need not wait for their imports."""
+        self._pool.schedule(os.getpid)
 
     def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> ProcessFuture[T]:
         return self._pool.schedule(function, args=args, kwargs=kwargs, timeout=self._timeout_s)
@@ -76,6 +81,8 @@ def _prepare_process(memory_mb: int, parent: int) -> None:
     limit = memory_mb * 1024 * 1024
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    warnings.simplefilter("ignore")  # pydicom quotes the values that it warns about, and nothing here filters them
+    logging.disable()
     import torch  # here, in the child: the caller need not have it
 
     import models.suitability  # noqa: F401 - what most calls need, loaded before the first of them

@@ -45,7 +45,7 @@ def _ae_title(value: str) -> str:
 
 
 class NodeSettings(Section):
-    name: str = Field("pacs-node-1", min_length=1, max_length=64)
+    name: str = Field("pacs-node-1", min_length=1, max_length=64, pattern=r"^[^\\\x00-\x1f\x7f]+$")  # VR LO
     data_dir: Path = Path("var")
     secrets_dir: Path = Path("var/secrets")
 

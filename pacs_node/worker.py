@@ -65,6 +65,7 @@ class Worker:
 
     def run(self) -> None:
         """Work until asked to stop, then finish what is in flight."""
+        self._pool.warm()
         try:
             with self._leases:
                 while not self._stop.is_set():
