@@ -312,7 +312,9 @@ def test_study_may_be_purged_only_when_everything_is_finished(
 def test_purged_study_keeps_its_rows_and_is_not_purged_again(session: Session) -> None:
     study_id = finished(session)
     (_, paths) = facts.purgeable_studies(session, older_than=NOON, now=NOON, limit=10)[0]
+    assert facts.known_paths(session, paths) == set(paths)
     assert facts.mark_purged(session, study_id, NOON, paths=paths)
+    assert facts.known_paths(session, paths) == set(), "what a crash left behind is swept"
     assert purgeable(session) == []
     assert not facts.mark_purged(session, study_id, NOON)
     assert facts.instance_detail(session, facts.study_detail(session, study_id).images[0].instance_id).is_purged
