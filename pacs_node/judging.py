@@ -164,7 +164,7 @@ def record(engine: Engine, judgements: Sequence[Judgement], *, policy: QueuePoli
     """Write the whole batch in one transaction; a job whose lease was lost drops its own rows only."""
     with session_scope(engine) as session:
         now = db_now(session)
-        for judgement in judgements:
+        for judgement in sorted(judgements, key=lambda one: one.job.study_id):  # one order for all: no deadlock
             try:
                 with session.begin_nested():
                     _record_one(session, judgement, policy, now)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from db import facts
+from db.audit import Action
 from db.engine import check_revision, db_now, make_engine, read_scope, session_scope
 from pacs_node.errors import ConfigError
 from pacs_node.settings import Settings
@@ -47,7 +48,7 @@ def add(settings: Settings, folder: Path, *, actor: str) -> str:
     return f"Added {card.name} {card.version}. It answers after `pacs-node models activate {card.name}/{card.version}`."
 
 
-def activate(settings: Settings, what: str, *, actor: str) -> str:
+def activate(settings: Settings, what: str, *, actor: str, action: Action = Action.MODEL_ACTIVATED) -> str:
     """Let NAME/VERSION answer from now on; running workers take it up within seconds."""
     name, slash, version = what.partition("/")
     if not slash or not version:
@@ -71,7 +72,7 @@ def activate(settings: Settings, what: str, *, actor: str) -> str:
             )
         if facts.active_model(session) is None:
             facts.activate_model(session, before.name, before.version, actor=actor, now=now)
-        facts.activate_model(session, card.name, card.version, actor=actor, now=now)
+        facts.activate_model(session, card.name, card.version, actor=actor, now=now, action=action)
     return f"{card.name} {card.version} answers from now on (before: {before.name} {before.version})."
 
 
@@ -89,4 +90,4 @@ def roll_back(settings: Settings, *, actor: str) -> str:
         previous = facts.previous_active(session)
     if previous is None:
         raise ConfigError("no other version answered before: nothing to roll back to")
-    return activate(settings, "/".join(previous), actor=actor)
+    return activate(settings, "/".join(previous), actor=actor, action=Action.MODEL_ROLLED_BACK)

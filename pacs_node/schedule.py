@@ -82,10 +82,11 @@ class Tasks:
             )
 
     def reclaim(self) -> None:
-        """Release the associations of dead listeners; fail the subjects of jobs whose workers died too often."""
+        """Mend what the dead leave: open associations, deliveries without a job, jobs whose workers died each time."""
         with session_scope(self._engine) as session:
             now = db_now(session)
             facts.lose_associations(session, silent_for_s=LOST_LISTENER_S, now=now)
+            facts.requeue_waiting_deliveries(session, now=now)
             for job in queue.reclaim_expired(session, policy=self._policy, now=now):
                 if job.kind is JobKind.INFER:
                     facts.record_failure(session, job.subject_id, error_text="its worker died each time", now=now)
