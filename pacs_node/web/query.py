@@ -1,0 +1,58 @@
+"""What a query may hold: bounded pages, opaque cursors, instants that exist. Anything else is a 422, never a 500."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from datetime import UTC, datetime
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import Query
+from fastapi.exceptions import RequestValidationError
+from pydantic import AfterValidator, AwareDatetime
+
+PAGE_MAX = 200
+
+
+def _to_utc(instant: datetime) -> datetime:
+    try:
+        return instant.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("no such instant") from None
+
+
+def _read_cursor(cursor: str) -> str:
+    """Return what the database room gave; the outer form only keeps `+` and `:` out of an address."""
+    try:
+        inner = base64.b64decode(cursor, altchars=b"-_", validate=True).decode("ascii")
+        at, _, row_id = inner.partition("_")
+        has_zone = _to_utc(datetime.fromisoformat(at)) and datetime.fromisoformat(at).tzinfo
+        is_ours = bool(has_zone and UUID(row_id))
+    except (binascii.Error, UnicodeDecodeError, ValueError):
+        is_ours = False
+    if not is_ours:
+        raise ValueError("not a cursor that this API gave")
+    return inner
+
+
+def cursor_out(inner: str | None) -> str | None:
+    """Return the cursor as callers see it."""
+    return base64.urlsafe_b64encode(inner.encode("ascii")).decode("ascii") if inner is not None else None
+
+
+def refuse(where: str, rule: str) -> RequestValidationError:
+    """Return the error for a rule that types cannot say."""
+    return RequestValidationError([{"loc": ("query", where), "msg": rule, "type": "value_error"}])
+
+
+Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="Rows on a page.")]
+Cursor = Annotated[
+    str | None,
+    Query(min_length=1, max_length=200, description="From `next_cursor` of the page before."),
+    AfterValidator(lambda c: c and _read_cursor(c)),
+]
+Instant = Annotated[AwareDatetime, AfterValidator(_to_utc)]
+AeTitle = Annotated[str, Query(min_length=1, max_length=16, pattern=r"^[\x20-\x5b\x5d-\x7e]+$", examples=["CR_ROOM_1"])]
+Code = Annotated[str, Query(max_length=64, pattern=r"^[a-z0-9_]+$", examples=["low_confidence"])]
+Version = Annotated[str, Query(max_length=32, pattern=r"^[0-9]+\.[0-9]+\.[0-9]+$", examples=["1.0.0"])]

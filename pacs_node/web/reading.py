@@ -1,0 +1,236 @@
+"""One study as the reading page shows it: what the model said, why, which images, where the report is. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from db.facts import ImageFacts, PredictionFacts, ReviewFacts, StudyDetail
+from db.tables import Answer, InstanceState, Verdict
+from pacs_node.report.answer import FINDING, FORBIDS, NOT_NAMED, prediction_of
+from pacs_node.web import words
+from pacs_node.web.words import Kind, Saying, Sentence
+from pacs_node.web.worklist import Point
+
+_CAUTION = {
+    Kind.POSITIVE: "Above the threshold. The model knows pneumonia only; it is blind to any other finding.",
+    Kind.NEGATIVE: "Below the threshold. The model knows pneumonia only; this does not exclude any other finding.",
+}
+_CHOICES = {
+    Answer.PRESENT: {"agree": "pneumonia", "disagree": "no pneumonia"},
+    Answer.ABSENT: {"agree": "no pneumonia", "disagree": "pneumonia"},
+}
+_VERDICTS = {Verdict.AGREE: "Agree", Verdict.DISAGREE: "Disagree", Verdict.COMMENT: "Comment"}
+_SEXES = {"F": "F", "M": "M", "O": "other"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageView:
+    """One image of the study on the shelf."""
+
+    instance_id: UUID
+    name: str
+    kind: Kind
+    words: str
+    because: str
+    probability_text: str
+    has_picture: bool
+    is_shown: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReviewView:
+    words: str
+    reviewer: str
+    at: str
+    comment: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyView:
+    """The reading page, in words."""
+
+    study_id: UUID
+    is_urgent: bool
+    is_settled: bool
+    patient_name: str
+    patient_id: str
+    patient_line: str
+    accession_number: str
+    study_line: str
+    images: Sequence[ImageView]
+    shown: ImageView | None
+    no_picture: str
+    kind: Kind
+    saying: Saying
+    probability: float | None
+    probability_text: str
+    point: Point | None
+    finding: str
+    reasons: Sequence[Sentence]
+    caution: str
+    warnings: Sequence[str]
+    unjudged: Sequence[ImageView]
+    reviews: Sequence[ReviewView]
+    facts: Sequence[tuple[str, str]]
+    choices: dict[str, str] | None
+    no_choice: str
+    report_href: str
+    revision: int
+    saved: str
+
+
+def study_view(study: StudyDetail, *, chosen: UUID | None, saved: UUID | None, now: datetime) -> StudyView:
+    """Put a study into words; `chosen` is the image on the light box, by default the one that decides the answer."""
+    summary = study.summary
+    radiographs = [image for image in study.images if not _is_passed_over(image)]
+    warnings = [warning for image in radiographs for warning in image.warnings]
+    kind = words.kind_of(summary.answer, warnings)
+    decisive = _decisive(radiographs, summary.probability)
+    point = _point(decisive)
+    shown_id = _shown(radiographs, chosen, decisive)
+    views = [_image_view(image, i, shown_id, study) for i, image in enumerate(radiographs, start=1)]
+    band = (point.low, point.high) if point else None
+    reasons = words.status_sentences(kind, summary.state, hold=summary.hold, band=band, probability=summary.probability)
+    is_unanswered = kind in (Kind.NOT_ANALYSED, Kind.FAILED)
+    choices = _CHOICES.get(summary.answer) if summary.answer else None
+    return StudyView(
+        study_id=summary.study_id,
+        is_urgent=summary.priority > 0,
+        is_settled=summary.state in ("answered", "held"),
+        patient_name=words.readable_name(summary.patient_name),
+        patient_id=summary.patient_id or "no patient id",
+        patient_line=_patient_line(study, now),
+        accession_number=summary.accession_number,
+        study_line=_study_line(study),
+        images=views,
+        shown=next((view for view in views if view.is_shown and view.has_picture), None),
+        no_picture=_no_picture(study),
+        kind=kind,
+        saying=words.SAYINGS[kind],
+        probability=summary.probability,
+        probability_text=words.probability_text(summary.probability, summary.threshold)
+        if summary.probability is not None
+        else "",
+        point=point,
+        finding=FINDING,
+        reasons=reasons + (words.reason_sentences(kind, warnings) if is_unanswered else []),
+        caution=_CAUTION.get(kind, ""),
+        warnings=words.warning_sentences(warnings) + _delivery_warnings(study),
+        unjudged=[view for view in views if view.because and not (is_unanswered and len(views) == 1)],
+        reviews=[_review_view(review, now) for review in reversed(study.reviews)],
+        facts=_facts(study, decisive, now),
+        choices=choices,
+        no_choice="" if choices else "no answer to agree with",
+        report_href=f"/api/v1/studies/{summary.study_id}/report"
+        if study.reports and study.reports[-1].built_at
+        else "",
+        revision=summary.revision,
+        saved=next((_VERDICTS[review.verdict] for review in study.reviews if review.review_id == saved), ""),
+    )
+
+
+def decisive_image(images: Sequence[ImageFacts], probability: float | None) -> ImageFacts | None:
+    """Return the image to show for a study: the one whose probability is the study's, else the first radiograph."""
+    radiographs = [image for image in images if not _is_passed_over(image)]
+    return _decisive(radiographs, probability) or next(iter(radiographs), None)
+
+
+def _is_passed_over(image: ImageFacts) -> bool:
+    """What this node made, and what is no image, is not laid on the shelf."""
+    return any(warning.code in NOT_NAMED for warning in image.warnings)
+
+
+def _decisive(images: Sequence[ImageFacts], probability: float | None) -> ImageFacts | None:
+    for image in images:
+        prediction = prediction_of(image)
+        if prediction is not None and prediction.probability == probability:
+            return image
+    return None
+
+
+def _prediction(image: ImageFacts | None) -> PredictionFacts | None:
+    return prediction_of(image) if image is not None else None
+
+
+def _point(image: ImageFacts | None) -> Point | None:
+    found = _prediction(image)
+    return Point(threshold=found.threshold, low=found.abstain_low, high=found.abstain_high) if found else None
+
+
+def _shown(images: Sequence[ImageFacts], chosen: UUID | None, decisive: ImageFacts | None) -> UUID | None:
+    ids = [image.instance_id for image in images]
+    if chosen in ids:
+        return chosen
+    return decisive.instance_id if decisive else next(iter(ids), None)
+
+
+def _image_view(image: ImageFacts, position: int, shown_id: UUID | None, study: StudyDetail) -> ImageView:
+    found = prediction_of(image)
+    kind = words.kind_of_image(image.state)
+    reasons = [
+        w.text if w.code != words.FAILURE else words.FAILED_TEXT for w in image.warnings if w.severity == FORBIDS
+    ]
+    is_unjudged = image.state in (InstanceState.NOT_ANALYSED, InstanceState.FAILED)
+    return ImageView(
+        instance_id=image.instance_id,
+        name=f"Image {position}",
+        kind=kind,
+        words=words.SAYINGS[kind].short.lower(),
+        because=f"because {'; '.join(map(words.clause, reasons)) or 'no reason was recorded'}." if is_unjudged else "",
+        probability_text=words.probability_text(found.probability, found.threshold) if found else "",
+        has_picture=study.purged_at is None,
+        is_shown=image.instance_id == shown_id,
+    )
+
+
+def _patient_line(study: StudyDetail, now: datetime) -> str:
+    summary, born = study.summary, study.patient_birth_date
+    parts = [summary.patient_id or "no patient id", _SEXES.get(study.patient_sex, "")]
+    return ", ".join(part for part in [*parts, words.age_text(born, summary.study_date or now.date())] if part)
+
+
+def _study_line(study: StudyDetail) -> str:
+    summary = study.summary
+    taken = f"{summary.study_date}" if summary.study_date else ""
+    parts = [summary.accession_number or "no accession", study.study_description, taken, summary.calling_ae_title]
+    return ", ".join(part for part in parts if part)
+
+
+def _no_picture(study: StudyDetail) -> str:
+    if study.purged_at is not None:
+        return "The input images were purged after the retention time; results and reports are kept."
+    return "No image of this study has arrived yet."
+
+
+def _delivery_warnings(study: StudyDetail) -> list[str]:
+    return [words.delivery_sentence(delivery) for delivery in study.summary.deliveries if delivery.state != "sent"]
+
+
+def _review_view(review: ReviewFacts, now: datetime) -> ReviewView:
+    return ReviewView(
+        words=_VERDICTS[review.verdict],
+        reviewer=review.reviewer,
+        at=words.clock(review.created_at, now),
+        comment=review.comment,
+    )
+
+
+def _facts(study: StudyDetail, decisive: ImageFacts | None, now: datetime) -> list[tuple[str, str]]:
+    summary, found = study.summary, _prediction(decisive)
+    facts = [("Received", f"{words.clock(summary.received_at, now)} from {summary.calling_ae_title}")]
+    if found is not None:
+        facts.append(("Model", f"{found.model_name} {found.model_version}; research use only"))
+        facts.append(
+            ("Threshold", f"{found.threshold:.2f}, no answer from {found.abstain_low:.2f} to {found.abstain_high:.2f}")
+        )
+    facts += [
+        ("Delivery", words.delivery_sentence(delivery)) for delivery in summary.deliveries if delivery.state == "sent"
+    ]
+    for report in study.reports:
+        built = "" if report.built_at else ", being built"
+        said = words.SAYINGS[words.kind_of(report.answer, ())].whole.lower()
+        facts.append((f"Revision {report.revision}", f"{words.clock(report.content_at, now)}: {said}{built}"))
+    return facts

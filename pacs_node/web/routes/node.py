@@ -1,0 +1,59 @@
+"""The node's own state, at the root: is it alive, can it work, what does it count, which model answers."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from fastapi import APIRouter, HTTPException, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from models.errors import ModelError
+from models.networks import make_network
+from pacs_node.web.context import WebContext
+from pacs_node.web.metrics import exposition
+from pacs_node.web.problems import documented
+from pacs_node.web.readiness import check_all
+from pacs_node.web.schemas import Health, ModelInfo, Readiness, ReadinessCheck
+
+router = APIRouter(tags=["node"])
+
+
+@router.get("/health", summary="Is the web process alive?")
+def health() -> Health:
+    """Answer without touching database or disk: for whoever restarts processes."""
+    return Health(status="ok", api_version="v1")
+
+
+@router.get("/ready", summary="Can the node do its work?", responses={503: {"model": Readiness}})
+def ready(web: WebContext, response: Response) -> Readiness:
+    """Check database, store, model and queue; 503 names the one that fails."""
+    checks = check_all(web)
+    is_ready = all(check.is_ready for check in checks)
+    response.status_code = 200 if is_ready else 503
+    return Readiness(
+        status="ready" if is_ready else "not ready",
+        checks=[ReadinessCheck(name=check.name, ready=check.is_ready, detail=check.detail) for check in checks],
+    )
+
+
+@router.get("/metrics", summary="Numbers for Prometheus", response_class=Response)
+def metrics(web: WebContext) -> Response:
+    """Return text exposition; read from the database, without any patient attribute."""
+    return Response(exposition(web), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/model/info", summary="Which model answers", responses=documented(503))
+def model_info(web: WebContext) -> ModelInfo:
+    """Return what the active model's card says."""
+    try:
+        card = web.card()
+    except ModelError as error:
+        raise HTTPException(503, str(error)) from error
+    return ModelInfo.of(card, _count_parameters(card.network, len(card.outputs)))
+
+
+@lru_cache(maxsize=8)
+def _count_parameters(network: str, output_count: int) -> int:
+    with torch.device("meta"):  # shapes without memory
+        return sum(parameter.numel() for parameter in make_network(network, output_count).parameters())

@@ -1,0 +1,136 @@
+"""Studies: lists, search, one in full, its picture for a list, its report."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, HTTPException, Query, Request, Response
+from fastapi.responses import FileResponse
+
+from db import facts
+from db.engine import read_scope
+from db.facts import BuiltObject, ReportFacts, StudyDetail
+from db.tables import Answer
+from pacs_node.web.context import Web, WebContext
+from pacs_node.web.problems import documented
+from pacs_node.web.query import AeTitle, Code, Cursor, Instant, Limit, Version, cursor_out
+from pacs_node.web.reading import decisive_image
+from pacs_node.web.routes import API
+from pacs_node.web.routes.images import THUMBNAIL, picture
+from pacs_node.web.schemas import Page, StudyLine, StudyOut, StudySearch
+
+router = APIRouter(prefix=f"{API}/studies", tags=["studies"], responses=documented(404, 422, 503))
+
+State = Annotated[str, Query(pattern="^(receiving|judging|reporting|answered|held)$", examples=["answered"])]
+COMPREHENSIVE_3D_SR = "1.2.840.10008.5.1.4.1.1.88.34"
+PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}}, 304: {"description": "Not Modified"}}
+
+
+@router.get("", summary="List studies")
+def list_studies(
+    web: WebContext,
+    state: State | None = None,
+    answer: Answer | None = None,
+    warning: Code | None = None,
+    calling_ae_title: AeTitle | None = None,
+    model_version: Version | None = None,
+    reviewed: bool | None = None,
+    since: Instant | None = None,
+    until: Instant | None = None,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> Page[StudyLine]:
+    """Return one page of studies, the newest first. `since` and `until` bound when the first image arrived."""
+    with read_scope(web.engine) as session:
+        studies, following = facts.list_studies(
+            session,
+            state=state,
+            answer=answer,
+            warning=warning,
+            calling_ae_title=calling_ae_title,
+            model_version=model_version,
+            is_reviewed=reviewed,
+            received_from=since,
+            received_before=until,
+            limit=limit,
+            cursor=cursor,
+        )
+    return Page(items=[StudyLine.model_validate(study) for study in studies], next_cursor=cursor_out(following))
+
+
+@router.post("/search", summary="Search for a patient or an order")
+def search_studies(web: WebContext, sought: StudySearch) -> Page[StudyLine]:
+    """Return the studies that have every given attribute, the newest first.
+
+    Asked for in a body, so that no address names a patient.
+    """
+    wanted = sought.model_dump(exclude={"limit"}, exclude_none=True)
+    if not any(wanted.values()):
+        raise HTTPException(422, "A search needs patient_id, patient_name or accession_number.")
+    with read_scope(web.engine) as session:
+        studies = facts.search_studies(session, **wanted, limit=sought.limit)
+    return Page(items=[StudyLine.model_validate(study) for study in studies], next_cursor=None)
+
+
+@router.get("/{study_id}", summary="One study in full")
+def get_study(web: WebContext, study_id: UUID) -> StudyOut:
+    """Return the study with its images, results, warnings, reports and reviews; the view is audited."""
+    study = detail_of(web, study_id)
+    web.note_view(study_id, "detail")
+    return StudyOut.model_validate(study)
+
+
+@router.get(
+    "/{study_id}/thumbnail", summary="The study's picture for a list", response_class=Response, responses=PICTURE
+)
+def get_thumbnail(web: WebContext, request: Request, study_id: UUID) -> Response:
+    """Return the image that decides the answer as a small PNG; not audited, a list shows no more than this."""
+    study = detail_of(web, study_id)
+    image = decisive_image(study.images, study.summary.probability)
+    if image is None or study.purged_at is not None:
+        raise HTTPException(404, "This study has no picture.")
+    with read_scope(web.engine) as session:
+        instance = facts.instance_detail(session, image.instance_id)
+    return picture(web, request, instance, size=THUMBNAIL, window=None)
+
+
+@router.get(
+    "/{study_id}/report",
+    summary="The study's DICOM Structured Report",
+    response_class=FileResponse,
+    responses={200: {"content": {"application/dicom": {}}}},
+)
+def get_report(
+    web: WebContext, study_id: UUID, revision: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None
+) -> FileResponse:
+    """Return the current report, or an earlier revision, as a DICOM file; the view is audited."""
+    report = _report(detail_of(web, study_id), revision)
+    built = _preferred(web, report)
+    web.note_view(study_id, "report")
+    name = f"{study_id}-{report.revision}.dcm"
+    return FileResponse(web.store.absolute(built.path), media_type="application/dicom", filename=name)
+
+
+def detail_of(web: Web, study_id: UUID) -> StudyDetail:
+    """Return one study; an unknown one is a 404 by `problems`."""
+    with read_scope(web.engine) as session:
+        return facts.study_detail(session, study_id)
+
+
+def _report(study: StudyDetail, revision: int | None) -> ReportFacts:
+    wanted = study.summary.revision if revision is None else revision
+    report = next((report for report in study.reports if report.revision == wanted), None)
+    if report is None or report.built_at is None:
+        raise HTTPException(404, "This report does not exist, or is not built yet.")
+    return report
+
+
+def _preferred(web: Web, report: ReportFacts) -> BuiltObject:
+    """Return the richest of a report's objects: the Comprehensive 3D SR where there is one."""
+    with read_scope(web.engine) as session:
+        built = facts.objects_of(session, report.report_id)
+    is_there = [made for made in built if web.store.absolute(made.path).is_file()]
+    if not is_there:
+        raise HTTPException(404, "The report's file is not in the store.")
+    return max(is_there, key=lambda made: made.sop_class_uid == COMPREHENSIVE_3D_SR)

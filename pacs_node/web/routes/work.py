@@ -1,0 +1,38 @@
+"""The queue and the quarantine, to look at; an operator acts on them by `pacs-node jobs`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from db import facts, queue
+from db.engine import read_scope
+from db.queue import JobKind, JobState
+from pacs_node.web.context import WebContext
+from pacs_node.web.problems import documented
+from pacs_node.web.query import Cursor, Limit, cursor_out
+from pacs_node.web.routes import API
+from pacs_node.web.schemas import JobOut, Page, QuarantinedOut
+
+router = APIRouter(prefix=API, tags=["work"], responses=documented(404, 422, 503))
+
+Offset = Annotated[int, Query(ge=0, le=1_000_000)]
+
+
+@router.get("/jobs", summary="List jobs")
+def list_jobs(
+    web: WebContext, state: JobState | None = None, kind: JobKind | None = None, limit: Limit = 50, offset: Offset = 0
+) -> list[JobOut]:
+    """Return jobs, the newest first; `state=failed` lists what waits for an operator."""
+    with read_scope(web.engine) as session:
+        jobs = queue.list_jobs(session, state=state, kind=kind, limit=limit, offset=offset)
+    return [JobOut.model_validate(job) for job in jobs]
+
+
+@router.get("/quarantine", summary="List quarantined objects")
+def list_quarantined(web: WebContext, limit: Limit = 50, cursor: Cursor = None) -> Page[QuarantinedOut]:
+    """Return one page of bytes that were kept apart, the newest first."""
+    with read_scope(web.engine) as session:
+        kept, following = facts.list_quarantined(session, limit=limit, cursor=cursor)
+    return Page(items=[QuarantinedOut.model_validate(one) for one in kept], next_cursor=cursor_out(following))

@@ -1,0 +1,296 @@
+"""What the API takes and gives. Read from the facts by attribute; store keys and file names stay inside.
+
+Times are ISO 8601 in UTC; probabilities lie in [0, 1]; ids are the node's own.
+"""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from typing import Annotated, Any, Generic, TypeVar
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from db.queue import JobKind, JobState
+from db.tables import Answer, DeliveryState, Hold, InstanceState, Verdict
+from models.card import ModelCard
+
+Item = TypeVar("Item")
+Written = StringConstraints(strip_whitespace=True, pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$")
+"""What a person types: no control characters but tab and line breaks."""
+STUDY_ID = "0193a1c2-6b5e-7c3a-9d2f-3b1c5a7e9f10"
+INSTANCE_ID = "0193a1c2-6b61-7f44-8c1e-2a9b4d6c8e02"
+REPORT_ID = "0193a1c2-7d02-7a10-b3c4-5d6e7f809102"
+REVIEW_ID = "0193a1c2-9f00-7b21-a4d5-6e7f80910213"
+
+
+class Schema(BaseModel):
+    model_config = ConfigDict(from_attributes=True, extra="ignore")
+
+
+class Body(BaseModel):
+    """What a caller sends: a key that is not known is a mistake."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Problem(Schema):
+    """An error (RFC 9457, application/problem+json)."""
+
+    type: str = "about:blank"
+    title: str = Field(examples=["Not Found"])
+    status: int = Field(examples=[404])
+    detail: str = Field(examples=["There is no such study."])
+    instance: str | None = Field(None, description="This request's number, as in the node's log.")
+    errors: list[dict[str, str]] | None = Field(None, description="Which field broke which rule; never the value sent.")
+
+
+class Page(Schema, Generic[Item]):
+    """One page, the newest first."""
+
+    items: list[Item]
+    next_cursor: str | None = Field(None, description="Give it as `cursor` for the next page; null on the last one.")
+
+
+class WarningOut(Schema):
+    """A coded remark about an image."""
+
+    code: str = Field(examples=["view_unknown"])
+    severity: str = Field(examples=["warning"], description="`forbids` = the reason why there is no answer.")
+    text: str = Field(examples=["The view is not stated; the model judges frontal views only."])
+
+
+class PredictionOut(Schema):
+    """What the model said about one finding in one image."""
+
+    finding: str = Field(examples=["pneumonia"])
+    probability: float = Field(examples=[0.937], ge=0, le=1)
+    confidence: float = Field(examples=[93.7], description="100 max(p, 1 - p), percent.")
+    threshold: float = Field(examples=[0.52])
+    abstain_low: float = Field(examples=[0.4], description="Between the two ends the model gives no answer.")
+    abstain_high: float = Field(examples=[0.62])
+    model_name: str = Field(examples=["kermany-resnet50"])
+    model_version: str = Field(examples=["1.0.0"])
+    processing_time_ms: float = Field(examples=[212.4])
+
+
+class DeliveryOut(Schema):
+    """The current report at one destination."""
+
+    destination: str = Field(examples=["main"])
+    state: DeliveryState
+    reason: str = Field("", examples=["no association"])
+
+
+class ImageOut(Schema):
+    """One SOP Instance of a study."""
+
+    instance_id: UUID = Field(examples=[INSTANCE_ID])
+    sop_instance_uid: str = Field(examples=["1.2.826.0.1.3680043.8.498.1"])
+    sop_class_uid: str = Field(examples=["1.2.840.10008.5.1.4.1.1.1.1"])
+    series_instance_uid: str = Field(examples=["1.2.826.0.1.3680043.8.498.2"])
+    state: InstanceState
+    is_judged: bool = Field(description="False for what is stored and never judged.")
+    predictions: list[PredictionOut]
+    warnings: list[WarningOut]
+
+
+class InstanceOut(ImageOut):
+    """One SOP Instance in full."""
+
+    study_id: UUID = Field(examples=[STUDY_ID])
+    transfer_syntax_uid: str = Field(examples=["1.2.840.10008.1.2.1"])
+    size_bytes: int = Field(examples=[8_421_376])
+    received_at: datetime
+    voi: str | None = Field(examples=["window"], description="Where the grey levels come from.")
+    is_purged: bool = Field(description="Its bytes are gone; what was found stays.")
+
+
+class StudyLine(Schema):
+    """One study with its answer and where its report stands."""
+
+    study_id: UUID = Field(examples=[STUDY_ID])
+    state: str = Field(examples=["answered"], description="receiving, judging, reporting, answered or held")
+    answer: Answer | None = Field(description="Of the current report; null before the first.")
+    probability: float | None = Field(examples=[0.937])
+    threshold: float | None = Field(examples=[0.52])
+    abstain_low: float | None = Field(examples=[0.4])
+    abstain_high: float | None = Field(examples=[0.62])
+    model_version: str | None = Field(examples=["1.0.0"])
+    warnings: list[WarningOut]
+    images: int = Field(examples=[2], description="How many instances it has.")
+    deliveries: list[DeliveryOut]
+    revision: int = Field(examples=[1], description="Of the current report; 0 = none yet.")
+    hold: Hold | None = Field(description="Why nothing about it leaves the node.")
+    priority: int = Field(examples=[0], description="Above 0: asked for as urgent.")
+    is_reviewed: bool
+    calling_ae_title: str = Field(examples=["CR_ROOM_1"])
+    received_at: datetime
+    last_received_at: datetime
+    patient_name: str = Field(examples=["ALDER^Demo"])
+    patient_id: str = Field(examples=["SYN-0417"])
+    accession_number: str = Field(examples=["A-220417"])
+    study_date: date | None
+
+
+class ReportOut(Schema):
+    """One revision of a study's report, as it was frozen."""
+
+    report_id: UUID = Field(examples=[REPORT_ID])
+    revision: int
+    answer: Answer
+    probability: float | None
+    model_name: str
+    model_version: str
+    content_at: datetime
+    is_sent: bool = Field(description="False when the answer stays in the house.")
+    built_at: datetime | None
+
+
+class ReviewOut(Schema):
+    """What one reader said about one report."""
+
+    review_id: UUID = Field(examples=[REVIEW_ID])
+    study_id: UUID = Field(examples=[STUDY_ID])
+    report_id: UUID | None = Field(examples=[REPORT_ID])
+    verdict: Verdict
+    comment: str
+    reviewer: str = Field(examples=["Dr R. Reader"])
+    created_at: datetime
+
+
+class StudyOut(Schema):
+    """One study in full."""
+
+    summary: StudyLine
+    study_instance_uid: str
+    issuer_of_patient_id: str
+    patient_birth_date: str
+    patient_sex: str
+    study_description: str
+    purged_at: datetime | None
+    images: list[ImageOut]
+    reports: list[ReportOut]
+    reviews: list[ReviewOut]
+
+
+class StudySearch(Body):
+    """Who or what is sought; at least one key. Sent as a body, so that no address names a patient."""
+
+    patient_id: Annotated[str, Written] | None = Field(None, max_length=64, examples=["SYN-0417"])
+    patient_name: Annotated[str, Written] | None = Field(None, max_length=64, description="Any part, in any case.")
+    accession_number: Annotated[str, Written] | None = Field(None, max_length=64)
+    limit: int = Field(50, ge=1, le=200)
+
+
+class NewReview(Body):
+    """What a reader says about the study's current report."""
+
+    study_id: UUID = Field(examples=[STUDY_ID])
+    verdict: Verdict = Field(description="`agree` and `disagree` need an answer to agree with.")
+    comment: Annotated[str, Written] = Field("", max_length=2000)
+    reviewer: Annotated[str, Written] = Field(min_length=1, max_length=64, examples=["Dr R. Reader"])
+
+
+class ResultOut(PredictionOut):
+    """One prediction of an image's newest judgement."""
+
+    study_id: UUID = Field(examples=[STUDY_ID])
+    instance_id: UUID = Field(examples=[INSTANCE_ID])
+    created_at: datetime
+
+
+class QuarantinedOut(Schema):
+    """Bytes that were kept apart: unreadable, or other content under a known SOP Instance UID."""
+
+    receipt_id: UUID
+    instance_id: UUID | None = Field(description="The first copy, where there is one.")
+    reason: str
+    size_bytes: int
+    received_at: datetime
+
+
+class JobOut(Schema):
+    """One piece of work of the queue."""
+
+    id: UUID
+    kind: JobKind
+    subject_id: UUID = Field(description="The instance to infer, the report to build or the delivery to make.")
+    study_id: UUID
+    state: JobState
+    priority: int
+    attempts: int = Field(description="Ended by an error.")
+    crashes: int = Field(description="Ended by a lost lease.")
+    created_at: datetime
+    due_at: datetime
+    finished_at: datetime | None
+    error: str | None
+
+
+class Health(Schema):
+    """The web process is alive."""
+
+    status: str = Field(examples=["ok"])
+    api_version: str = Field(examples=["v1"])
+
+
+class ReadinessCheck(Schema):
+    name: str = Field(examples=["database"])
+    ready: bool
+    detail: str = Field(examples=["reachable, at this program's revision"])
+
+
+class Readiness(Schema):
+    """Whether the node can do its work, part by part."""
+
+    status: str = Field(examples=["ready"])
+    checks: list[ReadinessCheck]
+
+
+class FindingOut(Schema):
+    """One thing the model looks for, and where its answer turns."""
+
+    name: str
+    display: str
+    threshold: float
+    abstain_low: float
+    abstain_high: float
+
+
+class ModelInfo(Schema):
+    """The model that answers now, from its card."""
+
+    model_config = ConfigDict(from_attributes=True, protected_namespaces=())
+    model_name: str = Field(examples=["kermany-resnet50"])
+    version: str = Field(examples=["1.0.0"])
+    network: str
+    num_parameters: int = Field(examples=[24_559_170])
+    class_names: list[str] = Field(examples=[["normal", "pneumonia"]])
+    image_size: int = Field(examples=[224])
+    findings: list[FindingOut]
+    validated_age_years: list[int] = Field(examples=[[1, 5]])
+    weights_sha256: str
+    intended_use: str
+    limitations: list[str]
+    licence: str
+    training_data: dict[str, Any]
+    metrics: dict[str, Any]
+
+    @classmethod
+    def of(cls, card: ModelCard, parameter_count: int) -> ModelInfo:
+        return cls(
+            model_name=card.name,
+            version=card.version,
+            network=card.network,
+            num_parameters=parameter_count,
+            class_names=list(card.outputs),
+            image_size=card.input_size,
+            findings=[FindingOut.model_validate(finding) for finding in card.findings],
+            validated_age_years=list(card.validated_age_years),
+            weights_sha256=card.weights_sha256,
+            intended_use=card.intended_use,
+            limitations=list(card.limitations),
+            licence=card.licence,
+            training_data=dict(card.training_data),
+            metrics=dict(card.metrics),
+        )

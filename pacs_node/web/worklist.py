@@ -1,0 +1,239 @@
+"""The worklist as the page shows it: rows in words, in the order in which a reader should look. Pure.
+
+Urgent, then suspected, then unanswered, then the rest, then what a reader answered; each group says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from urllib.parse import urlencode
+from uuid import UUID
+
+from db.facts import StudySummary
+from db.tables import DeliveryState
+from pacs_node.web import words
+from pacs_node.web.words import Kind, ReportWords, Saying, Sentence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """Where the model's answer turns: threshold and the band in which it gives none."""
+
+    threshold: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One study in words."""
+
+    study_id: UUID
+    kind: Kind
+    saying: Saying
+    probability: float | None
+    probability_text: str
+    point: Point | None
+    is_urgent: bool
+    is_reviewed: bool
+    is_undelivered: bool
+    patient_name: str
+    patient_line: str
+    accession_number: str
+    study_line: str
+    sentences: Sequence[Sentence]
+    report: ReportWords
+    waiting: str
+    waiting_since: datetime
+    received: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    title: str
+    why: str
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """A choice of rows that the reader can ask for."""
+
+    words: str
+    href: str
+    count: int
+    is_chosen: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Silence:
+    """Why there is no row, so that an empty list is not mistaken for a broken one."""
+
+    title: str
+    text: str
+    href: str = ""
+    action: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkList:
+    """One page of the worklist."""
+
+    summary: str
+    groups: Sequence[Group]
+    silence: Silence | None
+    views: Sequence[View] = ()
+    view: str = "all"
+    senders: Sequence[str] = ()
+    sender: str = ""
+    sought: str = ""
+    is_first_page: bool = True
+
+    @property
+    def is_live(self) -> bool:
+        """Only the newest studies are kept fresh; a search and older pages stand still."""
+        return self.is_first_page and not self.sought
+
+
+VIEWS: dict[str, tuple[str, Callable[[Row], bool]]] = {
+    "open": ("To read", lambda row: not row.is_reviewed),
+    "positive": ("Above threshold", lambda row: row.kind is Kind.POSITIVE and not row.is_reviewed),
+    "silent": ("No answer", lambda row: row.kind.is_silent and not row.is_reviewed),
+    "undelivered": ("Not delivered", lambda row: row.is_undelivered),
+    "all": ("All", lambda row: True),
+}
+_ORDER = list(Kind)
+_SILENT_WHY = "these need a reader no less than the others"
+_NEGATIVE_WHY = "the model knows pneumonia only; other findings are not excluded"
+
+
+def list_view(
+    rows: Sequence[Row],
+    *,
+    view: str,
+    sender: str,
+    senders: Sequence[str],
+    is_first_page: bool,
+    now: datetime,
+) -> WorkList:
+    """Return the rows that the view shows, grouped, with the words around them."""
+    shown = [row for row in rows if VIEWS[view][1](row)]
+    return WorkList(
+        summary=_summary(rows, now),
+        groups=_groups_of(shown),
+        silence=None if shown else _silence(rows, is_empty=not senders),
+        views=_views(rows, view, sender),
+        view=view,
+        senders=senders,
+        sender=sender,
+        is_first_page=is_first_page,
+    )
+
+
+def search_view(rows: Sequence[Row], sought: str, now: datetime) -> WorkList:
+    """Return what a search found."""
+    silence = Silence(
+        title="No study has this name, id or accession.",
+        text="A name is found by any part of it; an id or accession number by the whole.",
+        href="/",
+        action="Show the worklist",
+    )
+    found = f"{len(rows)} studies found." if len(rows) != 1 else "1 study found."
+    return WorkList(summary=found, groups=_groups_of(rows), silence=None if rows else silence, sought=sought or " ")
+
+
+def row_of(study: StudySummary, now: datetime) -> Row:
+    """Put one study into words."""
+    kind = words.kind_of(study.answer, study.warnings)
+    point = point_of(study)
+    band = (point.low, point.high) if point else None
+    said = words.status_sentences(kind, study.state, hold=study.hold, band=band, probability=study.probability)
+    said += words.reason_sentences(kind, study.warnings)
+    said += [Sentence(text) for text in words.warning_sentences(study.warnings)]
+    said += [Sentence(words.delivery_sentence(d)) for d in study.deliveries if d.state is DeliveryState.FAILED]
+    images = f"{study.images} images" if study.images != 1 else "1 image"
+    return Row(
+        study_id=study.study_id,
+        kind=kind,
+        saying=words.SAYINGS[kind],
+        probability=study.probability,
+        probability_text=words.probability_text(study.probability, study.threshold)
+        if study.probability is not None
+        else "",
+        point=point,
+        is_urgent=study.priority > 0,
+        is_reviewed=study.is_reviewed,
+        is_undelivered=any(delivery.state is DeliveryState.FAILED for delivery in study.deliveries),
+        patient_name=words.readable_name(study.patient_name),
+        patient_line=study.patient_id or "no patient id",
+        accession_number=study.accession_number,
+        study_line=f"{study.calling_ae_title}, {images}",
+        sentences=said,
+        report=words.report_words(study.deliveries, is_reported=study.revision > 0),
+        waiting="answered" if study.is_reviewed else words.time_since(study.last_received_at, now),
+        waiting_since=study.last_received_at,
+        received=words.clock(study.last_received_at, now),
+    )
+
+
+def point_of(study: StudySummary) -> Point | None:
+    """Return the operating point that was stored with the shown probability."""
+    if study.threshold is None or study.abstain_low is None or study.abstain_high is None:
+        return None
+    return Point(threshold=study.threshold, low=study.abstain_low, high=study.abstain_high)
+
+
+def _groups_of(rows: Sequence[Row]) -> list[Group]:
+    """Return the rows in the order of need; a group without rows is left out."""
+    return [Group(title=title, why=why, rows=ordered) for title, why, ordered in _groups(rows) if ordered]
+
+
+def _groups(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[Row]]]:
+    unread = [row for row in rows if not row.is_reviewed]
+    calm = [row for row in unread if not row.is_urgent]
+    yield "Urgent", "asked for as STAT, whatever the model says", _sorted([row for row in unread if row.is_urgent])
+    yield "Above threshold", "highest probability first", _sorted([row for row in calm if row.kind is Kind.POSITIVE])
+    yield "No answer from the model", _SILENT_WHY, _sorted([row for row in calm if row.kind.is_silent])
+    yield "Below threshold", _NEGATIVE_WHY, _sorted([row for row in calm if row.kind is Kind.NEGATIVE])
+    yield "Answered by a reader", "newest first", [row for row in rows if row.is_reviewed]
+
+
+def _sorted(rows: Sequence[Row]) -> list[Row]:
+    """By kind, then the highest probability, then the longest wait."""
+    return sorted(rows, key=lambda row: (_ORDER.index(row.kind), -(row.probability or 0.0), row.waiting_since))
+
+
+def _views(rows: Sequence[Row], chosen: str, sender: str) -> list[View]:
+    return [
+        View(words=title, href=href(view=name, sender=sender), count=sum(map(shows, rows)), is_chosen=name == chosen)
+        for name, (title, shows) in VIEWS.items()
+    ]
+
+
+def href(**query: str | None) -> str:
+    """Return the worklist's address with what of the query is set."""
+    return "/?" + urlencode({name: value for name, value in query.items() if value})
+
+
+def _summary(rows: Sequence[Row], now: datetime) -> str:
+    unread = [row for row in rows if not row.is_reviewed]
+    if not unread:
+        return ""
+    longest = words.time_since(min(row.waiting_since for row in unread), now)
+    return f"{len(unread)} to read, longest wait {longest}. {len(rows) - len(unread)} answered."
+
+
+def _silence(rows: Sequence[Row], *, is_empty: bool) -> Silence:
+    if rows:
+        answered = sum(row.is_reviewed for row in rows)
+        text = f"Studies on this page: {len(rows)}; answered by a reader: {answered}."
+        return Silence(title="No study matches this view.", text=text, href=href(view="all"), action="Show all studies")
+    if not is_empty:
+        text = "The node has studies, but none of this sender on this page."
+        return Silence(title="No study matches these filters.", text=text, href="/", action="Clear the filters")
+    return Silence(
+        title="Nothing has been received yet.",
+        text="The node waits for its first image: send one by C-STORE, or by pacs-node send. It shows here in seconds.",
+    )

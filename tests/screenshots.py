@@ -1,0 +1,107 @@
+"""Draw the README's pictures of the pages: `python -m tests.screenshots`. Synthetic names, invented scores.
+
+Radiographs: Kermany, Zhang, Goldbaum, doi 10.17632/rscbjbr9sj, CC BY 4.0.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from db.engine import make_engine, migrate
+from db.facts import NewWarning
+from db.tables import DeliveryState
+from pacs_node.settings import NodeSettings, Settings, WebSettings
+from pacs_node.wiring import active_card, registry_of
+from tests.browser import Browser, running_browser
+from tests.builders import as_bytes, data_folder, radiograph_from_jpeg
+from tests.web_world import LATERAL, World, free_port, make_world, serving
+
+DOCS = Path(__file__).parents[1] / "docs"
+POINT = {"threshold": 0.52, "abstain_low": 0.40, "abstain_high": 0.62}
+COLOURS = 128
+"""Of the saved pictures: more would only cost bytes."""
+
+
+class Case(NamedTuple):
+    """One study: who, which file, the invented score (None = not analysed), what else is known."""
+
+    name: str
+    file: str
+    probability: float | None
+    minutes: int
+    note: str = ""
+    is_urgent: bool = False
+    delivery: DeliveryState = DeliveryState.SENT
+
+
+VIEW = "The view is not stated; the model judges frontal views only."
+AGE = "The patient's age is outside the 1 to 5 years of the validation."
+CASES = (
+    Case("ALDER^Demo", "PNEUMONIA/person1147_virus_1917.jpeg", 0.94, 11, VIEW, is_urgent=True),
+    Case("ELM^Demo", "NORMAL/IM-0552-0001.jpeg", None, 6, AGE, is_urgent=True),
+    Case("CEDAR^Demo", "PNEUMONIA/person1343_bacteria_3415.jpeg", 0.97, 46),
+    Case("BIRCH^Demo", "PNEUMONIA/person279_bacteria_1315.jpeg", 0.88, 30, delivery=DeliveryState.FAILED),
+    Case("DOGWOOD^Demo", "PNEUMONIA/person1488_virus_2592.jpeg", 0.71, 24, delivery=DeliveryState.WAITING),
+    Case("FIR^Demo", "PNEUMONIA/person849_virus_1494.jpeg", 0.55, 39),
+    Case("GINKGO^Demo", "PNEUMONIA/person1449_bacteria_3743.jpeg", None, 27, LATERAL.text),
+    Case("LARCH^Demo", "PNEUMONIA/person438_bacteria_1893.jpeg", 0.19, 50),
+    Case("MAPLE^Demo", "NORMAL/IM-0552-0001.jpeg", 0.09, 33),
+)
+
+
+def main() -> None:
+    """Write docs/worklist.png and docs/study.png."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        settings = Settings(node=NodeSettings(data_dir=root), web=WebSettings(port=free_port()))
+        migrate(settings.database_url)
+        engine = make_engine(settings.database_url)
+        world = make_world(engine, root, root / "none")
+        card = active_card(engine, registry_of(settings))
+        model = {"model_name": card.name, "model_version": card.version}
+        first, *_ = [_add(world, number, case, model) for number, case in enumerate(CASES, start=1)]
+        with serving(settings) as url, running_browser(root / "profile") as browser:
+            _save(browser, url, "worklist")
+            _save(browser, f"{url}/studies/{first}", "study")
+
+
+def _add(world: World, number: int, case: Case, model: dict[str, str]) -> object:
+    born = f"{datetime.now(UTC).year - 3}0412"
+    who = {"patient_name": case.name, "patient_id": f"SYN-{400 + number}", "accession_number": f"A-2204{number:02}"}
+    path = data_folder("originals") / case.file
+    common = who | {
+        "study": f"1.2.{number}",
+        "patient_birth_date": born,
+        "calling_ae_title": f"CR_ROOM_{number % 2 + 1}",
+    }
+    common |= {"priority": int(case.is_urgent), "minutes_ago": case.minutes, "study_description": "XR chest"}
+    common |= {"study_date": datetime.now(UTC).date()}
+    received = world.receive(number, data=as_bytes(radiograph_from_jpeg(path, seed=number)), **common)
+    severity = "forbids" if case.probability is None else "warning"
+    notes = [NewWarning(code="noted", severity=severity, text=case.note)] if case.note else []
+    world.judge(received.instance_id, case.probability, notes, **POINT, **model)
+    if number == 1:
+        lateral = data_folder("originals") / CASES[6].file
+        other = world.receive(100, data=as_bytes(radiograph_from_jpeg(lateral, seed=100)), **common)
+        world.judge(other.instance_id, None, [LATERAL])
+    world.report(received.study_id, case.delivery, "No association: connection refused.")
+    return received.study_id
+
+
+def _save(browser: Browser, url: str, name: str) -> None:
+    browser.open(url)
+    browser.wait_for("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
+    if name == "study":
+        browser.wait_for("document.querySelector('[data-values]').textContent.startsWith('centre')")
+    DOCS.mkdir(exist_ok=True)
+    picture = Image.fromarray(browser.screenshot())
+    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(DOCS / f"{name}.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()

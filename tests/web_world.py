@@ -1,0 +1,187 @@
+"""A node's data for the web tests: real files in a real store, rows as intake, worker and schedule write them."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from sqlalchemy import Engine, select
+
+from db import audit, facts
+from db.engine import DatabaseAway, Session, db_now, read_scope, session_scope
+from db.facts import BuiltObject, NewPrediction, NewWarning
+from db.tables import Delivery, DeliveryState
+from models.registry import Registry
+from pacs_node.report.answer import answer_of
+from pacs_node.settings import NodeSettings, Settings
+from pacs_node.store import ObjectStore
+from pacs_node.web.app import create_app, run_web
+from tests.builders import as_bytes, make_radiograph
+from tests.records import NOON, end_jobs, make_instance, make_prediction
+
+SR_CLASS = "1.2.840.10008.5.1.4.1.1.88.34"
+LATERAL = NewWarning(code="not_frontal", severity="forbids", text="The view is lateral; only frontal views are judged.")
+UNKNOWN_VIEW = NewWarning(code="view_unknown", severity="warning", text="The view is not stated.")
+BASE_URL = "http://127.0.0.1:8000"
+PROBLEM = "application/problem+json"
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """One node: its rooms, and the application over them."""
+
+    engine: Engine
+    store: ObjectStore
+    settings: Settings
+    app: FastAPI
+
+    def client(self) -> TestClient:
+        """Return a caller that gets problems instead of exceptions, without the drawing processes' warm start."""
+        return TestClient(self.app, base_url=BASE_URL, raise_server_exceptions=False)
+
+    def suspected(self, number: int = 1, **changes: Any) -> UUID:
+        """Return a study with a suspicious frontal and a lateral that was not analysed; `main` has its report."""
+        frontal = self.receive(number, **changes)
+        same = changes | {"data": None, "study": f"1.2.{number}"} | _patient(number)
+        lateral = self.receive(number + 1000, **same)
+        self.judge(frontal.instance_id, 0.94, [UNKNOWN_VIEW])
+        self.judge(lateral.instance_id, None, [LATERAL])
+        self.report(frontal.study_id, DeliveryState.SENT)
+        return frontal.study_id
+
+    def actions(self) -> list[str]:
+        """Return what the audit trail tells, the newest two hundred."""
+        with read_scope(self.engine) as session:
+            return [str(record.action) for record in audit.tail(session, 200)]
+
+    def receive(self, number: int, *, minutes_ago: int = 5, **changes: Any) -> facts.Accepted:
+        """Store one drawn radiograph and its row; every number is a study of its own unless `study` is given."""
+        study = changes.pop("study", f"1.2.{number}")
+        pixels = changes.pop("data", None) or as_bytes(make_radiograph(seed=number, rows=96, columns=80))
+        kept = self.store.place([pixels])
+        own = {"path": kept.path, "digest": kept.digest, "size_bytes": kept.size_bytes}
+        own |= _patient(number)
+        with session_scope(self.engine) as session:
+            now = db_now(session) - timedelta(minutes=minutes_ago)
+            return facts.add_instance(session, make_instance(number, study=study, **(own | changes)), now=now)
+
+    def judge(
+        self, instance_id: UUID, probability: float | None, warnings: Sequence[NewWarning] = (), **changes: Any
+    ) -> None:
+        """Record what the worker found; without a probability the image is not analysed."""
+        found: list[NewPrediction] = [] if probability is None else [make_prediction(probability, **changes)]
+        with session_scope(self.engine) as session:
+            now = db_now(session)
+            facts.record_judgement(session, instance_id, predictions=found, warnings=warnings, voi="window", now=now)
+            end_jobs(session, instance_id)
+
+    def fail(self, instance_id: UUID) -> None:
+        """Record that the worker gave up on an image."""
+        with session_scope(self.engine) as session:
+            facts.record_failure(session, instance_id, error_text="secret traceback", now=db_now(session))
+            end_jobs(session, instance_id)
+
+    def report(self, study_id: UUID, delivery: DeliveryState | None = None, reason: str = "") -> UUID:
+        """Freeze and build the study's report; its delivery to `main` then stands where it is said to stand."""
+        with session_scope(self.engine) as session:
+            now = db_now(session)
+            report_id = _freeze(session, study_id, now)
+            kept = self.store.place([b"DICM of " + report_id.bytes])
+            built = BuiltObject(
+                sop_instance_uid=f"2.25.{report_id.int}", sop_class_uid=SR_CLASS, path=kept.path, digest=kept.digest
+            )
+            planned = [("main", DeliveryState.WAITING, "")] if delivery else []
+            facts.record_report_built(session, report_id, [built], planned, now)
+            if delivery:
+                _deliver(session, report_id, delivery, reason, built, now)
+            return report_id
+
+
+def _patient(number: int) -> dict[str, str]:
+    return {"patient_id": f"SYN-{number}", "patient_name": f"DEMO{number}^Drawn", "accession_number": f"A-{number}"}
+
+
+def make_world(engine: Engine, root: Path, models: Path) -> World:
+    """Return a node without a study; the model `drawn` answers where there is one."""
+    if (models / "drawn").exists():
+        with contextlib.suppress(DatabaseAway), session_scope(engine) as session:
+            facts.add_model_version(session, "drawn", "0.0.1", "0" * 64, actor="test", now=NOON)
+            facts.activate_model(session, "drawn", "0.0.1", actor="test", now=NOON)
+    settings = Settings(node=NodeSettings(data_dir=root))
+    store = ObjectStore(settings.store_dir)
+    app = create_app(engine=engine, store=store, registry=Registry([models]), settings=settings)
+    return World(engine=engine, store=store, settings=settings, app=app)
+
+
+@contextmanager
+def serving(settings: Settings) -> Iterator[str]:
+    """Run the web role as it is run for people, on the port of `settings`; give its address."""
+    stop, url = threading.Event(), f"http://127.0.0.1:{settings.web.port}"
+    server = threading.Thread(target=run_web, args=(settings, stop))
+    server.start()
+    try:
+        _wait_until_alive(url)
+        yield url
+    finally:
+        stop.set()
+        server.join(timeout=30)
+    assert not server.is_alive(), "the server stops when it is told to"
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_until_alive(url: str) -> None:
+    for _ in range(300):
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=1):
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError("the server did not start")
+
+
+def _freeze(session: Session, study_id: UUID, now: Any) -> UUID:
+    said = answer_of(facts.study_facts(session, study_id, lock=True).images)
+    report_id = facts.freeze_report(
+        session,
+        study_id,
+        answer=said.answer,
+        probability=said.probability,
+        contents=said.contents,
+        model_name="resnet50",
+        model_version="1.0.0",
+        is_sent=True,
+        now=now,
+    )
+    assert report_id is not None
+    return report_id
+
+
+def _deliver(
+    session: Session, report_id: UUID, state: DeliveryState, reason: str, built: BuiltObject, now: Any
+) -> None:
+    delivery_id = session.execute(select(Delivery.id).where(Delivery.report_id == report_id)).scalar_one()
+    if state is DeliveryState.SENT:
+        chosen = {"sop_class_uid": built.sop_class_uid, "sop_instance_uid": built.sop_instance_uid}
+        facts.record_sent(session, delivery_id, **chosen, now=now)
+    else:
+        facts.record_not_sent(session, delivery_id, state=state, reason=reason, now=now)
