@@ -1,0 +1,208 @@
+"""What a data set's attributes say about the image: kind, body part, view, species, age. No pixel is decoded.
+
+Takes a data set; gives plain answers to `suitability`, which decides what they mean. Hides the many spellings.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import date, datetime
+
+from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+from pydicom.uid import (
+    JPEG2000MC,
+    ComputedRadiographyImageStorage,
+    DigitalXRayImageStorageForPresentation,
+    DigitalXRayImageStorageForProcessing,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSNearLossless,
+    SecondaryCaptureImageStorage,
+)
+
+_RADIOGRAPHS = {
+    ComputedRadiographyImageStorage,
+    DigitalXRayImageStorageForPresentation,
+    DigitalXRayImageStorageForProcessing,
+    SecondaryCaptureImageStorage,
+}
+_LOSSY_SYNTAXES = {JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000MC}
+
+_CHEST = re.compile(r"CHEST|THORAX|T[OÓ]RAX|LUNG|PULMON|\bCXR\b")
+_NOT_CHEST = re.compile(r"SPINE|ABD|PELV|RIB|STERN|CLAVIC|SHOULDER|BREAST")
+_VETERINARY = re.compile(r"\b(CANINE|FELINE|EQUINE|BOVINE|DOG|HORSE)\b|VETERINAR")
+_HUMAN = re.compile(r"HOMO SAPIENS|\bHUMAN\b")
+_HUMAN_CODES = {"337915000", "L-85B00", "L-85003"}  # SCT, SRT (PS3.16 CID 7454)
+
+# PS3.3 C.8.7.1.1.1 and PS3.16 CID 4010, in SNOMED CT and in the older SRT codes.
+_FRONTAL_VIEWS = {"PA", "AP"}
+_OTHER_VIEWS = {"LL", "RL", "LLD", "RLD", "LLO", "RLO", "RAO", "LAO", "RPO", "LPO", "LAT", "LATERAL", "OBL", "OBLIQUE"}
+_FRONTAL_CODES = {"272479007", "399348003", "399033003", "R-10214", "R-40888", "R-10206"}
+_FRONTAL_WORDS = re.compile(r"\b(PA|AP|FRONTAL|POSTERO-?ANTERIOR|ANTERO-?POSTERIOR)\b")
+_OTHER_WORDS = re.compile(r"\b(LAT|LATERAL|LL|OBLIQUE|DECUBITUS)\b")
+
+
+def has_pixels(dataset: Dataset) -> bool:
+    """Whether there is integer pixel data."""
+    return "PixelData" in dataset
+
+
+def is_radiograph(dataset: Dataset) -> bool:
+    """Whether SOP class and Modality are those of a projection radiograph."""
+    return dataset.get("SOPClassUID") in _RADIOGRAPHS and _code_string(dataset, "Modality") in {"CR", "DX"}
+
+
+def is_secondary_capture(dataset: Dataset) -> bool:
+    """Whether the image was converted by something that is not a modality (PS3.3 A.8)."""
+    return bool(dataset.get("SOPClassUID") == SecondaryCaptureImageStorage)
+
+
+def is_for_processing(dataset: Dataset) -> bool:
+    """Whether the pixels are raw detector data (PS3.3 C.8.11.1)."""
+    return (
+        dataset.get("SOPClassUID") == DigitalXRayImageStorageForProcessing
+        or _code_string(dataset, "PresentationIntentType") == "FOR PROCESSING"
+    )
+
+
+def is_derived_secondary(dataset: Dataset) -> bool:
+    """Whether Image Type says DERIVED\\SECONDARY (PS3.3 C.7.6.1.1.2)."""
+    return {"DERIVED", "SECONDARY"} <= set(_values(dataset, "ImageType"))
+
+
+def is_lut_shape_contradicting(dataset: Dataset) -> bool:
+    """Whether Presentation LUT Shape and Photometric Interpretation do not belong together (PS3.3 C.11.6)."""
+    pair = (_code_string(dataset, "PhotometricInterpretation"), _code_string(dataset, "PresentationLUTShape"))
+    return pair in {("MONOCHROME1", "IDENTITY"), ("MONOCHROME2", "INVERSE")}
+
+
+def is_annotated(dataset: Dataset) -> bool:
+    """Whether Burned In Annotation is YES."""
+    return _code_string(dataset, "BurnedInAnnotation") == "YES"
+
+
+def is_lossy(dataset: Dataset) -> bool:
+    """Whether the pixels were ever compressed with loss."""
+    meta = getattr(dataset, "file_meta", None)
+    syntax = meta.get("TransferSyntaxUID") if meta is not None else None
+    return _code_string(dataset, "LossyImageCompression") == "01" or syntax in _LOSSY_SYNTAXES
+
+
+def shortest_side(dataset: Dataset) -> int:
+    """Return the smaller of Rows and Columns, 0 where not stated."""
+    return min(int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0))
+
+
+def is_veterinary(dataset: Dataset) -> bool:
+    """Whether the patient is an animal, by species (PS3.3 C.7.1.1) or by the words of the examination."""
+    species = _text(dataset, "PatientSpeciesDescription")
+    if species and not _HUMAN.search(species):
+        return True
+    codes = {str(item.get("CodeValue", "")) for item in _items(dataset, "PatientSpeciesCodeSequence")}
+    if codes and not codes & _HUMAN_CODES:
+        return True
+    return bool(_VETERINARY.search(f"{_words(dataset)} {_text(dataset, 'InstitutionName')}"))
+
+
+def is_chest(dataset: Dataset) -> bool:
+    """Whether the body part is the chest: Body Part Examined decides, else region codes and descriptions."""
+    body_part = _text(dataset, "BodyPartExamined")
+    words = body_part or " ".join([*_meanings(dataset, "AnatomicRegionSequence"), _words(dataset)])
+    return bool(_CHEST.search(words)) and not _NOT_CHEST.search(words)
+
+
+def view_of(dataset: Dataset) -> str:
+    """Return "frontal", "other", or "" where nothing says.
+
+    View Position decides, then View Code Sequence, then Patient Orientation, then what people wrote.
+    """
+    position = _code_string(dataset, "ViewPosition")
+    if position in _FRONTAL_VIEWS:
+        return "frontal"
+    if position in _OTHER_VIEWS:
+        return "other"
+    codes = {str(item.get("CodeValue", "")) for item in _items(dataset, "ViewCodeSequence")}
+    if codes:
+        return "frontal" if codes <= _FRONTAL_CODES else "other"
+    row_direction = next(iter(_values(dataset, "PatientOrientation")), "")
+    if row_direction[:1] in {"A", "P"}:  # rows that run from front to back: a view from the side
+        return "other"
+    return _view_in(f"{position} {_words(dataset)}")
+
+
+def age_years_of(dataset: Dataset) -> float | None:
+    """Return the patient's age in years: Patient's Age, else study date minus birth date, else None."""
+    age = re.fullmatch(r"(\d{1,3})([DWMY]?)", _text(dataset, "PatientAge"))
+    if age is not None:
+        # Some archives drop the unit; years is the reading that refuses an adult.
+        return int(age[1]) / {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0, "": 1.0}[age[2]]
+    birth = _date(dataset, "PatientBirthDate")
+    for keyword in ("StudyDate", "AcquisitionDate", "SeriesDate", "ContentDate"):
+        taken = _date(dataset, keyword)
+        if birth is not None and taken is not None and taken >= birth:
+            return _completed_years(birth, taken)
+    return None
+
+
+def _completed_years(birth: date, taken: date) -> float:
+    return float(taken.year - birth.year - ((taken.month, taken.day) < (birth.month, birth.day)))
+
+
+def _view_in(words: str) -> str:
+    is_frontal, is_other = bool(_FRONTAL_WORDS.search(words)), bool(_OTHER_WORDS.search(words))
+    if is_frontal == is_other:  # neither, or a description of the whole study such as "PA and lateral"
+        return ""
+    return "frontal" if is_frontal else "other"
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    return str(dataset.get(keyword) or "").strip().upper()
+
+
+def _code_string(dataset: Dataset, keyword: str) -> str:
+    return next(iter(_values(dataset, keyword)), "")
+
+
+def _values(dataset: Dataset, keyword: str) -> list[str]:
+    value = dataset.get(keyword)
+    values = value if isinstance(value, (list, MultiValue)) else [] if value is None else [value]
+    return [str(item).strip().upper() for item in values]
+
+
+def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
+    return [item for item in (dataset.get(keyword) or []) if isinstance(item, Dataset)]
+
+
+def _meanings(dataset: Dataset, keyword: str) -> Iterator[str]:
+    for item in _items(dataset, keyword):
+        yield _text(item, "CodeMeaning")
+
+
+def _words(dataset: Dataset) -> str:
+    """Return what people or consoles wrote about the examination, upper case."""
+    described = [
+        _text(dataset, keyword)
+        for keyword in (
+            "StudyDescription",
+            "SeriesDescription",
+            "ProtocolName",
+            "AcquisitionDeviceProcessingDescription",
+            "PerformedProcedureStepDescription",
+        )
+    ]
+    coded = [
+        meaning
+        for keyword in ("ProcedureCodeSequence", "PerformedProtocolCodeSequence", "ViewCodeSequence")
+        for meaning in _meanings(dataset, keyword)
+    ]
+    return " ".join([*described, *coded])
+
+
+def _date(dataset: Dataset, keyword: str) -> date | None:
+    digits = _text(dataset, keyword).replace(".", "").replace("-", "")
+    try:
+        return datetime.strptime(digits, "%Y%m%d").date()  # noqa: DTZ007 - a DICOM DA has no time zone
+    except ValueError:
+        return None

@@ -1,0 +1,141 @@
+"""What the tests build their worlds from: drawn radiographs, real ones at full size, and their bytes."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom.dataset import Dataset, FileDataset
+
+from models.card import Finding, ModelCard
+from pacs_node.phantom import draw_chest, make_radiograph
+
+__all__ = [
+    "as_bytes",
+    "data_folder",
+    "draw_chest",
+    "make_bundle",
+    "make_card",
+    "make_radiograph",
+    "radiograph_from_jpeg",
+    "save",
+]
+
+
+def as_bytes(dataset: Dataset) -> bytes:
+    """Return the data set as a Part 10 file."""
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def save(dataset: Dataset, path: Path) -> Path:
+    """Write the data set as a Part 10 file and return where."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def radiograph_from_jpeg(path: Path, **options: Any) -> FileDataset:
+    """Return a full-size radiograph with the grey values of a JPEG; the options are those of `make_radiograph`."""
+    grey_HW = np.asarray(Image.open(path).convert("L"), dtype=np.float32) / 255.0
+    return make_radiograph(pixels=grey_HW, **options)
+
+
+def data_folder(*parts: str) -> Path:
+    """Return a folder of the shared data set; skip the test, with the reason, where it is not there."""
+    root = Path(os.environ.get("PACS_NODE_DATA", "../shared/data"))
+    folder = root.joinpath(*parts)
+    if not folder.exists():
+        pytest.skip(f"needs the data set {folder} (set PACS_NODE_DATA)")
+    return folder
+
+
+def make_bundle(folder: Path, *, name: str = "drawn", version: str = "0.0.1", seed: int = 1) -> Path:
+    """Write a valid bundle with random weights to `folder/name/version` and return that."""
+    import hashlib
+
+    import safetensors.torch
+    import torch
+
+    from models.networks import make_network
+
+    torch.manual_seed(seed)
+    weights = {
+        key: v.half() if v.is_floating_point() else v for key, v in make_network("resnet50", 2).state_dict().items()
+    }
+    content = safetensors.torch.save(weights)
+    bundle = folder / name / version
+    bundle.mkdir(parents=True)
+    (bundle / "weights.safetensors").write_bytes(content)
+    (bundle / "card.toml").write_text(
+        CARD.format(name=name, version=version, sha256=hashlib.sha256(content).hexdigest()), encoding="utf-8"
+    )
+    return bundle
+
+
+def make_card(folder: Path = Path("nowhere"), **changes: Any) -> ModelCard:
+    """Return a valid card in memory, for rooms that look at no weights."""
+    finding = Finding(
+        name="pneumonia",
+        display="Pneumonia",
+        code_value="233604007",
+        coding_scheme_designator="SCT",
+        code_meaning="Pneumonia",
+        threshold=0.5,
+        abstain_low=0.4,
+        abstain_high=0.6,
+    )
+    values: dict[str, Any] = {
+        "name": "drawn",
+        "version": "0.0.1",
+        "network": "resnet50",
+        "outputs": ("normal", "pneumonia"),
+        "input_size": 224,
+        "temperature": 1.0,
+        "findings": (finding,),
+        "validated_age_years": (1, 5),
+        "weights_sha256": "0" * 64,
+        "intended_use": "tests",
+        "limitations": ("random",),
+        "licence": "MIT",
+        "training_data": {},
+        "metrics": {},
+        "folder": folder,
+    }
+    return ModelCard(**(values | changes))
+
+
+CARD = """\
+name = "{name}"
+version = "{version}"
+network = "resnet50"
+outputs = ["normal", "pneumonia"]
+input_size = 224
+temperature = 1.0
+validated_age_years = [1, 5]
+weights_sha256 = "{sha256}"
+intended_use = "tests"
+limitations = ["random weights"]
+licence = "MIT"
+
+[[findings]]
+name = "pneumonia"
+display = "Pneumonia"
+code_value = "233604007"
+coding_scheme_designator = "SCT"
+code_meaning = "Pneumonia"
+threshold = 0.5
+abstain_low = 0.4
+abstain_high = 0.6
+
+[training_data]
+description = "none"
+
+[metrics]
+"""

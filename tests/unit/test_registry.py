@@ -1,0 +1,112 @@
+"""Model versions on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from models.card import load_card
+from models.errors import BundleConflict, CardError, UnknownModel, WeightsMismatch
+from models.registry import Registry
+from tests.builders import make_bundle
+
+BUNDLES = Path(__file__).parents[2] / "models" / "bundles"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("source"))
+
+
+def renamed(bundle: Path, folder: Path, *, version: str) -> Path:
+    """Copy the bundle under another version: the weights are linked, the card is changed."""
+    target = folder / "drawn" / version
+    target.mkdir(parents=True)
+    (target / "weights.safetensors").hardlink_to(bundle / "weights.safetensors")
+    (target / "card.toml").write_text((bundle / "card.toml").read_text().replace("0.0.1", version))
+    return target
+
+
+def test_added_bundle_is_listed_found_and_sound(bundle: Path, tmp_path: Path) -> None:
+    bundled, own = tmp_path / "bundled", tmp_path / "own"
+    bundled.mkdir()
+    registry = Registry([bundled, own])
+    card = registry.add(bundle)
+    assert card.folder == own / "drawn" / "0.0.1"
+    assert registry.cards() == [card] == [registry.find("drawn", "0.0.1")]
+    registry.verify(card)
+    assert sorted(path.name for path in card.folder.parent.iterdir()) == ["0.0.1"]
+
+
+def test_adding_twice_changes_nothing(bundle: Path, tmp_path: Path) -> None:
+    registry = Registry([tmp_path])
+    assert registry.add(bundle) == registry.add(bundle)
+
+
+def test_other_content_under_a_taken_version_is_refused(bundle: Path, tmp_path: Path) -> None:
+    registry = Registry([tmp_path / "own"])
+    registry.add(bundle)
+    other = renamed(bundle, tmp_path / "other", version="0.0.1")
+    card = other / "card.toml"
+    card.write_text(card.read_text().replace("temperature = 1.0", "temperature = 2.0"))
+    with pytest.raises(BundleConflict, match=r"drawn 0\.0\.1"):
+        registry.add(other)
+    assert registry.find("drawn", "0.0.1").temperature == 1.0
+
+
+def test_unsound_bundle_is_never_copied(bundle: Path, tmp_path: Path) -> None:
+    broken = renamed(bundle, tmp_path / "broken", version="0.0.2")
+    (broken / "weights.safetensors").unlink()
+    (broken / "weights.safetensors").write_bytes(b"short")
+    registry = Registry([tmp_path / "own"])
+    with pytest.raises(WeightsMismatch):
+        registry.add(broken)
+    assert registry.cards() == []
+
+
+def test_newest_counts_versions_as_numbers(bundle: Path, tmp_path: Path) -> None:
+    for version in ("0.9.0", "0.10.0", "0.2.3"):
+        renamed(bundle, tmp_path, version=version)
+    registry = Registry([tmp_path])
+    assert [card.version for card in registry.cards()] == ["0.2.3", "0.9.0", "0.10.0"]
+    assert registry.newest().version == "0.10.0"
+
+
+def test_first_folder_wins(bundle: Path, tmp_path: Path) -> None:
+    first = renamed(bundle, tmp_path / "a", version="1.0.0")
+    renamed(bundle, tmp_path / "b", version="1.0.0")
+    registry = Registry([tmp_path / "a", tmp_path / "b"])
+    assert [card.folder for card in registry.cards()] == [first]
+
+
+def test_unknown_model_is_named_with_what_there_is(bundle: Path, tmp_path: Path) -> None:
+    registry = Registry([tmp_path])
+    with pytest.raises(UnknownModel, match="no model in"):
+        registry.newest()
+    registry.add(bundle)
+    with pytest.raises(UnknownModel, match=r"drawn 9\.9\.9; known: drawn 0\.0\.1"):
+        registry.find("drawn", "9.9.9")
+
+
+def test_half_copied_bundle_is_not_listed(bundle: Path, tmp_path: Path) -> None:
+    renamed(bundle, tmp_path, version="1.0.0").rename(tmp_path / "drawn" / ".incoming-x")
+    assert Registry([tmp_path]).cards() == []
+
+
+def test_card_in_a_folder_of_another_version_is_refused(bundle: Path, tmp_path: Path) -> None:
+    renamed(bundle, tmp_path, version="1.0.0").rename(tmp_path / "drawn" / "2.0.0")
+    with pytest.raises(CardError, match="differ from the folder's"):
+        Registry([tmp_path]).cards()
+
+
+def test_bundled_model_is_sound_small_and_honest() -> None:
+    registry = Registry([BUNDLES])
+    card = registry.newest()
+    registry.verify(card)
+    assert card.weights_path.stat().st_size < 60_000_000
+    assert load_card(card.folder) == card
+    assert card.validated_age_years == (1, 5)
+    assert card.metrics["pneumonia"]["auc"]["value"] >= 0.985
+    assert card.limitations
+    assert "Research only" in card.intended_use

@@ -1,0 +1,214 @@
+"""Which images may be judged, and what is said about the others."""
+
+from __future__ import annotations
+
+import pickle
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    CTImageStorage,
+    DigitalXRayImageStorageForProcessing,
+    GrayscaleSoftcopyPresentationStateStorage,
+    JPEGBaseline8Bit,
+)
+
+from models.predictor import Prediction
+from models.suitability import CODES, Examination, Severity, examine, examine_file, warnings_of
+from tests.builders import data_folder, make_card, make_radiograph
+
+CARD = make_card()
+SIZE = {"rows": 240, "columns": 232}
+
+
+def examined(age_policy: str = "refuse", **options: Any) -> Examination:
+    return examine(make_radiograph(**(SIZE | options)), CARD, age_policy=age_policy)
+
+
+def codes_of(examination: Examination) -> set[str]:
+    return {warning.code for warning in examination.warnings}
+
+
+def item(value: str, meaning: str = "") -> Dataset:
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "SCT", meaning
+    return code
+
+
+@pytest.mark.parametrize("modality", ["DX", "CR"])
+def test_frontal_chest_of_a_child_is_fit_without_remark(modality: str) -> None:
+    examination = examined(modality=modality)
+    assert examination.is_fit
+    assert examination.warnings == ()
+    assert examination.image_1HW is not None
+    assert (examination.image_1HW.shape, examination.image_1HW.dtype) == ((1, 224, 224), np.float32)
+    assert (examination.rows, examination.columns, examination.voi) == (240, 232, "window")
+
+
+@pytest.mark.parametrize(
+    ("code", "options"),
+    [
+        ("wrong_modality", {"Modality": "MG"}),
+        ("wrong_modality", {"SOPClassUID": CTImageStorage}),
+        ("wrong_modality", {"SOPClassUID": GrayscaleSoftcopyPresentationStateStorage}),
+        ("not_chest", {"BodyPartExamined": "HIP"}),
+        ("not_chest", {"BodyPartExamined": "CHESTABDOMEN"}),
+        ("not_chest", {"BodyPartExamined": "THORACIC SPINE"}),
+        ("not_chest", {"body_part": None, "StudyDescription": "XR knee", "ProcedureCodeSequence": None}),
+        ("not_frontal", {"view_position": "LL"}),
+        ("not_frontal", {"ViewPosition": "LATERAL"}),
+        ("not_frontal", {"ViewPosition": "", "ViewCodeSequence": [item("399173006")]}),
+        ("not_frontal", {"view_position": None, "PatientOrientation": ["A", "F"]}),
+        ("not_frontal", {"view_position": None, "SeriesDescription": "Chest lat"}),
+        ("not_human", {"PatientSpeciesDescription": "Canis lupus familiaris"}),
+        ("not_human", {"PatientSpeciesCodeSequence": [item("448771007", "Domestic dog")]}),
+        ("not_human", {"ProtocolName": "Feline thorax"}),
+        ("for_processing", {"PresentationIntentType": "FOR PROCESSING"}),
+        ("for_processing", {"SOPClassUID": DigitalXRayImageStorageForProcessing}),
+        ("derived_secondary", {"ImageType": ["DERIVED", "SECONDARY"]}),
+        ("no_pixels", {"PixelData": None}),
+        ("undecodable", {"PixelData": b"\0" * 64}),
+        ("left_justified_bits", {"HighBit": 15}),
+        ("several_frames", {"NumberOfFrames": 2}),
+        ("low_resolution", {"rows": 223}),
+        ("blank_image", {"pixels": np.full((240, 232), 0.5)}),
+        ("age_outside_card", {"patient_age": "056Y"}),
+    ],
+)
+def test_unfit_image_is_not_answered_and_its_code_says_why(code: str, options: dict[str, Any]) -> None:
+    examination = examined(**options)
+    assert not examination.is_fit
+    assert code in codes_of(examination)
+    assert all(warning.severity is Severity.FORBIDS for warning in examination.warnings)
+
+
+@pytest.mark.parametrize(
+    ("code", "severity", "options"),
+    [
+        ("age_unknown", "warning", {"patient_age": None, "PatientBirthDate": ""}),
+        ("view_unknown", "warning", {"view_position": None}),
+        ("view_unknown", "warning", {"view_position": None, "SeriesDescription": "PA and LAT"}),
+        ("secondary_capture", "warning", {"modality": "SC"}),
+        ("lut_shape_contradicts", "warning", {"PresentationLUTShape": "INVERSE"}),
+        ("burned_in_annotation", "warning", {"BurnedInAnnotation": "YES"}),
+        ("lossy_source", "note", {"LossyImageCompression": "01"}),
+        ("no_window", "note", {"WindowWidth": None}),
+    ],
+)
+def test_remark_travels_with_the_image(code: str, severity: str, options: dict[str, Any]) -> None:
+    examination = examined(**options)
+    assert examination.is_fit
+    assert [(warning.code, warning.severity) for warning in examination.warnings] == [(code, severity)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"BodyPartExamined": "Thorax"},
+        {"BodyPartExamined": "LUNG"},
+        {"modality": "CR", "body_part": None, "StudyDescription": "Rx torax pa", "ProcedureCodeSequence": None},
+        {"body_part": None, "AnatomicRegionSequence": [item("816094009", "Chest")], "StudyDescription": None},
+        {"ViewPosition": "", "ViewCodeSequence": [item("399348003")]},
+        {"view_position": None, "SeriesDescription": "view: PA"},
+        {"view_position": None, "ViewPosition": "AP PORTABLE"},
+        {"PatientSpeciesDescription": "Homo sapiens"},
+        {"PatientSpeciesCodeSequence": [item("337915000", "Homo sapiens")]},
+        {"ImageType": ["DERIVED", "PRIMARY"]},
+    ],
+)
+def test_usual_spellings_are_understood(options: dict[str, Any]) -> None:
+    assert examined(**options).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("age", "birth_date", "is_fit"),
+    [
+        ("001Y", None, True),
+        ("005Y", None, True),
+        ("071M", None, True),
+        ("072M", None, False),
+        ("011M", None, False),
+        ("400D", None, True),
+        ("006Y", None, False),
+        ("62", None, False),
+        (None, "20210301", True),
+        (None, "20200301", False),
+        (None, "20200302", True),
+        (None, "19500101", False),
+    ],
+)
+def test_age_is_taken_from_age_or_birth_date(age: str | None, birth_date: str | None, is_fit: bool) -> None:
+    examination = examined(patient_age=None, PatientAge=age, PatientBirthDate=birth_date, study_date=date(2026, 3, 1))
+    assert examination.is_fit is is_fit
+    assert codes_of(examination) == (set() if is_fit else {"age_outside_card"})
+
+
+def test_age_policy_warn_answers_and_warns() -> None:
+    examination = examined("warn", patient_age="056Y")
+    assert examination.is_fit
+    assert [(w.code, w.severity) for w in examination.warnings] == [("age_outside_card", Severity.WARNING)]
+
+
+def test_no_text_carries_a_patient_attribute_or_an_open_blank() -> None:
+    examination = examined("warn", patient_age="056Y", patient_name="Secret^Name", patient_id="SECRET-7")
+    texts = " ".join(warning.text for warning in examination.warnings)
+    assert "1 to 5 years" in texts
+    assert not any(word in texts for word in ("Secret", "SECRET", "56", "{"))
+    assert all(text.endswith(".") for _, text in CODES.values())
+
+
+def test_examination_survives_pickling() -> None:
+    examination = examined(WindowWidth=None)
+    again = pickle.loads(pickle.dumps(examination))
+    assert again.warnings == examination.warnings
+    np.testing.assert_array_equal(again.image_1HW, examination.image_1HW)
+
+
+@pytest.mark.parametrize("content", [b"", b"not DICOM" * 50, b"\0" * 128 + b"DICM" + b"\xff" * 60])
+def test_file_that_is_no_dicom_is_undecodable(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.dcm"
+    path.write_bytes(content)
+    assert not examine_file(str(path), CARD).is_fit
+
+
+def test_compressed_rubbish_is_undecodable() -> None:
+    dataset = make_radiograph(**SIZE, bits_stored=8)
+    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    dataset.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8\xff\xe0rubbish"])
+    assert codes_of(examine(dataset, CARD)) == {"undecodable"}
+
+
+@pytest.mark.parametrize(("probability", "is_low"), [(0.39, False), (0.4, True), (0.59, True), (0.6, False)])
+def test_low_confidence_is_said_inside_the_abstain_band(probability: float, is_low: bool) -> None:
+    prediction = Prediction(
+        finding="pneumonia", probability=probability, threshold=0.5, abstain_low=0.4, abstain_high=0.6,
+        model_name="drawn", model_version="0.0.1",
+    )  # fmt: skip
+    assert [warning.code for warning in warnings_of(prediction)] == (["low_confidence"] if is_low else [])
+    assert all("40 to 60 %" in warning.text for warning in warnings_of(prediction))
+
+
+def test_real_frontal_chest_radiographs_are_refused_for_age_only() -> None:
+    folder = data_folder("dicom", "chest")
+    for path in sorted(folder.glob("*.dcm")):
+        if path.name != "dx_image.dcm":
+            assert codes_of(examine_file(str(path), CARD)) <= {"age_outside_card", "age_unknown"}, path.name
+            assert examine_file(str(path), CARD, age_policy="warn").is_fit, path.name
+
+
+def test_dog_is_not_answered() -> None:
+    examination = examine_file(str(data_folder("dicom", "chest") / "dx_image.dcm"), CARD, age_policy="warn")
+    assert {"not_human", "not_frontal"} <= codes_of(examination)
+
+
+@pytest.mark.parametrize("folder", ["mixed", "hostile"])
+def test_nothing_but_a_chest_radiograph_is_answered(folder: str) -> None:
+    for path in sorted(data_folder("dicom", folder).iterdir()):
+        examination = examine_file(str(path), CARD, age_policy="warn")
+        assert not examination.is_fit, path.name
+        assert examination.warnings, path.name

@@ -1,0 +1,1 @@
+"""Images and labels to weights and a card."""
