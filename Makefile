@@ -28,7 +28,7 @@ bench: setup
 
 setup: .venv/installed-dev peers
 
-# The interpreter of .venv, then what `run` needs, then what tests and training need: each only when it changed.
+# The interpreter of .venv, then what `run` needs, then what the tests need: each only when it changed.
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv .venv
@@ -39,8 +39,8 @@ setup: .venv/installed-dev peers
 	@touch $@
 
 .venv/installed-dev: pyproject.toml | .venv/bin/python
-	@echo "Installing the node, its tests and its training into .venv (PyTorch is large: this can take some minutes) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,training]'
+	@echo "Installing the node and its tests into .venv (PyTorch is large: this can take some minutes) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ .venv/installed
 
 # A missing peer skips its tests with the reason shown; in CI it fails them. RUNLEVEL=1 keeps Debian from starting Orthanc as a service.

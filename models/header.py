@@ -32,6 +32,7 @@ _LOSSY_SYNTAXES = {JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG
 
 _CHEST = re.compile(r"CHEST|THORAX|T[OÓ]RAX|LUNG|PULMON|\bCXR\b")
 _NOT_CHEST = re.compile(r"SPINE|ABD|PELV|RIB|STERN|CLAVIC|SHOULDER|BREAST")
+_LIMBS = re.compile(r"\b(SKULL|HEAD|NECK|ARM|ELBOW|WRIST|HAND|FINGER|HIP|LEG|FEMUR|KNEE|ANKLE|FOOT|TOE|HEEL)S?\b")
 _VETERINARY = re.compile(r"\b(CANINE|FELINE|EQUINE|BOVINE|DOG|HORSE)\b|VETERINAR")
 _HUMAN = re.compile(r"HOMO SAPIENS|\bHUMAN\b")
 _HUMAN_CODES = {"337915000", "L-85B00", "L-85003"}  # SCT, SRT (PS3.16 CID 7454)
@@ -106,11 +107,18 @@ def is_veterinary(dataset: Dataset) -> bool:
     return bool(_VETERINARY.search(f"{_words(dataset)} {_text(dataset, 'InstitutionName')}"))
 
 
-def is_chest(dataset: Dataset) -> bool:
-    """Whether the body part is the chest: Body Part Examined decides, else region codes and descriptions."""
-    body_part = _text(dataset, "BodyPartExamined")
-    words = body_part or " ".join([*_meanings(dataset, "AnatomicRegionSequence"), _words(dataset)])
-    return bool(_CHEST.search(words)) and not _NOT_CHEST.search(words)
+def body_part_of(dataset: Dataset) -> str:
+    """Return "chest", "other", or "" where nothing says.
+
+    Body Part Examined decides, then the anatomic region, then what people wrote.
+    """
+    stated = _text(dataset, "BodyPartExamined") or " ".join(_meanings(dataset, "AnatomicRegionSequence"))
+    words = stated or _words(dataset)
+    if _NOT_CHEST.search(words):
+        return "other"
+    if _CHEST.search(words):
+        return "chest"
+    return "other" if stated or _LIMBS.search(words) else ""
 
 
 def view_of(dataset: Dataset) -> str:

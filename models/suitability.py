@@ -33,7 +33,8 @@ class Severity(StrEnum):
 
 CODES: dict[str, tuple[Severity, str]] = {
     "wrong_modality": (Severity.FORBIDS, "The object is not a CR or DX radiograph."),
-    "not_chest": (Severity.FORBIDS, "The body part is not the chest, or not stated."),
+    "not_chest": (Severity.FORBIDS, "The body part is not the chest."),
+    "body_part_unknown": (Severity.FORBIDS, "The body part is not stated; only the chest is judged."),
     "not_frontal": (Severity.FORBIDS, "The view is lateral, oblique or decubitus; only frontal views are judged."),
     "not_human": (Severity.FORBIDS, "The image is marked as a veterinary one."),
     "for_processing": (Severity.FORBIDS, "The image is raw detector data (For Processing)."),
@@ -156,7 +157,8 @@ def header_warnings(dataset: Dataset, card: ModelCard, age_policy: str) -> list[
             ("for_processing", header.is_for_processing(dataset)),
             ("derived_secondary", header.is_derived_secondary(dataset)),
             ("not_human", header.is_veterinary(dataset)),
-            ("not_chest", not header.is_chest(dataset)),
+            ("not_chest", header.body_part_of(dataset) == "other"),
+            ("body_part_unknown", header.body_part_of(dataset) == ""),
             ("not_frontal", header.view_of(dataset) == "other"),
             ("low_resolution", header.has_pixels(dataset) and header.shortest_side(dataset) < card.input_size),
             ("view_unknown", header.view_of(dataset) == ""),

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 something failed (said on the terminal), 2 refused to star
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import socket
@@ -14,10 +15,13 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from db.engine import DatabaseAway, NoSuchRecord
 from pacs_node import admin, log
 from pacs_node.errors import ErrorOutcome, PacsNodeError, outcome_of
 from pacs_node.settings import Settings, load_settings
 from pacs_node.supervisor import stop_when_parent_is_gone
+
+logger = logging.getLogger(__name__)
 
 EPILOG = """\
 A node in three commands:
@@ -35,19 +39,24 @@ Research software, not a medical device.
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    log.to_terminal(options.command.__name__.strip("_"))
     try:
         settings = load_settings(options.config)
         return int(options.command(settings, options) or 0)
     except KeyboardInterrupt:
         return 130
-    except Exception as error:  # the last resort of the terminal: known refusals become one line, bugs are raised
-        if outcome_of(error) is ErrorOutcome.EXIT:
-            print(f"pacs-node: {error}", file=sys.stderr)
-            return 2
-        if isinstance(error, PacsNodeError):
-            print(f"pacs-node: {error}", file=sys.stderr)
-            return 1
-        raise
+    except Exception as error:  # noqa: BLE001 - the last resort: one line, and no library's words about a patient
+        return _last_words(error)
+
+
+def _last_words(error: Exception) -> int:
+    """Say on the terminal, and of a bug in the log too, why this process ends; return its exit code."""
+    outcome = outcome_of(error)
+    if outcome is ErrorOutcome.EXIT or isinstance(error, PacsNodeError | NoSuchRecord | DatabaseAway):
+        print(f"pacs-node: {error}", file=sys.stderr)
+        return 2 if outcome is ErrorOutcome.EXIT else 1
+    logger.critical("The process ends by an error it did not expect", exc_info=error, extra={"action": "died"})
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:

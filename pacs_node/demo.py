@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from db import facts
 from db.engine import make_engine, read_scope
-from db.tables import InstanceState
+from db.tables import DeliveryState, InstanceState
 from pacs_node import dimse
 from pacs_node.dimse import SentFile
 from pacs_node.errors import ConfigError
@@ -263,9 +263,8 @@ def _wait(settings: Settings) -> bool:
     while time.monotonic() < deadline:
         with read_scope(engine) as session:
             studies, _ = facts.list_studies(session, limit=10_000)
-        if all(
-            s.state in ("answered", "held") and all(state == "sent" for _, state, _ in s.deliveries) for s in studies
-        ):
+        is_over = all(study.state in ("answered", "held") for study in studies)
+        if is_over and all(line.state is not DeliveryState.WAITING for study in studies for line in study.deliveries):
             return True
         time.sleep(0.2)
     print(f"demo: not everything was answered and reported within {FINISH_S:g} s", file=sys.stderr)
@@ -293,10 +292,11 @@ def _print_table(settings: Settings, sent: list[Sent], pacs: ReceivingPacs) -> b
         stored_at = pacs.stored_at.get(study.study_instance_uid)
         is_owed = study.current_report is not None and study.current_report.is_sent
         seconds = f"{stored_at - item.answered_at:.1f}" if stored_at else "-"
-        stored = "yes" if stored_at else "NO" if is_owed else "not due"
+        stored = "yes" if stored_at else "HELD" if study.hold else "NO" if is_owed else "not due"
         answer = study.current_report.answer.value if image.predictions and study.current_report else image.state.value
         facts_of_it = f"{answer:14} {probability:>11} {stored:>9} {seconds:>7}"
-        print(f"{name:32} {facts_of_it}  {', '.join(codes) or '-'}")
+        held = [f"held: {study.hold}"] if study.hold else []
+        print(f"{name:32} {facts_of_it}  {', '.join(held + codes) or '-'}")
         is_analysed_or_unfit = image.state is InstanceState.ANALYSED or (
             image.state is InstanceState.NOT_ANALYSED and (not image.is_judged or bool(forbidding & EXPECTED_REFUSALS))
         )

@@ -68,25 +68,29 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+def to_terminal(role: str) -> logging.Handler:
+    """Show warnings on the terminal as plain sentences; return the handler."""
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setLevel(logging.WARNING)
+    terminal.setFormatter(PlainFormatter(role))
+    logging.getLogger().handlers[:] = [terminal]
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").setLevel(logging.ERROR)  # pydicom warns with the offending value
+    return terminal
+
+
 def configure(settings: LogSettings, role: str, log_dir: Path) -> None:
-    """Send this process's logs to `log_dir/<role>.log`, and warnings to the terminal as plain sentences."""
+    """Send this process's logs to `log_dir/<role>.log`, and warnings to the terminal as well."""
     log_dir.mkdir(parents=True, exist_ok=True)
     file = logging.handlers.RotatingFileHandler(
         log_dir / f"{role}.log", maxBytes=int(settings.max_mb * 1e6), backupCount=settings.files - 1, encoding="utf-8"
     )
     file.setFormatter(JsonFormatter(role))
-    terminal = logging.StreamHandler(sys.stderr)
-    terminal.setLevel(logging.WARNING)
-    terminal.setFormatter(PlainFormatter(role))
     root = logging.getLogger()
-    root.handlers[:] = [file, terminal]
+    root.handlers[:] = [file, to_terminal(role)]
     root.setLevel(settings.level)
-    for name in QUIET:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for name in QUOTING:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    logging.captureWarnings(True)
-    logging.getLogger("py.warnings").setLevel(logging.ERROR)  # pydicom warns with the offending value
 
 
 class PlainFormatter(logging.Formatter):

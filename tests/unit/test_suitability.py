@@ -60,6 +60,7 @@ def test_frontal_chest_of_a_child_is_fit_without_remark(modality: str) -> None:
         ("not_chest", {"BodyPartExamined": "CHESTABDOMEN"}),
         ("not_chest", {"BodyPartExamined": "THORACIC SPINE"}),
         ("not_chest", {"body_part": None, "StudyDescription": "XR knee", "ProcedureCodeSequence": None}),
+        ("body_part_unknown", {"body_part": None, "StudyDescription": "XR", "ProcedureCodeSequence": None}),
         ("not_frontal", {"view_position": "LL"}),
         ("not_frontal", {"ViewPosition": "LATERAL"}),
         ("not_frontal", {"ViewPosition": "", "ViewCodeSequence": [item("399173006")]}),
