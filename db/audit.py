@@ -55,6 +55,7 @@ class Action(enum.StrEnum):
     DELIVERY_FAILED = "delivery_failed"
     REVIEW_ADDED = "review_added"
     JOB_RETRIED = "job_retried"
+    MODEL_LOADED = "model_loaded"
     MODEL_ADDED = "model_added"
     MODEL_ACTIVATED = "model_activated"
     MODEL_ROLLED_BACK = "model_rolled_back"

@@ -45,9 +45,9 @@ class DecodingPool:
             context=multiprocessing.get_context("spawn"),
         )
 
-    def warm(self) -> None:
-        """Start the processes now, so that the first image need not wait for their imports."""
-        self._pool.schedule(os.getpid)
+    def warm(self) -> ProcessFuture[int]:
+        """Start the processes, so that the first image need not wait for their imports; done when one is ready."""
+        return self._pool.schedule(os.getpid)
 
     def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> ProcessFuture[T]:
         return self._pool.schedule(function, args=args, kwargs=kwargs, timeout=self._timeout_s)

@@ -32,7 +32,8 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import Comprehensive3DSRStorage, Verification
 from tqdm import tqdm
 
-from db import facts
+from db import audit, facts
+from db.audit import Action
 from db.engine import make_engine, read_scope
 from db.tables import DeliveryState, InstanceState
 from pacs_node import dimse
@@ -214,7 +215,7 @@ port = {_free_port()}
 [model]
 age_policy = "{images.age_policy}"
 [study]
-max_study_age_days = 36500
+max_study_age_days = 100000
 [[destinations]]
 name = "demo"
 ae_title = "DEMO_PACS"
@@ -241,10 +242,18 @@ def _wait_ready(settings: Settings, node: subprocess.Popen[bytes]) -> None:
     while time.monotonic() < deadline and node.poll() is None:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{settings.web.port}/ready", timeout=2):
-                return
+                if _has_worker(settings):
+                    return
         except (urllib.error.URLError, OSError):
-            time.sleep(0.3)
+            pass
+        time.sleep(0.3)
     raise SystemExit("demo: the node did not start; its lines stand above")
+
+
+def _has_worker(settings: Settings) -> bool:
+    """Tell whether a worker has loaded the model: the seconds of the table shall not count the node's start."""
+    with read_scope(make_engine(settings.database_url)) as session:
+        return any(record.action == Action.MODEL_LOADED for record in audit.tail(session, 20))
 
 
 def _send(settings: Settings, folder: Path) -> list[Sent]:

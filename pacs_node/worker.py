@@ -13,14 +13,15 @@ from collections import deque
 
 from sqlalchemy.engine import Engine
 
-from db import facts, queue
+from db import audit, facts, queue
+from db.audit import Action
 from db.engine import DatabaseAway, check_revision, db_now, make_engine, read_scope, session_scope
 from db.queue import QueuePolicy
 from db.tables import JobKind
 from models.predictor import Predictor
 from models.registry import Registry
 from pacs_node import judging
-from pacs_node.decoding import DecodingPool
+from pacs_node.decoding import DecodingPool, result_of
 from pacs_node.lease import LeaseKeeper
 from pacs_node.reporting import Reporter
 from pacs_node.settings import Settings
@@ -40,8 +41,8 @@ DATABASE_RETRY_S = 1.0
 class Worker:
     """Owns one predictor, one decoding pool and the batches in flight."""
 
-    def __init__(self, settings: Settings, engine: Engine, stop: threading.Event) -> None:
-        self._settings, self._engine, self._stop = settings, engine, stop
+    def __init__(self, settings: Settings, engine: Engine, stop: threading.Event, pool: DecodingPool) -> None:
+        self._settings, self._engine, self._stop, self._pool = settings, engine, stop, pool
         self._owner = worker_name()
         self._policy: QueuePolicy = queue_policy(settings.queue)
         self._store = ObjectStore(settings.store_dir)
@@ -49,10 +50,6 @@ class Worker:
         self._pending: deque[judging.Batch] = deque()
         self._predictor = self._load_predictor()
         self._model_checked_at = time.monotonic()
-        worker = settings.worker
-        self._pool = DecodingPool(
-            processes=worker.decode_processes, timeout_s=worker.decode_timeout_s, memory_mb=worker.decode_memory_mb
-        )
         self._leases = LeaseKeeper(engine, owner=self._owner, policy=self._policy)
         self._reporter = Reporter(
             engine=engine,
@@ -65,15 +62,11 @@ class Worker:
 
     def run(self) -> None:
         """Work until asked to stop, then finish what is in flight."""
-        self._pool.warm()
-        try:
-            with self._leases:
-                while not self._stop.is_set():
-                    self._turn()
-                while self._pending:
-                    self._judge_oldest()
-        finally:
-            self._pool.close()
+        with self._leases:
+            while not self._stop.is_set():
+                self._turn()
+            while self._pending:
+                self._judge_oldest()
 
     def _turn(self) -> None:
         try:
@@ -163,15 +156,15 @@ class Worker:
         card = active_card(self._engine, self._registry)
         worker = self._settings.worker
         predictor = Predictor(card, device=worker.device, precision=worker.precision, threads=worker.threads or None)
-        logger.info(
-            "The model is loaded",
-            extra={
-                "action": "model_loaded",
-                "model": f"{card.name} {card.version}",
-                "device": predictor.device,
-                "precision": predictor.precision,
-            },
-        )
+        result_of(self._pool.warm())  # only now can this worker take an image
+        loaded = {
+            "model": f"{card.name} {card.version}",
+            "device": str(predictor.device),
+            "precision": predictor.precision,
+        }
+        with session_scope(self._engine) as session:
+            audit.append(session, Action.MODEL_LOADED, actor=self._owner, details=loaded, now=db_now(session))
+        logger.info("The model is loaded", extra={"action": "model_loaded", **loaded})
         return predictor
 
 
@@ -185,4 +178,12 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
     """
     engine = make_engine(settings.database_url)
     check_revision(engine)
-    Worker(settings, engine, stop).run()
+    worker = settings.worker
+    pool = DecodingPool(
+        processes=worker.decode_processes, timeout_s=worker.decode_timeout_s, memory_mb=worker.decode_memory_mb
+    )
+    try:
+        pool.warm()  # while the model loads
+        Worker(settings, engine, stop, pool).run()
+    finally:
+        pool.close()

@@ -20,7 +20,7 @@ from pacs_node import judging
 from pacs_node.decoding import DecodingPool
 from pacs_node.settings import Settings
 from pacs_node.store import ObjectStore
-from pacs_node.worker import Worker
+from pacs_node.worker import run_worker
 from tests.builders import as_bytes, make_bundle, make_radiograph
 from tests.records import POLICY, make_instance
 
@@ -161,7 +161,7 @@ def test_worker_serves_until_stopped_and_gives_nothing_up(sqlite_url: str, tmp_p
         for number in range(5):
             receive(session, store, number, as_bytes(make_radiograph(seed=number)))
     stop = threading.Event()
-    worker = threading.Thread(target=Worker(settings, engine, stop).run)
+    worker = threading.Thread(target=run_worker, args=(settings, stop))
     worker.start()
     for _ in range(600):
         if all(image.state is InstanceState.ANALYSED for image in images(engine).values()):
