@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from monai.transforms import Resize
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels.utils import pixel_array
@@ -25,7 +23,9 @@ from pydicom.uid import (
     JPEGTransferSyntaxes,
     RLETransferSyntaxes,
 )
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # What pydicom and its decoders are known to raise for broken data (fuzzing corpora included).
 UNREADABLE: tuple[type[Exception], ...] = (
@@ -126,6 +126,9 @@ def from_array(pixels: np.ndarray) -> np.ndarray:
 
 def squash(grey_HW: np.ndarray, size: int) -> Tensor:
     """Return image_1HW, float32, shape (1, size, size), by area averaging; the aspect ratio is not kept."""
+    import torch  # here: who only renders an image (the web role) need not pay for them, 5 s and 400 MB
+    from monai.transforms import Resize
+
     resize = Resize(spatial_size=(size, size), mode="area")
     image_1HW: Tensor = resize(torch.from_numpy(np.ascontiguousarray(grey_HW))[None]).as_tensor()
     return image_1HW

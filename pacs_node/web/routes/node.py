@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import torch
 from fastapi import APIRouter, HTTPException, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from models.errors import ModelError
-from models.networks import make_network
 from pacs_node.web.context import WebContext
 from pacs_node.web.metrics import exposition
 from pacs_node.web.problems import documented
@@ -55,5 +53,9 @@ def model_info(web: WebContext) -> ModelInfo:
 
 @lru_cache(maxsize=8)
 def _count_parameters(network: str, output_count: int) -> int:
+    import torch  # here: seconds and hundreds of megabytes that nothing else in this role needs
+
+    from models.networks import make_network
+
     with torch.device("meta"):  # shapes without memory
         return sum(parameter.numel() for parameter in make_network(network, output_count).parameters())
