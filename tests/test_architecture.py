@@ -25,7 +25,7 @@ NEVER = {
     "pacs_node": {"torchvision", "monai", "sqlalchemy.orm.Session.query"},
 }
 OWNERS = {
-    "pynetdicom": {"listener", "scp", "dimse", "demo"},
+    "pynetdicom": {"listener", "scp", "incoming", "dimse", "demo"},
     "highdicom": {"report"},
     "fastapi": {"web"},
     "starlette": {"web"},
@@ -39,7 +39,17 @@ LEVELS = (
     {"intake", "report", "dimse", "destinations", "judging", "reporting"},
     {
         *("store", "settings", "errors", "log", "wiring", "lease", "decoding", "supervisor"),
-        *("header", "phantom", "identity", "admission", "conformance", "scp"),
+        *(
+            "header",
+            "phantom",
+            "identity",
+            "admission",
+            "conformance",
+            "scp",
+            "incoming",
+            "group_commit",
+            "same_pixels",
+        ),
     },
 )
 
