@@ -137,4 +137,3 @@ class Reporter:
         versions = {(report.model_name, report.model_version)}
         versions |= {(found.model_name, found.model_version) for image in images for found in image.predictions}
         return {version: self.registry.find(*version) for version in versions}
-
