@@ -24,7 +24,6 @@ PEERS = {"ingest": ("storescu", "storescp", "Orthanc"), "turnaround": (), "infer
 
 def main() -> int:
     options = _options()
-    os.environ.pop("CI", None)
     names = options.only or list(BENCHES)
     missing = [peer for name in names for peer in PEERS[name] if program(peer) is None]
     if missing:

@@ -149,6 +149,10 @@ class DeliveryState(enum.StrEnum):
     FAILED = "failed"
 
 
+PRIOR = "prior"
+"""Reason of a HELD delivery: the study is old (a prior, a migration); its report is not sent by itself."""
+
+
 class Verdict(enum.StrEnum):
     AGREE = "agree"
     DISAGREE = "disagree"

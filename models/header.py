@@ -140,6 +140,15 @@ def view_of(dataset: Dataset) -> str:
     return _view_in(f"{position} {_words(dataset)}")
 
 
+def is_turned(dataset: Dataset) -> bool:
+    """Whether Patient Orientation (PS3.3 C.7.6.1.1.1) says that rows do not run to the left or columns to the feet.
+
+    A view from the side is another matter, and so is an orientation that is not stated.
+    """
+    directions = [direction[:1] for direction in _values(dataset, "PatientOrientation")]
+    return len(directions) == 2 and not {"A", "P"} & set(directions[:1]) and directions != ["L", "F"]
+
+
 def age_years_of(dataset: Dataset) -> float | None:
     """Return the patient's age in years: Patient's Age, else study date minus birth date, else None."""
     age = re.fullmatch(r"(\d{1,3})([DWMY]?)", _text(dataset, "PatientAge"))

@@ -10,12 +10,13 @@ radiograph costs one look-up per pixel.
 from __future__ import annotations
 
 import struct
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
     JPEG2000TransferSyntaxes,
@@ -41,6 +42,8 @@ UNREADABLE: tuple[type[Exception], ...] = (
     TypeError,
     ValueError,
     struct.error,
+    zlib.error,
+    BytesLengthException,
 )
 
 PIXELS_MAX = 100_000_000  # five times the largest detector; a header may claim more than the memory holds

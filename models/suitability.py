@@ -36,6 +36,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "not_chest": (Severity.FORBIDS, "The body part is not the chest."),
     "body_part_unknown": (Severity.FORBIDS, "The body part is not stated; only the chest is judged."),
     "not_frontal": (Severity.FORBIDS, "The view is lateral, oblique or decubitus; only frontal views are judged."),
+    "turned": (Severity.FORBIDS, "The stored image is rotated or mirrored (Patient Orientation)."),
     "not_human": (Severity.FORBIDS, "The image is marked as a veterinary one."),
     "for_processing": (Severity.FORBIDS, "The image is raw detector data (For Processing)."),
     "derived_secondary": (Severity.FORBIDS, "The image is a derived secondary image, not an original radiograph."),
@@ -111,12 +112,20 @@ def make_warning(code: str, *, severity: Severity | None = None, **values: objec
 
 
 def examine_file(path: str, card: ModelCard, *, age_policy: str = "refuse") -> Examination:
-    """Read a Part 10 file and examine it; a file that is no DICOM is undecodable."""
+    """Read a Part 10 file and examine it; a file that is no DICOM is undecodable.
+
+    Raises
+    ------
+    OSError
+        The file is not there or the disk is faulty, which says nothing about the image.
+    """
     # pydicom's remarks on bad values quote them: patient attributes would reach the log.
     with pydicom.config.disable_value_validation():
         try:
             dataset = pydicom.dcmread(path)
-        except UNREADABLE:
+        except UNREADABLE as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk, not the image
             return _unfit("undecodable")
         return examine(dataset, card, age_policy=age_policy)
 
@@ -160,6 +169,7 @@ def header_warnings(dataset: Dataset, card: ModelCard, age_policy: str) -> list[
             ("not_chest", header.body_part_of(dataset) == "other"),
             ("body_part_unknown", header.body_part_of(dataset) == ""),
             ("not_frontal", header.view_of(dataset) == "other"),
+            ("turned", header.is_turned(dataset)),
             ("low_resolution", header.has_pixels(dataset) and header.shortest_side(dataset) < card.input_size),
             ("view_unknown", header.view_of(dataset) == ""),
             ("secondary_capture", header.is_secondary_capture(dataset)),

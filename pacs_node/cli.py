@@ -39,6 +39,7 @@ Research software, not a medical device.
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    os.umask(0o077)  # what the node writes is about patients
     log.to_terminal(options.command.__name__.strip("_"))
     try:
         settings = load_settings(options.config)

@@ -84,9 +84,12 @@ class Courier:
     def turn(self) -> bool:
         """Deliver one batch; return whether there was anything to do."""
         parcels = self._claim()
-        for name in dict.fromkeys(parcel.delivery.destination for parcel in parcels):
-            group = [parcel for parcel in parcels if parcel.delivery.destination == name]
-            self._deliver_to(name, sorted(group, key=lambda parcel: parcel.delivery.revision))
+        try:
+            for name in dict.fromkeys(parcel.delivery.destination for parcel in parcels):
+                group = [parcel for parcel in parcels if parcel.delivery.destination == name]
+                self._deliver_to(name, sorted(group, key=lambda parcel: parcel.delivery.revision))
+        finally:  # what an error leaves is not kept alive: its lease runs out
+            self._leases.let_go([parcel.job for parcel in parcels])
         return bool(parcels)
 
     def _claim(self) -> list[Parcel]:

@@ -43,7 +43,7 @@ HIGH_PRIORITY, MEDIUM_PRIORITY = 1, 0
 """Of a C-STORE (PS3.7 9.1.1.1)."""
 
 SUCCESS = 0x0000
-WARNINGS = frozenset((0xB000, 0xB006, 0xB007))
+WARNINGS = range(0xB000, 0xC000)
 """Stored, with something coerced or discarded (PS3.4 Table B.2-1)."""
 DUPLICATE_INSTANCE = 0x0111
 """The peer has it already (PS3.7 C.5.6)."""

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ from pacs_node.store import ObjectStore
 
 logger = logging.getLogger(__name__)
 
+STORE_RETRY = timedelta(seconds=30)
+"""An image whose file cannot be read waits so long: the store is away, and its return is worth waiting for."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
@@ -47,6 +51,18 @@ class Judgement:
     warnings: tuple[NewWarning, ...] = ()
     voi: str | None = None
     error: str | None = None
+    is_store_away: bool = False
+    """The file could not be opened: no fault of the image's, so it costs no attempt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examined:
+    """What a decoding process gave: an examination, or why there is none."""
+
+    examination: Examination | None = None
+    decoding_ms: float = 0.0
+    error: str | None = None
+    is_store_away: bool = False
 
 
 def timed_examination(path: str, card: ModelCard, age_policy: str) -> tuple[Examination, float]:
@@ -81,15 +97,16 @@ def start_batch(
 
 def judge(batch: Batch, predictor: Predictor) -> list[Judgement]:
     """Wait for the batch to be decoded, then judge what is fit for an answer in one forward pass."""
-    examined = [_examined(future) for future in batch.decoding]
-    fit = {i: e.image_1HW for i, (e, _, _) in enumerate(examined) if e is not None and e.image_1HW is not None}
+    examined = [_examined(job, future) for job, future in zip(batch.jobs, batch.decoding, strict=True)]
+    images = [one.examination.image_1HW if one.examination else None for one in examined]
+    fit = {i: image_1HW for i, image_1HW in enumerate(images) if image_1HW is not None}
     start = time.perf_counter()
     predicted = _predict(predictor, np.stack(list(fit.values()))) if fit else []
     forward_ms = 1000 * (time.perf_counter() - start)
     found = dict(zip(fit, predicted, strict=True))
     return [
-        _judgement(job, examination, found.get(i, ()), decoding_ms + forward_ms, error)
-        for i, (job, (examination, decoding_ms, error)) in enumerate(zip(batch.jobs, examined, strict=True))
+        _judgement(job, one, found.get(i, ()), one.decoding_ms + forward_ms)
+        for i, (job, one) in enumerate(zip(batch.jobs, examined, strict=True))
     ]
 
 
@@ -108,33 +125,31 @@ def _predict(predictor: Predictor, image_B1HW: np.ndarray) -> list[tuple[Predict
         return predictor.predict(image_B1HW[:half]) + predictor.predict(image_B1HW[half:])
 
 
-def _examined(future: Any) -> tuple[Examination | None, float, str | None]:
-    """Return the examination and its duration in ms, or the error; a killed decoder is a verdict on the image."""
+def _examined(job: Job, future: Any) -> Examined:
+    """Wait for one image; a decoder that is killed twice is a verdict on it, once may have been the machine."""
     try:
         examination, decoding_ms = result_of(future)
-    except TookTooLong:
-        return _unreadable("decode_timeout"), 0.0, None
-    except Collapsed:
-        return _unreadable("undecodable"), 0.0, None
+    except (TookTooLong, Collapsed) as error:
+        if job.attempts == 0:
+            return Examined(error=describe(error))
+        return Examined(examination=_unreadable("decode_timeout" if isinstance(error, TookTooLong) else "undecodable"))
+    except OSError as error:
+        logger.warning("A stored file cannot be read", extra={"action": "store_away", "why": describe(error)})
+        return Examined(error=describe(error), is_store_away=True)
     except Exception as error:  # a bug in one image's path must cost that job an attempt, not the batch
         logger.exception("An image could not be examined", extra={"action": "examination_failed"})
-        return None, 0.0, describe(error)
-    return examination, decoding_ms, None
+        return Examined(error=describe(error))
+    return Examined(examination=examination, decoding_ms=decoding_ms)
 
 
 def _unreadable(code: str) -> Examination:
     return Examination(image_1HW=None, warnings=(make_warning(code),), rows=0, columns=0, voi="")
 
 
-def _judgement(
-    job: Job,
-    examination: Examination | None,
-    predictions: Sequence[Prediction],
-    processing_time_ms: float,
-    error: str | None,
-) -> Judgement:
+def _judgement(job: Job, examined: Examined, predictions: Sequence[Prediction], processing_time_ms: float) -> Judgement:
+    examination = examined.examination
     if examination is None:
-        return Judgement(job=job, error=error)
+        return Judgement(job=job, error=examined.error, is_store_away=examined.is_store_away)
     warnings = list(examination.warnings)
     for prediction in predictions:
         warnings += [w for w in warnings_of(prediction) if w.code not in {known.code for known in warnings}]
@@ -175,8 +190,11 @@ def record(engine: Engine, judgements: Sequence[Judgement], *, policy: QueuePoli
                 )
 
 
-def _record_one(session: Session, judgement: Judgement, policy: QueuePolicy, now: Any) -> None:
+def _record_one(session: Session, judgement: Judgement, policy: QueuePolicy, now: datetime) -> None:
     job = judgement.job
+    if judgement.is_store_away:
+        queue.release(session, [job], now=now + STORE_RETRY)
+        return
     if judgement.error is not None:
         if queue.fail(session, job, error=judgement.error, now=now, policy=policy):
             facts.record_failure(session, job.subject_id, error_text=judgement.error, now=now)

@@ -19,10 +19,11 @@ from db.audit import Action
 from db.engine import DatabaseAway, db_now, read_scope, session_scope
 from db.facts import BuiltObject, ImageFacts, ReportFacts, StudyFacts
 from db.queue import Job, LostLease, QueuePolicy
+from db.tables import Hold
 from models.card import ModelCard
 from models.registry import Registry
 from pacs_node import __version__
-from pacs_node.decoding import Collapsed, DecodingPool, TookTooLong, result_of
+from pacs_node.decoding import DecodingPool, result_of
 from pacs_node.log import describe
 from pacs_node.report.answer import answer_of
 from pacs_node.report.plan import delivery_plan
@@ -54,11 +55,16 @@ class Reporter:
         except (LostLease, DatabaseAway) as error:
             logger.warning("A report is left to a later turn", extra={"action": "report_left", "why": describe(error)})
         except Exception as error:  # a bug in one report must cost that job an attempt, not the worker
-            logger.exception(
-                "A report could not be built", extra={"action": "report_failed", "report_id": job.subject_id}
-            )
+            extra = {"action": "report_failed", "report_id": job.subject_id}
+            logger.exception("A report could not be built", extra=extra)
+            self._count_attempt(job, describe(error))
+
+    def _count_attempt(self, job: Job, error: str) -> None:
+        try:
             with session_scope(self.engine) as session:
-                queue.fail(session, job, error=describe(error), now=db_now(session), policy=self.policy)
+                queue.fail(session, job, error=error, now=db_now(session), policy=self.policy)
+        except (LostLease, DatabaseAway):  # its lease runs out by itself
+            logger.warning("A failed report job is left to its lease", extra={"action": "lease_left", "job_id": job.id})
 
     def _build(self, job: Job) -> None:
         with read_scope(self.engine) as session:
@@ -104,6 +110,8 @@ class Reporter:
         with session_scope(self.engine) as session:
             now = db_now(session)
             queue.finish(session, job, now=now)
+            if "PatientID" in emptied and report.revision == 1:  # the report names nobody: an admin decides, once
+                facts.hold_study(session, study.study_id, Hold.UNIDENTIFIED, actor=ACTOR, now=now)
             plan = delivery_plan(study, report, self.settings, now=now)
             facts.record_report_built(session, report.report_id, objects, plan, now=now)
             if emptied:
@@ -127,10 +135,9 @@ class Reporter:
         for instance_id, future in reading.items():
             try:
                 headers[instance_id] = result_of(future)
-            except (TookTooLong, Collapsed):
-                logger.warning(
-                    "A header was not read in time", extra={"action": "header_unread", "instance_id": instance_id}
-                )
+            except Exception:  # a stranger's header costs its own image only; the report is made from the others
+                extra = {"action": "header_unread", "instance_id": instance_id}
+                logger.exception("A header could not be read", extra=extra)
         return headers
 
     def _cards(self, report: ReportFacts, images: Sequence[ImageFacts]) -> dict[tuple[str, str], ModelCard]:

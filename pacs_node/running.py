@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import sys
 import threading
@@ -11,12 +12,14 @@ from pathlib import Path
 
 from db import audit
 from db.audit import Action
-from db.engine import check_revision, db_now, make_engine, session_scope
+from db.engine import DatabaseAway, check_revision, db_now, make_engine, session_scope
 from pacs_node.errors import ConfigError
 from pacs_node.listener import bind_dicom_socket
 from pacs_node.settings import Settings, WebSettings
 from pacs_node.supervisor import Role, only_node, supervise
 from pacs_node.wiring import active_card, registry_of
+
+logger = logging.getLogger(__name__)
 
 READY_S = 120.0
 
@@ -36,8 +39,11 @@ def run_node(settings: Settings, config: Path | None, stop: threading.Event) -> 
         _require_free(settings.web)
 
         def note(action: Action, **details: str | int) -> None:
-            with session_scope(engine) as session:
-                audit.append(session, action, actor="run", details=dict(details), now=db_now(session))
+            try:
+                with session_scope(engine) as session:
+                    audit.append(session, action, actor="run", details=dict(details), now=db_now(session))
+            except DatabaseAway:  # the roles go on or wait; the log has what the trail must do without
+                logger.exception("An event could not be audited", extra={"action": str(action), **details})
 
         note(Action.NODE_STARTED)
         print(_starting(settings, f"{card.name} {card.version}", listening.getsockname()[1]), flush=True)
@@ -47,6 +53,7 @@ def run_node(settings: Settings, config: Path | None, stop: threading.Event) -> 
                 _roles(settings, config, listening.fileno()),
                 stop,
                 lambda name, code: note(Action.ROLE_RESTARTED, role=name, exit_code=code),
+                listening.close,  # who calls now is refused at once, not left in the queue while the roles drain
             )
         finally:
             note(Action.NODE_STOPPED)

@@ -10,8 +10,8 @@ import functools
 import logging
 import threading
 from collections.abc import Callable
-from datetime import timedelta
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -33,6 +33,11 @@ logger = logging.getLogger(__name__)
 LOST_LISTENER_S = 15.0
 """An association whose listener did not beat this long counts as released."""
 LOCK_S = 600.0
+"""Longer than any task takes."""
+SHORT_LOCK_S = 15.0
+"""For what may run twice at once: a holder that died must not keep studies waiting."""
+FIRST_S = 60.0
+"""A node that is started anew every day verifies its chain all the same."""
 ACTOR = "schedule"
 
 
@@ -59,12 +64,19 @@ class Tasks:
             )
         if not settled:
             return
-        with task_lock(self._engine, "settle", holder=worker_name(), for_s=LOCK_S) as is_ours:
-            if is_ours:
-                for study_id in settled:
-                    self._freeze(study_id)
+        with task_lock(self._engine, "settle", holder=worker_name(), for_s=SHORT_LOCK_S) as is_ours:
+            for study_id in settled if is_ours else ():
+                self._freeze_or_log(study_id)
 
-    def _freeze(self, study_id: Any) -> None:
+    def _freeze_or_log(self, study_id: UUID) -> None:
+        try:
+            self._freeze(study_id)
+        except DatabaseAway:
+            raise
+        except Exception:  # a bug with one study must not keep the studies behind it waiting
+            logger.exception("A study could not be settled", extra={"action": "settle_failed", "study_id": study_id})
+
+    def _freeze(self, study_id: UUID) -> None:
         card = active_card(self._engine, self._registry)
         with session_scope(self._engine) as session:
             study = facts.study_facts(session, study_id, lock=True)
@@ -173,7 +185,7 @@ def run_tick(settings: Settings, stop: threading.Event) -> None:
     alone = functools.partial(_alone, engine)
     plan: dict[str, tuple[float, list[Callable[[], None]]]] = {
         "settle": (every.settle_every_s, [tasks.settle]),
-        "seal": (every.seal_every_s, [alone(tasks.seal), alone(tasks.reclaim)]),
+        "seal": (every.seal_every_s, [alone(tasks.seal, SHORT_LOCK_S), alone(tasks.reclaim, SHORT_LOCK_S)]),
         "housekeeping": (
             every.housekeeping_every_s,
             [tasks.watch_disk, alone(tasks.purge), alone(tasks.sweep_orphans)],
@@ -188,18 +200,19 @@ def run_tick(settings: Settings, stop: threading.Event) -> None:
     for name, (every_s, steps) in plan.items():
         for number, step in enumerate(steps):
             task = functools.partial(_guarded, name, step)
-            scheduler.add_job(task, "interval", seconds=every_s, id=f"{name}.{number}")
+            first_at = datetime.now(UTC) + timedelta(seconds=min(every_s, FIRST_S))
+            scheduler.add_job(task, "interval", seconds=every_s, id=f"{name}.{number}", next_run_time=first_at)
     scheduler.start()
     stop.wait()
     scheduler.shutdown(wait=True)
     engine.dispose()
 
 
-def _alone(engine: Engine, step: Callable[[], None]) -> Callable[[], None]:
+def _alone(engine: Engine, step: Callable[[], None], for_s: float = LOCK_S) -> Callable[[], None]:
     """Return the step as one that does nothing while another process is at it."""
 
     def run() -> None:
-        with task_lock(engine, step.__name__, holder=worker_name(), for_s=LOCK_S) as is_ours:
+        with task_lock(engine, step.__name__, holder=worker_name(), for_s=for_s) as is_ours:
             if is_ours:
                 step()
 

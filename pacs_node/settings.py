@@ -134,7 +134,7 @@ class StudySettings(Section):
 
 
 class DeliverySettings(Section):
-    max_attempts: int = Field(30, ge=1)
+    max_attempts: int = Field(400, ge=1)
     retry_base_s: float = Field(2.0, gt=0)
     retry_cap_s: float = Field(900.0, gt=0)
     connect_timeout_s: float = Field(10, gt=0)

@@ -81,7 +81,12 @@ class Role:
             self.process.stdin.close()
 
 
-def supervise(roles: list[Role], stop: threading.Event, audit_restart: Callable[[str, int], None]) -> None:
+def supervise(
+    roles: list[Role],
+    stop: threading.Event,
+    audit_restart: Callable[[str, int], None],
+    on_stop: Callable[[], None] = lambda: None,
+) -> None:
     """Keep every role running until `stop` is set, then ask all to stop and wait for them.
 
     Raises
@@ -95,6 +100,7 @@ def supervise(roles: list[Role], stop: threading.Event, audit_restart: Callable[
                 _tend(role, time.monotonic(), audit_restart)
             stop.wait(POLL_S)
     finally:
+        on_stop()
         _stop_all(roles)
 
 
@@ -106,7 +112,7 @@ def _tend(role: Role, now: float, audit_restart: Callable[[str, int], None]) -> 
     code = role.process.poll()
     if code is None:
         return
-    if code == REFUSED_TO_START:
+    if code == REFUSED_TO_START and role.deaths == 0 and now - role.started_at < STEADY_S:
         raise ConfigError(f"the role `{role.name}` refused to start (its reason stands above)")
     delay_s = role.note_death(now)
     logger.error(

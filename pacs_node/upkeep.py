@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sqlite3
 from contextlib import closing
@@ -56,18 +57,23 @@ def make_backup(settings: Settings, folder: Path, *, actor: str) -> str:
         raise ConfigError("the database is PostgreSQL: back it up with pg_dump first, then copy the store folder")
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder}: not empty; name a new folder for each backup")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     engine = make_engine(settings.database_url)
     with task_lock(engine, "purge", holder=worker_name(), for_s=BACKUP_LOCK_S) as is_ours:
         if not is_ours:
             raise ConfigError("the node is purging old images at this moment: try again in a minute")
-        with session_scope(engine) as session:
-            audit.append(session, Action.BACKUP_MADE, actor=actor, now=db_now(session))
-        _copy_sqlite(path, folder / DATABASE_NAME)
-        if settings.store_dir.exists():
-            shutil.copytree(settings.store_dir, folder / STORE_NAME, ignore=shutil.ignore_patterns("incoming"))
         if settings.node.secrets_dir.exists():
             shutil.copytree(settings.node.secrets_dir, folder / SECRETS_NAME)
+        _copy_sqlite(path, folder / DATABASE_NAME)
+        if settings.store_dir.exists():
+            shutil.copytree(
+                settings.store_dir,
+                folder / STORE_NAME,
+                ignore=shutil.ignore_patterns("incoming"),
+                copy_function=_copy_if_there,
+            )
+        with session_scope(engine) as session:
+            audit.append(session, Action.BACKUP_MADE, actor=actor, now=db_now(session))
     files = sum(1 for file in (folder / STORE_NAME).rglob("*") if file.is_file())
     return f"Backed up to {folder}: database, {files} stored objects, secrets (keep this folder as safe as the node)."
 
@@ -99,6 +105,13 @@ def restore_backup(settings: Settings, folder: Path) -> str:
 def _sqlite_path(settings: Settings) -> Path | None:
     url = settings.database_url
     return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
+
+
+def _copy_if_there(source: str, target: str) -> str:
+    """Copy a file; one that vanishes meanwhile was a duplicate's or an orphan: no row names it."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.copy2(source, target)
+    return target
 
 
 def _copy_sqlite(source: Path, target: Path) -> None:

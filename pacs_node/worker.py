@@ -18,6 +18,7 @@ from db.audit import Action
 from db.engine import DatabaseAway, check_revision, db_now, make_engine, read_scope, session_scope
 from db.queue import QueuePolicy
 from db.tables import JobKind
+from models.errors import ModelError
 from models.predictor import Predictor
 from models.registry import Registry
 from pacs_node import judging
@@ -134,9 +135,11 @@ class Worker:
                 now=db_now(session),
             )
         self._leases.hold(jobs)
-        for job in jobs:
-            self._reporter.report(job)
-            self._leases.let_go([job])
+        try:
+            for job in jobs:
+                self._reporter.report(job)
+        finally:
+            self._leases.let_go(jobs)
         return bool(jobs)
 
     def _is_due(self, kind: JobKind) -> bool:
@@ -148,9 +151,17 @@ class Worker:
         if time.monotonic() - self._model_checked_at < MODEL_CHECK_S:
             return
         self._model_checked_at = time.monotonic()
-        card = active_card(self._engine, self._registry)
-        if (card.name, card.version) != (self._predictor.card.name, self._predictor.card.version):
-            self._predictor = self._load_predictor()
+        try:
+            card = active_card(self._engine, self._registry)
+            if (card.name, card.version) == (self._predictor.card.name, self._predictor.card.version):
+                return
+            predictor = self._load_predictor()
+        except ModelError:
+            logger.exception("The active model cannot be used; the former one goes on", extra={"action": "model_kept"})
+            return
+        while self._pending:  # they were admitted by the former card
+            self._judge_oldest()
+        self._predictor = predictor
 
     def _load_predictor(self) -> Predictor:
         card = active_card(self._engine, self._registry)

@@ -22,7 +22,7 @@ NEVER = {
     "models": {"sqlalchemy", "fastapi", "pynetdicom", "alembic", "apscheduler"},
     "db": {"torch", "pydicom", "pynetdicom", "fastapi", "monai"},
     "training": {"sqlalchemy", "fastapi", "pynetdicom"},
-    "pacs_node": {"torchvision", "monai", "sqlalchemy.orm.Session.query"},
+    "pacs_node": {"torchvision", "monai"},
 }
 OWNERS = {
     "pynetdicom": {"listener", "scp", "incoming", "dimse", "demo"},

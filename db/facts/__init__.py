@@ -12,7 +12,7 @@ from db.facts.deliveries import (
     record_sent,
     requeue_waiting_deliveries,
 )
-from db.facts.holds import release_study
+from db.facts.holds import hold_study, release_study
 from db.facts.images import ImageFacts, PredictionFacts, WarningFacts
 from db.facts.judgements import (
     InstanceFile,
@@ -102,6 +102,7 @@ __all__ = [
     "earlier_deliveries",
     "freeze_report",
     "frozen_images",
+    "hold_study",
     "installation_id",
     "instance_detail",
     "instance_files",

@@ -106,7 +106,7 @@ def record_not_sent(session: Session, delivery_id: UUID, *, state: DeliveryState
     """Record that a try ended without success: it waits for the next one, is held, or has failed for good."""
     reason = clean(reason)
     destination = _set(session, delivery_id, state=state, reason=reason)
-    details = {"destination": destination, "reason": reason}
+    details = {"destination": destination}  # a peer's own words may name a patient: they stay out of the trail
     audit.append(session, _ACTIONS[state], actor="deliver", subject_id=delivery_id, details=details, now=now)
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, select, update
 from db import audit, queue
 from db.audit import Action
 from db.engine import NoSuchRecord, Session
-from db.tables import Delivery, DeliveryState, Hold, JobKind, Report, Study, rows_of
+from db.tables import PRIOR, Delivery, DeliveryState, Hold, JobKind, Report, Study, rows_of
 
 _STUDIES, _DELIVERIES, _REPORTS = rows_of(Study), rows_of(Delivery), rows_of(Report)
 
@@ -41,6 +41,8 @@ def release_study(session: Session, study_id: UUID, *, actor: str, now: datetime
         raise NoSuchRecord(f"no study {study_id}")
     session.execute(update(_STUDIES).where(_STUDIES.c.id == study_id).values(hold=None))
     held = _of_study(study_id) & (_DELIVERIES.c.state == DeliveryState.HELD)
+    if study.hold is not None:  # what is held for its age as well needs a release of its own
+        held &= _DELIVERIES.c.reason != PRIOR
     waiting = update(_DELIVERIES).where(held).values(state=DeliveryState.WAITING, reason="").returning(_DELIVERIES.c.id)
     released = session.execute(waiting).scalars().all()
     for delivery_id in released:

@@ -6,12 +6,13 @@ from collections.abc import Collection, Iterable
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import exists, func, select, update
+from sqlalchemy import and_, exists, func, select, update
 
 from db import audit
 from db.audit import Action
 from db.engine import Session
 from db.tables import (
+    PRIOR,
     Delivery,
     DeliveryState,
     Instance,
@@ -39,12 +40,14 @@ def purgeable_studies(
     """Return studies whose input bytes may be deleted, with the paths of these; the oldest first.
 
     The last image came before `older_than`; nothing is held, unreported, waiting, failed or on its way; every delivery
-    was sent; and the last reader with a verdict did not disagree (that keeps the images for the next training).
+    was sent, or is that of a prior, which is not to be sent; and the last reader with a verdict did not disagree (that
+    keeps the images for the next training).
     """
     unsent = exists().where(
         _DELIVERIES.c.report_id == _REPORTS.c.id,
         _REPORTS.c.study_id == _STUDIES.c.id,
         _DELIVERIES.c.state != DeliveryState.SENT,
+        ~and_(_DELIVERIES.c.state == DeliveryState.HELD, _DELIVERIES.c.reason == PRIOR),
     )
     unfinished = exists().where(_JOBS.c.study_id == _STUDIES.c.id, _JOBS.c.state != JobState.DONE)
     open_images = [InstanceState.WAITING, InstanceState.FAILED]

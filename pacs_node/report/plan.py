@@ -6,11 +6,8 @@ from datetime import datetime
 from typing import NamedTuple
 
 from db.facts import ReportFacts, StudyFacts
-from db.tables import Answer, DeliveryState
+from db.tables import PRIOR, Answer, DeliveryState
 from pacs_node.settings import Settings
-
-PRIOR = "prior"
-"""Why the report of an old study is held."""
 
 
 class PlannedDelivery(NamedTuple):
@@ -46,10 +43,13 @@ def delivery_plan(
 
 def _held_because(study: StudyFacts, settings: Settings, now: datetime) -> str:
     """Return "" if the study may leave the node now."""
-    if study.hold is not None:
-        return study.hold.value
+    if _is_prior(study, settings, now):
+        return PRIOR
+    return study.hold.value if study.hold is not None else ""
+
+
+def _is_prior(study: StudyFacts, settings: Settings, now: datetime) -> bool:
     sends_priors = {peer.ae_title for peer in settings.dicom.peers if peer.send_priors}
     if study.study_date is None or study.calling_ae_title in sends_priors:
-        return ""
-    age_days = (now.date() - study.study_date).days
-    return PRIOR if age_days > settings.study.max_study_age_days else ""
+        return False
+    return (now.date() - study.study_date).days > settings.study.max_study_age_days

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import struct
 import warnings
+import zlib
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -17,6 +18,7 @@ from pydicom import config, dcmread
 from pydicom.charset import python_encoding
 from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as ItemSequence
 
@@ -58,7 +60,10 @@ _LEGAL = {
 """PS3.5 6.2, for the value representations of the attributes above."""
 _LEGAL_OF = {"PatientSex": r"[MFO]", "TimezoneOffsetFromUTC": r"-(0\d|1[0-2])[0-5]\d|\+(0\d|1[0-4])[0-5]\d"}
 _ASCII = {"ISO_IR 6", "ISO 2022 IR 6"}
-_UNREADABLE = (ValueError, TypeError, AttributeError, LookupError, NotImplementedError, ArithmeticError, struct.error)
+_UNREADABLE = (
+    *(ValueError, TypeError, AttributeError, LookupError, NotImplementedError, ArithmeticError, struct.error),
+    *(zlib.error, BytesLengthException),
+)
 """What pydicom raises when it converts a broken element."""
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -143,6 +146,22 @@ def test_store_that_is_away_is_a_fault_to_retry_not_a_verdict(
     assert "FileNotFoundError" in (judgements[0].error or "")
     judging.record(engine, judgements, policy=POLICY)
     assert images(engine)[instance_id].state is InstanceState.WAITING
+
+
+def test_decoder_killed_once_is_tried_again_twice_is_a_verdict(
+    engine: Engine, store: ObjectStore, predictor: Predictor
+) -> None:
+    with session_scope(engine) as session:
+        instance_id = receive(session, store, 1, as_bytes(make_radiograph(seed=1)))
+    killed = Future[Any]()
+    killed.set_exception(FutureTimeout())
+    for attempt, state in enumerate((InstanceState.WAITING, InstanceState.NOT_ANALYSED)):
+        with session_scope(engine) as session:
+            jobs = claimed(session, after_s=3600 * attempt)
+        judgements = judging.judge(judging.Batch(jobs=tuple(jobs), decoding=(killed,)), predictor)
+        judging.record(engine, judgements, policy=POLICY)
+        assert images(engine)[instance_id].state is state
+    assert {w.code for w in images(engine)[instance_id].warnings} == {"decode_timeout"}
 
 
 def test_worker_serves_until_stopped_and_gives_nothing_up(sqlite_url: str, tmp_path: Path) -> None:

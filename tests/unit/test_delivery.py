@@ -17,12 +17,12 @@ from sqlalchemy import Engine, select, update
 from db import audit, facts, queue
 from db.engine import read_scope, session_scope
 from db.facts import BuiltObject, StudyFacts
-from db.tables import Answer, Delivery, DeliveryState, Hold, Job, JobKind, JobState
+from db.tables import PRIOR, Answer, Delivery, DeliveryState, Hold, Job, JobKind, JobState
 from pacs_node.delivery import Courier, delivery_policy
 from pacs_node.dimse import StoreResult
 from pacs_node.errors import DeliveryDelayed, DeliveryRejected
 from pacs_node.report.codes import SR_SOP_CLASSES
-from pacs_node.report.plan import PRIOR, delivery_plan
+from pacs_node.report.plan import delivery_plan
 from pacs_node.settings import DestinationSettings, Settings
 from pacs_node.store import ObjectStore
 from tests import records
@@ -89,7 +89,7 @@ BOTH = [("picky", WAITING, ""), ("main", WAITING, "")]
         (make_study(age_days=31, sender="ARCHIVE"), make_report([PRESENT]), BOTH),
         (make_study(age_days=None), make_report([PRESENT]), BOTH),
         (make_study(age_days=-1), make_report([PRESENT]), BOTH),
-        (make_study(Hold.IDENTITY_CONFLICT, 31), make_report([LATERAL]), [("main", HELD, "identity_conflict")]),
+        (make_study(Hold.IDENTITY_CONFLICT, 31), make_report([LATERAL]), [("main", HELD, PRIOR)]),
     ],
 )
 def test_report_goes_where_settings_and_facts_allow(

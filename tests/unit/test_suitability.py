@@ -213,3 +213,13 @@ def test_nothing_but_a_chest_radiograph_is_answered(folder: str) -> None:
         examination = examine_file(str(path), CARD, age_policy="warn")
         assert not examination.is_fit, path.name
         assert examination.warnings, path.name
+
+
+@pytest.mark.parametrize("orientation", [["R", "F"], ["F", "R"], ["R", "H"], ["L", "H"]])
+def test_turned_or_mirrored_image_is_not_answered(orientation: list[str]) -> None:
+    assert "turned" in codes_of(examined(PatientOrientation=orientation))
+
+
+def test_file_that_cannot_be_read_is_no_verdict_on_the_image(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        examine_file(str(tmp_path / "gone.dcm"), CARD)

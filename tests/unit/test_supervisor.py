@@ -61,6 +61,21 @@ def test_role_that_refuses_to_start_ends_the_node() -> None:
         supervise([make_role(REFUSES)], threading.Event(), lambda name, code: None)
 
 
+def test_role_that_was_up_and_then_refuses_is_started_again() -> None:
+    """A model folder half copied, a port taken meanwhile: the listeners must not go down with that role."""
+    stop = threading.Event()
+    restarts: list[int] = []
+    role = make_role(REFUSES)
+    role.deaths = 1
+
+    def note(name: str, code: int) -> None:
+        restarts.append(code)
+        stop.set()
+
+    supervise([role], stop, note)
+    assert restarts == [2]
+
+
 def test_stop_closes_the_pipe_and_the_role_ends_by_itself() -> None:
     stop = threading.Event()
     role = make_role(WAITS_FOR_PARENT)
