@@ -51,8 +51,8 @@ KEYWORDS = (
     "PatientSex",
     "ContributingEquipmentSequence",
 )
-TAGS: list[BaseTag | int] = [Tag(keyword) for keyword in KEYWORDS]
-LAST_TAG = Tag("SeriesInstanceUID")
+TAG = {keyword: Tag(keyword) for keyword in (*KEYWORDS, "SpecificCharacterSet")}
+LAST_TAG = TAG["SeriesInstanceUID"]
 PIXEL_GROUP = 0x7FE0
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """What no text of ours may hold: PostgreSQL refuses NUL, UTF-8 refuses surrogates, pages and logs refuse the rest."""
@@ -173,7 +173,7 @@ def _parse(data_set: BinaryIO, transfer_syntax_uid: str, is_behind: Callable[[Ba
         is_implicit_VR=transfer_syntax_uid == IMPLICIT_VR_LITTLE_ENDIAN,
         is_little_endian=transfer_syntax_uid != EXPLICIT_VR_BIG_ENDIAN,
         stop_when=lambda tag, vr, length: is_behind(tag),
-        specific_tags=TAGS,
+        specific_tags=list(TAG.values()),
     )
 
 
@@ -183,7 +183,7 @@ def _inflated(data_set: BinaryIO) -> BinaryIO:
 
 
 def _is_filed(dataset: Dataset) -> bool:
-    return all(Tag(keyword) in dataset for keyword in KEYWORDS[:4])
+    return all(TAG[keyword] in dataset for keyword in KEYWORDS[:4])
 
 
 def _header(dataset: Dataset) -> Header:
@@ -214,7 +214,7 @@ def _header(dataset: Dataset) -> Header:
 
 def _raw(dataset: Dataset, keyword: str) -> bytes:
     """Return the encoded value, whatever VR the sender gave it; a sequence in its place counts as empty."""
-    element = dataset.get_item(Tag(keyword))
+    element = dataset.get_item(TAG[keyword])
     return element.value if element is not None and isinstance(element.value, bytes) else b""
 
 
@@ -232,7 +232,7 @@ def _uid(dataset: Dataset, keyword: str) -> str:
 
 
 def _encodings(dataset: Dataset) -> list[str]:
-    element = dataset.get_item(Tag("SpecificCharacterSet"))
+    element = dataset.get_item(TAG["SpecificCharacterSet"])
     value = element.value if element is not None else None
     return convert_encodings(_ascii(value).split("\\") if isinstance(value, bytes) else None)
 
@@ -246,7 +246,7 @@ def _date(value: str) -> date | None:
 
 
 def _device_uids(dataset: Dataset) -> tuple[str, ...]:
-    if Tag("ContributingEquipmentSequence") not in dataset:
+    if TAG["ContributingEquipmentSequence"] not in dataset:
         return ()
     try:
         items = list(dataset.ContributingEquipmentSequence)

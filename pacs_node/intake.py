@@ -8,34 +8,29 @@ file that no row names.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
-import numpy as np
-from pydicom import dcmread
-from pydicom.pixels import pixel_array  # type: ignore[attr-defined]
-
 from db import facts, queue
-from db.engine import DatabaseAway, Engine, db_now, read_scope, session_scope
+from db.engine import DatabaseAway, Engine, Session, db_now, read_scope, session_scope
 from db.facts import Accepted, NewInstance
 from db.tables import JobKind, Outcome
 from pacs_node.conformance import STORAGE_CLASS_BY_UID, NotJudged
-from pacs_node.decoding import Collapsed, DecodingPool, TookTooLong, result_of
 from pacs_node.errors import CannotUnderstand, DataSetMismatch, OutOfResources
+from pacs_node.group_commit import GroupCommit
 from pacs_node.header import Header, read_header
+from pacs_node.same_pixels import have_same_pixels
 from pacs_node.store import QUARANTINE, ObjectStore, Part, StoredFile
 
 logger = logging.getLogger(__name__)
 
 QUEUE_LOOK_S = 1.0
 """The length of the queue is asked for once in this time, not for every object."""
-COMPARE_TIMEOUT_S = 20.0
-"""Less than a sender waits for its answer (30 s is a common DIMSE timeout)."""
-COMPARE_MEMORY_MB = 2048
+OWN_UID_ROOT = "2.25."
+"""Every UID that this node makes is derived from a UUID (PS3.5 B.2): others need not be looked for among them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +68,8 @@ class Intake:
     ----------
     own_device_uids
         Device UIDs (0018,1002) that this node's models write into the Contributing Equipment of what they make.
-    have_same_pixels
-        Compares two files; by default in a spawned process that is killed at its limit of time or memory.
+    compare
+        Tells whether two files hold the same pixels; by default in a process that may be killed.
     """
 
     def __init__(
@@ -84,11 +79,12 @@ class Intake:
         limits: Limits,
         *,
         own_device_uids: Collection[str] = (),
-        have_same_pixels: Callable[[Path, Path], bool] | None = None,
+        compare: Callable[[Path, Path], bool] = have_same_pixels,
     ) -> None:
         self._engine, self._store, self._limits = engine, store, limits
+        self._group = GroupCommit(engine)
         self._own_device_uids = frozenset(own_device_uids)
-        self._have_same_pixels = have_same_pixels or _compare_in_a_process
+        self._compare = compare
         self._queue_looked_at = -QUEUE_LOOK_S
         self._waiting = 0
 
@@ -156,15 +152,18 @@ class Intake:
                 raise _Undecided(existing, new)
             return answers[existing, new]
 
+        def write(session: Session) -> Accepted:
+            may_be_ours = header.sop_instance_uid.startswith(OWN_UID_ROOT)
+            is_known = may_be_ours and facts.is_own_object(session, header.sop_instance_uid)
+            new = self._new_instance(header, stored, reception, is_known)
+            return facts.add_instance(session, new, now=db_now(session), same_pixels=same_pixels)
+
         while True:
             try:
-                with session_scope(self._engine) as session:
-                    is_known = facts.is_own_object(session, header.sop_instance_uid)
-                    new = self._new_instance(header, stored, reception, is_known)
-                    return facts.add_instance(session, new, now=db_now(session), same_pixels=same_pixels)
+                return self._group.run(write)
             except _Undecided as undecided:
                 existing, candidate = undecided.files
-                answers[existing, candidate] = self._have_same_pixels(
+                answers[existing, candidate] = self._compare(
                     self._store.absolute(existing), self._store.absolute(candidate)
                 )
             except DatabaseAway as error:  # the commit may have arrived: the file stays, as an orphan if it did not
@@ -226,40 +225,6 @@ def reason_not_judged(header: Header) -> NotJudged | None:
     if storage_class.not_judged is None and header.image_type[:2] == ("DERIVED", "SECONDARY"):
         return NotJudged.DERIVED
     return storage_class.not_judged
-
-
-def hold_same_pixels(first: str, second: str) -> bool:
-    """Decode two files and compare; runs in a process of its own.
-
-    Equal means: the same values in the same shape, drawn by the same rule of grey or colour (PS3.3 C.7.6.3.1.2).
-    """
-    one, other = dcmread(first), dcmread(second)
-    if _drawing_rule(one.get("PhotometricInterpretation")) != _drawing_rule(other.get("PhotometricInterpretation")):
-        return False
-    return np.array_equal(pixel_array(one), pixel_array(other))
-
-
-def _drawing_rule(photometric_interpretation: object) -> str:
-    """The codecs' colour spaces are one rule: `pixel_array` gives RGB for all of them."""
-    rule = str(photometric_interpretation)
-    return "RGB" if rule.startswith("YBR") else rule
-
-
-_one_comparison = threading.Lock()
-
-
-def _compare_in_a_process(first: Path, second: Path) -> bool:
-    """What cannot be decoded within the limits counts as different: both files are kept and a person is told."""
-    with _one_comparison:
-        pool = DecodingPool(processes=1, timeout_s=COMPARE_TIMEOUT_S, memory_mb=COMPARE_MEMORY_MB)
-        try:
-            return bool(result_of(pool.submit(hold_same_pixels, str(first), str(second))))
-        except (TookTooLong, Collapsed):
-            return False
-        except Exception:  # noqa: BLE001 - whatever a decoder raises about a stranger's pixels
-            return False
-        finally:
-            pool.close()
 
 
 def _keep(part: Part, area: str | None = None) -> StoredFile:

@@ -20,14 +20,17 @@ from pynetdicom import AE, evt
 from pynetdicom.association import Association
 
 from db.engine import DatabaseAway, check_revision, make_engine
+from models.errors import ModelError
 from pacs_node.admission import CONGESTED, Admission, Caller, Rejection
 from pacs_node.conformance import DATA_TRANSFER_SYNTAXES, STORAGE_CLASSES, VERIFICATION
 from pacs_node.errors import CannotUnderstand, ConfigError, OutOfResources, StorageRefused, StorageStatus
-from pacs_node.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from pacs_node.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, device_uid
+from pacs_node.incoming import IncomingDataSet, Transfers
 from pacs_node.intake import Intake, Limits, Reception
-from pacs_node.scp import IncomingDataSet, SharedSocketServer, Transfers, reject
+from pacs_node.scp import SharedSocketServer, reject
 from pacs_node.settings import DicomSettings, Settings
 from pacs_node.store import ObjectStore
+from pacs_node.wiring import registry_of
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +198,7 @@ def run_listener(
     store = ObjectStore(settings.store_dir)
     limits = Limits(min_free_bytes=int(settings.store.min_free_gb * 1e9), max_waiting=settings.queue.max_waiting)
     admission = Admission(settings.dicom, engine, listener_name)
-    intake = Intake(engine, store, limits)
+    intake = Intake(engine, store, limits, own_device_uids=_own_device_uids(settings))
     listener = Listener(admission, intake)
     transfers = Transfers(
         store=store,
@@ -218,6 +221,17 @@ def run_listener(
     engine.dispose()
 
 
+def _own_device_uids(settings: Settings) -> set[str]:
+    """The Device UIDs of the models on disk; a broken model must not keep images out."""
+    try:
+        return {device_uid(card.weights_sha256) for card in registry_of(settings).cards()}
+    except ModelError:
+        logger.warning(
+            "The models cannot be read: own objects are known by their UIDs alone", extra={"action": "no_models"}
+        )
+        return set()
+
+
 def _application(settings: DicomSettings) -> AE:
     ae = AE(ae_title=settings.ae_title)
     ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
@@ -225,7 +239,6 @@ def _application(settings: DicomSettings) -> AE:
     ae.maximum_pdu_size = settings.max_pdu_bytes
     ae.acse_timeout, ae.dimse_timeout = settings.acse_timeout_s, settings.dimse_timeout_s
     ae.network_timeout = settings.network_timeout_s
-    ae.maximum_associations = settings.max_associations
     ae.add_supported_context(VERIFICATION, list(DATA_TRANSFER_SYNTAXES))
     for storage_class in STORAGE_CLASSES:
         ae.add_supported_context(storage_class.uid, list(storage_class.transfer_syntaxes))

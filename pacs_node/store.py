@@ -36,20 +36,22 @@ class StoredFile:
 
 
 class _Folders:
-    """The folders below `root` that are known to outlive a power cut."""
+    """The folders below `root`, made once so that no object waits for its own to be written to the disk."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._durable = {root}
+        self._durable: set[str] = set()
 
-    def make(self, folder: Path) -> None:
-        """Make `folder` and its missing parents; fsync also where another process made them, which may not have yet."""
-        if folder in self._durable:
+    def make(self, area: str) -> None:
+        """Make the folders of an area; fsync also where another process made them, which may not have yet."""
+        if area in self._durable:
             return
-        self.make(folder.parent)
-        folder.mkdir(exist_ok=True, mode=0o700)
-        fsync_folder(folder.parent)
-        self._durable.add(folder)
+        folder = self.root / area
+        for first in range(256):
+            (folder / f"{first:02x}").mkdir(parents=True, exist_ok=True, mode=0o700)
+        for made_in in (folder, self.root, self.root.parent):
+            fsync_folder(made_in)
+        self._durable.add(area)
 
 
 class Part:
@@ -103,7 +105,7 @@ class Part:
         key = f"{area}/{self._id[:2]}/{self._id}{suffix}"
         final = self._folders.root / key
         try:
-            self._folders.make(final.parent)
+            self._folders.make(area)
             # fsync before rename: after a power cut the name must never point at missing bytes.
             os.fsync(self._file)
             self.path.rename(final)

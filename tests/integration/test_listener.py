@@ -18,8 +18,8 @@ from sqlalchemy import select
 from db import facts
 from db.engine import DatabaseAway, read_scope
 from db.tables import Association, Instance, Job, Series, Study
+from pacs_node import incoming as incoming_module
 from pacs_node import intake as intake_module
-from pacs_node import scp as scp_module
 from pacs_node.conformance import IMAGE_TRANSFER_SYNTAXES, STORAGE_CLASSES, VERIFICATION
 from pacs_node.errors import ConfigError
 from pacs_node.listener import bind_dicom_socket
@@ -148,7 +148,7 @@ def test_a_disk_that_fills_up_during_a_transfer_is_answered_a700(
     node: Listening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = iter([1] + [-1] * 1000)
-    monkeypatch.setattr(scp_module, "ROOM_CHECK_BYTES", 100_000)
+    monkeypatch.setattr(incoming_module, "ROOM_CHECK_BYTES", 100_000)
     monkeypatch.setattr(ObjectStore, "free_bytes", lambda _: next(free))
     big = make_radiograph(**RADIOGRAPH | {"rows": 700, "columns": 700})
     with RawAssociation(node.address) as association:
@@ -259,6 +259,15 @@ def test_a_connection_that_asks_for_nothing_is_forgotten_when_it_closes(node: Li
         socket.create_connection(node.address).close()
     until(lambda: threading.active_count() <= before, timeout_s=5)
     RawAssociation(node.address).release()
+
+
+def test_idle_associations_cost_next_to_nothing(node: Listening) -> None:
+    associations = [RawAssociation(node.address) for _ in range(10)]
+    before = time.process_time()
+    time.sleep(1)
+    assert time.process_time() - before < 0.2
+    for association in associations:
+        association.release()
 
 
 def test_draining_finishes_the_running_store_refuses_the_next_and_closes_the_door(

@@ -18,7 +18,8 @@ from db.tables import AuditEvent, Instance, InstanceState, Job, Outcome, Receipt
 from pacs_node import intake as intake_module
 from pacs_node.errors import CannotUnderstand, DataSetMismatch, OutOfResources
 from pacs_node.header import encode_file_meta
-from pacs_node.intake import Intake, Limits, Reception, hold_same_pixels
+from pacs_node.intake import Intake, Limits, Reception
+from pacs_node.same_pixels import have_same_pixels, hold_same_pixels
 from pacs_node.store import ObjectStore, Part, data_set_offset
 from tests.builders import as_bytes, make_radiograph, save
 from tests.records import NOON
@@ -32,7 +33,7 @@ class World:
 
     def __init__(self, engine: Engine, folder: Path, **options: Any) -> None:
         self.engine, self.store = engine, ObjectStore(folder / "store")
-        options.setdefault("have_same_pixels", lambda first, second: pytest.fail("nothing was to be compared"))
+        options.setdefault("compare", lambda first, second: pytest.fail("nothing was to be compared"))
         self.intake = Intake(engine, self.store, options.pop("limits", LIMITS), **options)
 
     def receive(self, dataset: FileDataset, **changes: Any) -> Outcome:
@@ -108,7 +109,7 @@ def recoded(dataset: FileDataset, syntax: str) -> FileDataset:
 
 
 def test_accept_knows_an_image_again_in_another_transfer_syntax(world: World) -> None:
-    world.intake = Intake(world.engine, world.store, LIMITS, have_same_pixels=in_this_process)
+    world.intake = Intake(world.engine, world.store, LIMITS, compare=in_this_process)
     assert world.receive(make_radiograph(**RADIOGRAPH)) is Outcome.NEW
     assert world.receive(recoded(make_radiograph(**RADIOGRAPH), RLELossless)) is Outcome.DUPLICATE
     assert len(world.files()) == 1
@@ -126,7 +127,7 @@ def test_accept_compares_pixels_outside_the_transaction(small_world: World) -> N
             session.execute(text("UPDATE installation SET created_at = created_at"))
         return in_this_process(first, second)
 
-    small_world.intake = Intake(small_world.engine, small_world.store, LIMITS, have_same_pixels=compare)
+    small_world.intake = Intake(small_world.engine, small_world.store, LIMITS, compare=compare)
     small_world.receive(make_radiograph(**RADIOGRAPH))
     assert small_world.receive(recoded(make_radiograph(**RADIOGRAPH), RLELossless)) is Outcome.DUPLICATE
 
@@ -139,7 +140,7 @@ def test_accept_compares_in_a_killable_process_by_default(small_world: World) ->
 
 def test_a_comparison_that_cannot_be_made_counts_as_different(tmp_path: Path) -> None:
     path = save(make_radiograph(**RADIOGRAPH, PixelData=b"too short"), tmp_path / "a.dcm")
-    assert not intake_module._compare_in_a_process(path, path)
+    assert not have_same_pixels(path, path)
 
 
 def test_accept_quarantines_other_content_under_a_known_uid_and_keeps_both(world: World) -> None:
@@ -210,8 +211,8 @@ def test_accept_recognises_what_this_node_made_by_its_device_uid(sqlite_engine: 
 
 
 def test_accept_recognises_what_this_node_made_by_its_uid(small_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(facts, "is_own_object", lambda session, uid: uid == "1.2.3")
-    small_world.receive(make_radiograph(**RADIOGRAPH, sop_instance_uid="1.2.3"))
+    monkeypatch.setattr(facts, "is_own_object", lambda session, uid: uid == "2.25.3")
+    small_world.receive(make_radiograph(**RADIOGRAPH, sop_instance_uid="2.25.3"))
     assert [warning.code for warning in small_world.rows(Warning)] == ["own_object"]
 
 
