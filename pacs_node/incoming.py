@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import io
 import queue
-import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,12 +18,12 @@ from typing import Any
 
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.pdu_primitives import P_DATA
 
+from pacs_node.c_store import ProtocolBreach, StoreRequest, decode_request, encode_response
 from pacs_node.errors import OutOfResources, StorageRefused
-from pacs_node.header import encode_file_meta
+from pacs_node.header import UID_LENGTH, encode_file_meta
 from pacs_node.store import ObjectStore, Part
 
 ROOM_CHECK_BYTES = 16 << 20
@@ -35,14 +34,10 @@ WAITING_MESSAGES = 4
 """A peer that sends on without waiting for responses (never negotiated, PS3.7 D.3.3.3) is cut off at this many."""
 RESPONSE_BYTES = 1024
 """A C-STORE-RSP is shorter."""
-LAST_COMMAND_FRAGMENT = b"\x03"
-"""Message control header (PS3.8 E.2)."""
+IS_COMMAND, IS_LAST = 1, 2
+"""Bits of the message control header (PS3.8 E.2)."""
 WAIT_S = 0.25
 """An association's threads wait for something to do and are woken; this often they look at their timers."""
-
-
-class ProtocolBreach(Exception):
-    """The peer broke the protocol, or went beyond the bounds above: the association is aborted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,35 +56,46 @@ class Transfers:
 
 
 class IncomingDataSet(io.BytesIO):
-    """The data set of the message that is being received: of a C-STORE a file that grows, else a few bytes in memory.
+    """The data set of a C-STORE that is being received: a file that grows (a BytesIO to pynetdicom only).
 
     After a refusal (no room, a disk fault) the rest is swallowed, so that the peer gets a status, not a broken
     connection.
     """
 
-    def __init__(self, message: DIMSEMessage, provider: StorageProvider) -> None:
+    def __init__(self, request: StoreRequest, transfer_syntax_uid: str, calling_ae_title: str) -> None:
         super().__init__()
-        self._message, self._provider = message, provider
+        self.request, self.transfer_syntax_uid = request, transfer_syntax_uid
+        self._calling_ae_title = calling_ae_title
         self.part: Part | None = None
         self.refusal: StorageRefused | None = None
-        self.transfer_syntax_uid = ""
         self._next_check = ROOM_CHECK_BYTES
 
-    def write(self, fragment: Any) -> int:
-        if not isinstance(self._message, C_STORE_RQ):
-            if self.tell() + len(fragment) > MESSAGE_BYTES:
-                raise ProtocolBreach("the data set of a message is too long")
-            return super().write(fragment)
-        if self.refusal is None:
-            try:
-                self._write(fragment)
-            except OSError:
-                self.refuse(OutOfResources("the disk does not take it"))
-            except StorageRefused as refusal:
-                self.refuse(refusal)
-        return len(fragment)
+    def append(self, fragment: memoryview, transfers: Transfers) -> None:
+        if self.refusal is not None:
+            return
+        try:
+            self._append(fragment, transfers)
+        except OSError:
+            self._refuse(OutOfResources("the disk does not take it"))
+        except StorageRefused as refusal:
+            self._refuse(refusal)
 
-    def refuse(self, refusal: StorageRefused) -> None:
+    def _append(self, fragment: memoryview, transfers: Transfers) -> None:
+        if self.part is None:
+            transfers.may_begin()
+            self.part = transfers.store.begin()
+            request = self.request
+            self.part.write_meta(
+                encode_file_meta(
+                    request.sop_class_uid, request.sop_instance_uid, self.transfer_syntax_uid, self._calling_ae_title
+                )
+            )
+        self.part.write(fragment)
+        if self.part.size_bytes > self._next_check:
+            transfers.may_go_on()
+            self._next_check += ROOM_CHECK_BYTES
+
+    def _refuse(self, refusal: StorageRefused) -> None:
         self.refusal = refusal
         self.discard()
 
@@ -97,46 +103,25 @@ class IncomingDataSet(io.BytesIO):
         if self.part is not None:
             self.part.discard()
 
-    def _write(self, fragment: bytes) -> None:
-        if self.part is None:
-            self._provider.transfers.may_begin()
-            self.part = self._begin()
-            self._provider.opened.add(self)
-        self.part.write(fragment)
-        if self.part.size_bytes > self._next_check:
-            self._provider.transfers.may_go_on()
-            self._next_check += ROOM_CHECK_BYTES
-
-    def _begin(self) -> Part:
-        command = self._message.command_set
-        sop_class, sop_instance = str(command.get("AffectedSOPClassUID")), str(command.get("AffectedSOPInstanceUID"))
-        if max(len(sop_class), len(sop_instance)) > 64:
-            raise ProtocolBreach("a UID in the command is too long")
-        association = self._provider.assoc
-        context = association._accepted_cx.get(self._message.context_id)
-        if context is None:
-            raise ProtocolBreach("a data set under a presentation context that was not accepted")
-        self.transfer_syntax_uid = str(context.transfer_syntax[0])
-        calling = association.requestor.ae_title.strip()
-        part = self._provider.transfers.store.begin()
-        part.write_meta(encode_file_meta(sop_class, sop_instance, self.transfer_syntax_uid, calling))
-        return part
-
 
 class StorageProvider(DIMSEServiceProvider):  # type: ignore[misc]
-    """Receives messages; `transfers` says where their data sets go. Runs in the connection's reading thread."""
+    """Receives C-STORE itself, leaves other messages to pynetdicom. Runs in the connection's reading thread."""
 
     def __init__(self, association: Association, transfers: Transfers) -> None:
         super().__init__(association)
-        self.transfers = transfers
-        self.opened: set[IncomingDataSet] = set()
-        self.is_handling = False
+        self._transfers = transfers
+        self._command = bytearray()
+        self._arriving: IncomingDataSet | None = None
+        self._other_bytes = 0
+        self._unhandled: set[IncomingDataSet] = set()
+        self._is_handling = False
         self.active_at = time.monotonic()
 
     @property
     def is_busy(self) -> bool:
         """A message is arriving, waits to be handled or is being handled."""
-        return self.is_handling or self.message is not None or not self.msg_queue.empty()
+        is_arriving = self._arriving is not None or self.message is not None or bool(self._command)
+        return self._is_handling or is_arriving or not self.msg_queue.empty()
 
     def get_msg(self, block: bool = False) -> Any:
         """Wait for the next message; pynetdicom would look a thousand times a second."""
@@ -156,59 +141,95 @@ class StorageProvider(DIMSEServiceProvider):  # type: ignore[misc]
             super().send_msg(primitive, context_id)
             return
         pdata = P_DATA()
-        pdata.presentation_data_value_list.append((context_id, LAST_COMMAND_FRAGMENT + _encode_answer(primitive)))
+        response = encode_response(
+            message_id=primitive.MessageIDBeingRespondedTo,
+            status=primitive.Status,
+            error_comment=primitive.ErrorComment or "",
+            sop_class_uid=str(primitive.AffectedSOPClassUID),
+            sop_instance_uid=str(primitive.AffectedSOPInstanceUID),
+        )
+        value = bytes((IS_COMMAND | IS_LAST,)) + response
+        pdata.presentation_data_value_list.append((context_id, value))
         self.dul.send_pdu(pdata)
 
     def receive_primitive(self, primitive: P_DATA) -> None:
+        """Take the fragments of one P-DATA (PS3.8 E.2); what breaks the protocol ends this association only."""
         self.active_at = time.monotonic()
         try:
-            if self.message is None:
-                self._begin_message()
-            if self.message.encoded_command_set.tell() > MESSAGE_BYTES:
-                raise ProtocolBreach("a command set is too long")
-            super().receive_primitive(primitive)
-        except Exception:  # noqa: BLE001 - what a malformed message makes the decoder raise ends this association only
+            for context_id, value in primitive.presentation_data_value_list:
+                self._receive(context_id, value[0], memoryview(value)[1:])
+        except Exception:  # noqa: BLE001 - a malformed message may make a decoder raise anything
             self.dul.event_queue.put("Evt19")  # "unrecognised or invalid PDU": A-ABORT (PS3.8 Table 9-10)
 
-    def _begin_message(self) -> None:
+    def _receive(self, context_id: int, control: int, fragment: memoryview) -> None:
+        is_last = bool(control & IS_LAST)
+        if control & IS_COMMAND:
+            self._receive_command(context_id, fragment, is_last)
+        elif self._arriving is not None:
+            self._arriving.append(fragment, self._transfers)
+            if is_last:
+                self._finish(self._arriving)
+        else:
+            self._pass_on(context_id, control, fragment)
+
+    def _receive_command(self, context_id: int, fragment: memoryview, is_last: bool) -> None:
+        if self._arriving is not None or len(self._command) + len(fragment) > MESSAGE_BYTES:
+            raise ProtocolBreach("a command within a data set, or too long")
+        self._command += fragment
+        if not is_last:
+            return
+        command, self._command = bytes(self._command), bytearray()
+        request = decode_request(context_id, command)
+        if request is None:
+            self._pass_on(context_id, IS_COMMAND | IS_LAST, memoryview(command))
+            return
+        self._arriving = self._begin(request)
+        if not request.has_data_set:
+            self._finish(self._arriving)
+
+    def _begin(self, request: StoreRequest) -> IncomingDataSet:
         if self.msg_queue.qsize() >= WAITING_MESSAGES:
             raise ProtocolBreach("too many messages at once")
-        self.message = DIMSEMessage()
-        self.message.data_set = IncomingDataSet(self.message, self)
+        context = self.assoc._accepted_cx.get(request.context_id)
+        if context is None or max(len(request.sop_class_uid), len(request.sop_instance_uid)) > UID_LENGTH:
+            raise ProtocolBreach("a presentation context that was not accepted, or a UID that is too long")
+        calling = self.assoc.requestor.ae_title.strip()
+        data_set = IncomingDataSet(request, str(context.transfer_syntax[0]), calling)
+        self._unhandled.add(data_set)
+        return data_set
+
+    def _finish(self, data_set: IncomingDataSet) -> None:
+        request = data_set.request
+        message = C_STORE()
+        message.MessageID, message.Priority = request.message_id, request.priority
+        message.AffectedSOPClassUID, message.AffectedSOPInstanceUID = request.sop_class_uid, request.sop_instance_uid
+        message.DataSet = data_set
+        message._context_id = request.context_id
+        self._arriving = None
+        self.msg_queue.put((request.context_id, message))
+
+    def _pass_on(self, context_id: int, control: int, fragment: memoryview) -> None:
+        """Leave a fragment of another message to pynetdicom, which collects it in memory."""
+        self._other_bytes = self._other_bytes + len(fragment) if self.message is not None else len(fragment)
+        if self._other_bytes > MESSAGE_BYTES or self.msg_queue.qsize() >= WAITING_MESSAGES:
+            raise ProtocolBreach("a message that is too long, or too many at once")
+        pdata = P_DATA()
+        pdata.presentation_data_value_list.append((context_id, bytes((control,)) + fragment))
+        super().receive_primitive(pdata)
 
     @contextlib.contextmanager
     def handling(self, data_set: IncomingDataSet) -> Iterator[None]:
         """Mark a data set as being dealt with; its file is gone afterwards unless it was kept."""
-        self.is_handling = True
+        self._is_handling = True
         try:
             yield
         finally:
             data_set.discard()
-            self.opened.discard(data_set)
-            self.is_handling = False
+            self._unhandled.discard(data_set)
+            self._is_handling = False
             self.active_at = time.monotonic()
 
     def discard_all(self) -> None:
-        """Delete what never became a message: the peer is gone."""
-        for data_set in list(self.opened):
+        """Delete what was never handled: the peer is gone."""
+        for data_set in list(self._unhandled):
             data_set.discard()
-
-
-def _encode_answer(answer: C_STORE) -> bytes:
-    """Encode the command set of a C-STORE-RSP (PS3.7 9.3.1.2), Implicit VR Little Endian (PS3.7 6.3.1)."""
-    elements = [
-        (0x0002, _even(str(answer.AffectedSOPClassUID), b"\0")),
-        (0x0100, struct.pack("<H", 0x8001)),
-        (0x0120, struct.pack("<H", answer.MessageIDBeingRespondedTo)),
-        (0x0800, struct.pack("<H", 0x0101)),
-        (0x0900, struct.pack("<H", answer.Status)),
-        (0x0902, _even(answer.ErrorComment or "", b" ")),
-        (0x1000, _even(str(answer.AffectedSOPInstanceUID), b"\0")),
-    ]
-    encoded = b"".join(struct.pack("<HHL", 0, number, len(value)) + value for number, value in elements if value)
-    return struct.pack("<HHLL", 0, 0x0000, 4, len(encoded)) + encoded
-
-
-def _even(text: str, padding: bytes) -> bytes:
-    value = text.encode("ascii", "replace")
-    return value + padding * (len(value) % 2)

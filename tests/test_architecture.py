@@ -47,6 +47,7 @@ LEVELS = (
             "conformance",
             "scp",
             "incoming",
+            "c_store",
             "group_commit",
             "same_pixels",
         ),
