@@ -86,6 +86,11 @@ class Web:
                 self._viewed.clear()
             self._viewed[key] = now
 
+    def note_search(self, found: int) -> None:
+        """Audit that someone looked for a patient or an order, and how many studies that showed; never for whom."""
+        with session_scope(self.engine) as session:
+            audit.append(session, Action.STUDY_SEARCHED, actor=ACTOR, details={"found": found}, now=db_now(session))
+
 
 def _web_of(request: Request) -> Web:
     web: Web = request.app.state.web

@@ -80,6 +80,14 @@ def test_search_finds_by_body_alone(world: World) -> None:
     assert client.get("/api/v1/studies?patient_id=SYN-4").json()["items"] != [], "an unknown query key is no filter"
 
 
+def test_search_is_audited_without_its_terms(world: World) -> None:
+    world.suspected(number=42)
+    world.client().post("/api/v1/studies/search", json={"patient_id": "SYN-42"})
+    with read_scope(world.engine) as session:
+        (searched,) = [one for one in audit.tail(session, 50) if one.action == Action.STUDY_SEARCHED]
+    assert searched.details == {"found": 1}
+
+
 def test_study_detail_is_full_and_its_view_is_audited_once_a_minute(world: World) -> None:
     study_id = world.suspected()
     client = world.client()

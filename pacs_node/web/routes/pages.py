@@ -71,6 +71,8 @@ def search(web: WebContext, request: Request, form: Form) -> HTMLResponse:
     with read_scope(web.engine) as session:
         found = _search(session, sought) if sought else []
         now = db_now(session)
+    if sought:
+        web.note_search(len(found))
     rows = [worklist.row_of(study, now) for study in found]
     return _page(
         web,

@@ -70,6 +70,7 @@ def search_studies(web: WebContext, sought: StudySearch) -> Page[StudyLine]:
         raise HTTPException(422, "A search needs patient_id, patient_name or accession_number.")
     with read_scope(web.engine) as session:
         studies = facts.search_studies(session, **wanted, limit=sought.limit)
+    web.note_search(len(studies))
     return Page(items=[StudyLine.model_validate(study) for study in studies], next_cursor=None)
 
 
