@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from statistics import median
 from bench.corpus import LARGE, SMALL, Kind, make_files
 from bench.ingest import send
 from bench.receivers import NodeListeners
-from bench.table import Bar, Table, spread
+from bench.table import Bar, Table, note, spread
 from tests.acceptance.node import ROOT, Node, until
 
 LEAST_RATIO = 3.0
@@ -22,7 +23,7 @@ LEAST_RATIO = 3.0
 
 def run(folder: Path, *, is_quick: bool, rounds: int) -> Table:
     """Alternate both on large radiographs (the bar), then on small ones."""
-    count = 48 if is_quick else 120
+    count = 24 if is_quick else 64
     speeds = {kind: _compare(kind, count, folder / kind.name, rounds) for kind in (LARGE, SMALL)}
     ratios = {kind: median(node) / median(usual) for kind, (node, usual) in speeds.items()}
     return Table(
@@ -35,7 +36,8 @@ def run(folder: Path, *, is_quick: bool, rounds: int) -> Table:
         notes=(
             f"Median of {rounds} alternated runs of {count} distinct images; start and first batch not counted.",
             "node: one worker as shipped, predictions, warnings, job and audit rows committed.",
-            "usual chain: pydicom, MONAI, torchvision ResNet50, eager fp32, batch 1, nothing recorded.",
+            "usual chain: pydicom, MONAI, torchvision ResNet50, eager fp32, batch 1; nothing recorded.",
+            "Of the usual chain the better of two runs counts: threads that spin while they wait, or sleep.",
         ),
         bars=(
             Bar(
@@ -60,6 +62,7 @@ def _compare(kind: Kind, count: int, folder: Path, rounds: int) -> tuple[list[fl
         shutil.copy2(received, node.database)
         speeds[0].append(_node_speed(node, count))
         speeds[1].append(_usual_speed(stored))
+        note(f"{kind.name}: node {speeds[0][-1]:.1f}, usual chain {speeds[1][-1]:.1f} images/s")
     return speeds
 
 
@@ -85,6 +88,16 @@ def _instant(text: str) -> datetime:
 
 
 def _usual_speed(files: Sequence[str]) -> float:
+    """Return the images/s of the usual chain at its best: with threads that spin while they wait, or sleep.
+
+    Spinning (the default) is quicker on an idle machine and collapses on a busy one; that is not what is compared here.
+    """
+    return max(_run_usual(files, {}), _run_usual(files, {"OMP_WAIT_POLICY": "PASSIVE"}))
+
+
+def _run_usual(files: Sequence[str], environment: dict[str, str]) -> float:
     command = [sys.executable, "-m", "bench.usual_chain", *files]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=600, check=True
+    )
     return float(done.stdout.split()[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -35,6 +36,11 @@ class Table:
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+
+
+def note(text: str) -> None:
+    """Say on the terminal how a long bench goes on; the table is standard output's."""
+    print(f"    {text}", file=sys.stderr, flush=True)
 
 
 def spread(values: Sequence[float], digits: int = 0) -> str:
