@@ -1,4 +1,4 @@
-# make run | demo | test | check | bench | setup      .venv is made by whichever comes first
+# make run | demo | test | check | bench | train | setup      .venv is made by whichever comes first
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -6,7 +6,7 @@ CONFIG ?= config.toml
 # Programs the acceptance tests use as peers and judges: modality and PACS (dcmtk, Orthanc), validators, a browser.
 PEERS := dcmtk dicom3tools pixelmed-apps default-jdk-headless orthanc chromium
 PEER_COMMANDS := /usr/bin/storescu /usr/bin/dciodvfy /usr/bin/javac /usr/sbin/Orthanc /usr/bin/chromium
-.PHONY: run demo test check bench setup peers clean
+.PHONY: run demo test check bench train setup peers clean
 
 run: .venv/installed
 	@$(BIN)/pacs-node --config $(CONFIG) migrate
@@ -26,6 +26,18 @@ check: .venv/installed-dev
 bench: setup
 	$(BIN)/python -m bench
 
+# make train DATA="folder [more]" VERSION=X.Y.Z [RECIPE=default NAME=chest-pneumonia SPLIT=test]: train (or go on), export, judge.
+RECIPE ?= default
+NAME ?= chest-pneumonia
+SPLIT ?= validation
+RUN = var/runs/$(NAME)-$(VERSION)
+train: .venv/installed-training
+	@[ -n "$(DATA)" ] && [ -n "$(VERSION)" ] || { echo 'Say what to train from and what to call it: make train DATA="folder [more]" VERSION=0.3.0'; exit 2; }
+	$(BIN)/python -m training.train --recipe $(RECIPE) --data $(DATA) --out $(RUN) $(if $(wildcard $(RUN)/checkpoint.pt),--resume)
+	$(BIN)/python -m training.export --run $(RUN) --data $(DATA) --name $(NAME) --version $(VERSION) --to var/trained
+	$(BIN)/python -m training.evaluate --model var/trained/$(NAME)/$(VERSION) --data $(DATA) --split $(SPLIT) --recipe $(RECIPE) --out $(RUN)/report --run $(RUN) --cache $(RUN)/cache
+	@echo "Next: pacs-node models add var/trained/$(NAME)/$(VERSION), then pacs-node models activate $(NAME)/$(VERSION)"
+
 setup: .venv/installed-dev peers
 
 # The interpreter of .venv, then what `run` needs, then what the tests need: each only when it changed.
@@ -38,10 +50,15 @@ setup: .venv/installed-dev peers
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
+.venv/installed-training: pyproject.toml | .venv/bin/python
+	@echo "Installing the node and its training into .venv (PyTorch is large: this can take some minutes) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[training]'
+	@touch $@ .venv/installed
+
 .venv/installed-dev: pyproject.toml | .venv/bin/python
 	@echo "Installing the node and its tests into .venv (PyTorch is large: this can take some minutes) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	@touch $@ .venv/installed
+	@touch $@ .venv/installed .venv/installed-training
 
 # A missing peer skips its tests with the reason shown; in CI it fails them. RUNLEVEL=1 keeps Debian from starting Orthanc as a service.
 peers:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import inference, ingest, turnaround
+from bench import inference, ingest, training, turnaround
 from bench.table import Table
 from tests.acceptance.peers import program
 
@@ -18,8 +18,9 @@ BENCHES: dict[str, Callable[..., Table]] = {
     "ingest": ingest.run,
     "turnaround": turnaround.run,
     "inference": inference.run,
+    "training": training.run,
 }
-PEERS = {"ingest": ("storescu", "storescp", "Orthanc"), "turnaround": (), "inference": ("storescu",)}
+PEERS = {"ingest": ("storescu", "storescp", "Orthanc"), "turnaround": (), "inference": ("storescu",), "training": ()}
 
 
 def main() -> int:

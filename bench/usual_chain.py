@@ -13,7 +13,7 @@ import torch
 from monai.transforms import Compose, EnsureChannelFirst, RepeatChannel, Resize, ScaleIntensity
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
-from models.networks import torchvision  # importable through it beside another build of torch
+from models.vision import torchvision  # importable through it beside another build of torch
 
 WARM_UP = 3
 """Images before the clock: the first pass of a network is slower."""

@@ -2,7 +2,8 @@
 
 ModelError
 ├─ CardError            the card is missing, or a key of it is missing or wrong
-├─ WeightsMismatch      the weights are not those of the card
+├─ WeightsMismatch      the weights, or the feature statistics, are not those of the card
+├─ WeightsUnavailable   the weights that a training is to start from cannot be had
 ├─ UnknownModel         no folder holds that name and version
 └─ BundleConflict       another content already has that name and version
 """
@@ -17,7 +18,11 @@ class CardError(ModelError):
 
 
 class WeightsMismatch(ModelError):
-    """The weights file is missing or is not the one of the card: digest, names, shapes or values differ."""
+    """A file of the bundle is missing or is not the one of the card: digest, names, shapes or values differ."""
+
+
+class WeightsUnavailable(ModelError):
+    """Weights to start from cannot be downloaded or read, or are those of another architecture; says the ways out."""
 
 
 class UnknownModel(ModelError):

@@ -149,12 +149,12 @@ def is_turned(dataset: Dataset) -> bool:
     return len(directions) == 2 and not {"A", "P"} & set(directions[:1]) and directions != ["L", "F"]
 
 
-def age_years_of(dataset: Dataset) -> float | None:
-    """Return the patient's age in years: Patient's Age, else study date minus birth date, else None."""
+def age_years_of(dataset: Dataset) -> int | None:
+    """Return the patient's completed years: Patient's Age, else study date minus birth date, else None."""
     age = re.fullmatch(r"(\d{1,3})([DWMY]?)", _text(dataset, "PatientAge"))
     if age is not None:
         # Some archives drop the unit; years is the reading that refuses an adult.
-        return int(age[1]) / {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0, "": 1.0}[age[2]]
+        return int(int(age[1]) / {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0, "": 1.0}[age[2]])
     birth = _date(dataset, "PatientBirthDate")
     for keyword in ("StudyDate", "AcquisitionDate", "SeriesDate", "ContentDate"):
         taken = _date(dataset, keyword)
@@ -163,8 +163,8 @@ def age_years_of(dataset: Dataset) -> float | None:
     return None
 
 
-def _completed_years(birth: date, taken: date) -> float:
-    return float(taken.year - birth.year - ((taken.month, taken.day) < (birth.month, birth.day)))
+def _completed_years(birth: date, taken: date) -> int:
+    return taken.year - birth.year - ((taken.month, taken.day) < (birth.month, birth.day))
 
 
 def _view_in(words: str) -> str:

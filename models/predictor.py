@@ -1,25 +1,28 @@
-"""From images to probabilities. Takes a card and image_B1HW; gives Predictions; hides device, precision and fusing.
+"""From images to probabilities. Takes a card and image_B1HW; gives Predictions, calibrated for each patient's age.
 
-Shapes: B images, H rows, W columns, L network outputs. Weights are read from safetensors only, never unpickled.
+Shapes: B images, H rows, W columns, D features, L network outputs.
 """
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
-from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
+from torch import Tensor
+from torch.nn import functional
 
-from models.card import Finding, ModelCard
-from models.errors import WeightsMismatch
-from models.networks import Classifier, make_network
+from models.card import Finding, ModelCard, Population
+from models.feature_statistics import load_statistics
+from models.serving import Serving, device_of, precision_of
+from models.weights import load_network
 
 CPU_BATCH = 16
+SMALL_MOVES = ((-1.0, -1.0, 4.0), (1.0, -1.0, -4.0), (-1.0, 1.0, -4.0), (1.0, 1.0, 4.0))
+"""Of test-time augmentation: columns and rows in shares of `MOVE_SHARE`, degrees; their mean is no move at all."""
+MOVE_SHARE = 0.03
 
 
 class DeviceOutOfMemory(Exception):
@@ -37,9 +40,11 @@ class Prediction:
     Attributes
     ----------
     probability
-        Of the finding, in [0, 1], after temperature scaling.
+        Of the finding, in [0, 1], calibrated for the patient's population.
     threshold, abstain_low, abstain_high
-        As in the card: present at threshold and above, undetermined in [abstain_low, abstain_high).
+        Of that population: present at threshold and above, undetermined in [abstain_low, abstain_high).
+    ood_score
+        How unlike the training images this one is, about 1 for what is usual; None if the bundle cannot tell.
     """
 
     finding: str
@@ -49,6 +54,7 @@ class Prediction:
     abstain_high: float
     model_name: str
     model_version: str
+    ood_score: float | None = None
 
     @property
     def confidence(self) -> float:
@@ -67,153 +73,208 @@ class Predictor:
         "fp32", "bf16", or "auto" for bf16 where the hardware multiplies it.
     threads
         Threads for one forward pass on the CPU, for the whole process; None leaves torch's choice.
+    use_tta
+        Take the mean of the logits over the image and four small moves of it: five times the work.
 
     Raises
     ------
     WeightsMismatch
-        The weights are not those of the card.
+        The weights or the feature statistics are not those of the card.
     ValueError
         The device or precision is unknown or absent.
     """
 
     def __init__(
-        self, card: ModelCard, *, device: str = "auto", precision: str = "auto", threads: int | None = None
+        self,
+        card: ModelCard,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        threads: int | None = None,
+        use_tta: bool = False,
     ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
         self.card = card
-        chosen = _device(device)
+        chosen = device_of(device)
         self.device = chosen.type
-        self.precision = _precision(precision, chosen)
-        self._network = _Serving(load_network(card), chosen, self.precision)
+        self.precision = precision_of(precision, chosen)
+        self._use_tta = use_tta
+        network = load_network(card)
+        self._feature_count = network.feature_count
+        self._statistics = load_statistics(card, self._feature_count)
+        self._network = Serving(network, chosen, self.precision)
         self._reported = [(card.outputs.index(finding.name), finding) for finding in card.findings]
 
-    def predict(self, image_B1HW: np.ndarray | Tensor) -> list[tuple[Prediction, ...]]:
+    def predict(
+        self, image_B1HW: np.ndarray | Tensor, age_years_B: Sequence[int | None] | None = None
+    ) -> list[tuple[Prediction, ...]]:
         """Judge a batch: one tuple per image, in order, with one Prediction per finding of the card.
 
         Parameters
         ----------
         image_B1HW
             float32, shape (B, 1, size, size) with the card's size, range [0, 1], lung dark.
+        age_years_B
+            Completed years of each patient, None where unknown; they choose calibration and limits. None for a
+            batch of which no age is known.
 
         Raises
         ------
         ValueError
-            The shape is another one.
+            The shape is another one, or there is not one age per image.
         DeviceOutOfMemory, DeviceFault
             The device failed.
         ArithmeticError
             The network gave something that is not a number.
         """
-        probability_BL = self._probabilities(torch.as_tensor(image_B1HW))
+        logit_BL, feature_BD = self._judge(torch.as_tensor(image_B1HW))
+        ages = [None] * len(logit_BL) if age_years_B is None else age_years_B
+        populations = [self.card.population_of(age) for age in ages]
+        scores = self._statistics.score(feature_BD).tolist() if self._statistics else [None] * len(logit_BL)
         return [
-            tuple(self._prediction(finding, float(row_L[output])) for output, finding in self._reported)
-            for row_L in probability_BL
+            tuple(
+                self._prediction(finding, float(probability_L[output]), population, score)
+                for output, finding in self._reported
+            )
+            for probability_L, population, score in zip(
+                calibrated(logit_BL, populations), populations, scores, strict=True
+            )
         ]
 
-    def _probabilities(self, image_B1HW: Tensor) -> Tensor:
+    def logits(self, image_B1HW: np.ndarray | Tensor) -> Tensor:
+        """Return logit_BL, float32, on the CPU: what bias and temperature are fitted on. Raises as `predict`."""
+        return self._judge(torch.as_tensor(image_B1HW))[0]
+
+    def features(self, image_B1HW: np.ndarray | Tensor) -> Tensor:
+        """Return the pooled feature_BD of the images as they are, float32, on the CPU. Raises as `predict`."""
+        return self._run(torch.as_tensor(image_B1HW))[1]
+
+    def _judge(self, image_B1HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logit_BL, the mean over the small moves if asked for, and feature_BD of the images as they are."""
+        logit_BL, feature_BD = self._run(image_B1HW)
+        if self._use_tta:
+            moved = [self._run(moved_slightly(image_B1HW, *move))[0] for move in SMALL_MOVES]
+            logit_BL = torch.stack([logit_BL, *moved]).mean(0)
+        return logit_BL, feature_BD
+
+    def _run(self, image_B1HW: Tensor) -> tuple[Tensor, Tensor]:
         size = self.card.input_size
         if image_B1HW.ndim != 4 or tuple(image_B1HW.shape[1:]) != (1, size, size):
             raise ValueError(f"images must have the shape (B, 1, {size}, {size}), not {tuple(image_B1HW.shape)}")
         if len(image_B1HW) == 0:
-            return torch.empty(0, len(self.card.outputs))
+            return torch.empty(0, len(self.card.outputs)), torch.empty(0, self._feature_count)
         try:
-            logit_BL = torch.cat([self._network(part_B1HW) for part_B1HW in self._parts(image_B1HW)]).double().cpu()
+            parts = [self._network(part_B1HW) for part_B1HW in self._parts(image_B1HW)]
+            logit_BL, feature_BD = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
         except torch.OutOfMemoryError as error:
             raise DeviceOutOfMemory(str(error)) from error
         except torch.AcceleratorError as error:
             raise DeviceFault(str(error)) from error
         if not torch.isfinite(logit_BL).all():
             raise ArithmeticError("the network's output is not finite")
-        return torch.softmax(logit_BL / self.card.temperature, dim=1)
+        return logit_BL, feature_BD
 
     def _parts(self, image_B1HW: Tensor) -> tuple[Tensor, ...]:
         """On the CPU more images at once are slower: their activations no longer fit the cache."""
         return torch.split(image_B1HW, CPU_BATCH) if self.device == "cpu" else (image_B1HW,)
 
-    def _prediction(self, finding: Finding, probability: float) -> Prediction:
+    def _prediction(
+        self, finding: Finding, probability: float, population: Population, ood_score: float | None
+    ) -> Prediction:
+        limits = population.limits[finding.name]
         return Prediction(
             finding=finding.name,
             probability=probability,
-            threshold=finding.threshold,
-            abstain_low=finding.abstain_low,
-            abstain_high=finding.abstain_high,
+            threshold=limits.threshold,
+            abstain_low=limits.abstain_low,
+            abstain_high=limits.abstain_high,
             model_name=self.card.name,
             model_version=self.card.version,
+            ood_score=ood_score,
         )
 
 
-def load_network(card: ModelCard) -> Classifier:
-    """Return the card's network with its weights, float32, in evaluation mode, on the CPU.
+class Ensemble:
+    """Several models that judge as one: the mean of their probabilities, each calibrated by its own card.
+
+    Limits and out-of-distribution scores are those of the first, whose card is the ensemble's; its predictions bear
+    the names and versions of all, so that no single model is credited with what it did not say.
 
     Raises
     ------
-    WeightsMismatch
-        The file's sha256 is not the card's, or its tensors do not fit the card's network.
-    """
-    try:
-        content = card.weights_path.read_bytes()
-    except OSError as error:
-        raise WeightsMismatch(f"{card.weights_path}: {error.strerror}") from error
-    if hashlib.sha256(content).hexdigest() != card.weights_sha256:
-        raise WeightsMismatch(f"{card.weights_path}: sha256 differs from the card's")
-    try:
-        # On the meta device nothing is drawn at random only to be overwritten.
-        with torch.device("meta"):
-            network = make_network(card.network, len(card.outputs))
-        weights = {key: _widened(value) for key, value in safetensors.torch.load(content).items()}
-        network.load_state_dict(weights, strict=True, assign=True)
-    except (SafetensorError, RuntimeError, ValueError) as error:
-        raise WeightsMismatch(f"{card.weights_path}: {error}") from error
-    return network.eval()
-
-
-class _Serving(nn.Module):
-    """A network as it serves: batch norm folded into the convolutions, channels last, backbone in bf16 if asked.
-
-    The head stays in float32: it costs nothing, and bf16 logits would have steps of a hundredth.
+    ValueError
+        There is no member, or two differ in what they take or find.
     """
 
-    def __init__(self, network: Classifier, device: torch.device, precision: str) -> None:
-        super().__init__()
-        self._device = device
-        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        backbone: nn.Module = fuse(network.backbone)
-        self.backbone = backbone.to(device, self._dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.head = network.head.to(device)
+    def __init__(self, members: Sequence[Predictor]) -> None:
+        if not members:
+            raise ValueError("an ensemble needs at least one model")
+        self.card = members[0].card
+        for card in (member.card for member in members[1:]):
+            if (card.outputs, card.input_size) != (self.card.outputs, self.card.input_size) or [
+                finding.name for finding in card.findings
+            ] != [finding.name for finding in self.card.findings]:
+                raise ValueError(
+                    f"{card.name} {card.version} and {self.card.name} {self.card.version} differ in outputs, findings "
+                    "or input size: they cannot judge as one"
+                )
+        self._members = tuple(members)
 
-    @torch.inference_mode()
-    def forward(self, image_B1HW: Tensor) -> Tensor:
-        """Return logit_BL, float32, on the device."""
-        image_B3HW = Classifier.to_three_channels(image_B1HW.to(self._device, torch.float32))
-        feature = self.backbone(image_B3HW.to(self._dtype).contiguous(memory_format=torch.channels_last))
-        logit_BL: Tensor = self.head(feature.float())
-        return logit_BL
-
-
-def _widened(value: Tensor) -> Tensor:
-    return value.float() if value.is_floating_point() else value
-
-
-def _device(name: str) -> torch.device:
-    if name not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device must be auto, cpu or cuda, not {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch sees no CUDA device")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    def predict(
+        self, image_B1HW: np.ndarray | Tensor, age_years_B: Sequence[int | None] | None = None
+    ) -> list[tuple[Prediction, ...]]:
+        """Judge a batch as `Predictor.predict` does."""
+        each = [member.predict(image_B1HW, age_years_B) for member in self._members]
+        return [
+            tuple(_as_one(said) for said in zip(*of_one_image, strict=True)) for of_one_image in zip(*each, strict=True)
+        ]
 
 
-def _precision(name: str, device: torch.device) -> str:
-    if name not in ("auto", "fp32", "bf16"):
-        raise ValueError(f"precision must be auto, fp32 or bf16, not {name!r}")
-    if name != "auto":
-        return name
-    return "bf16" if _multiplies_bf16(device) else "fp32"
+def _as_one(said: Sequence[Prediction]) -> Prediction:
+    return replace(
+        said[0],
+        probability=math.fsum(prediction.probability for prediction in said) / len(said),
+        model_name=" + ".join(prediction.model_name for prediction in said),
+        model_version=" + ".join(prediction.model_version for prediction in said),
+    )
 
 
-def _multiplies_bf16(device: torch.device) -> bool:
-    """Whether the hardware itself multiplies bf16: an emulation would be slower than float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    has_avx512, has_amx = torch.cpu._is_avx512_bf16_supported(), torch.cpu._is_amx_tile_supported()
-    return bool(has_avx512 or has_amx)
+def calibrated(logit_BL: Tensor, populations: Sequence[Population]) -> Tensor:
+    """Return probability_BL, float64: bias added, divided by the temperature, softmax; one population per image.
+
+    Raises
+    ------
+    ValueError
+        There are more or fewer populations than images.
+    """
+    if len(populations) != len(logit_BL):
+        raise ValueError(f"{len(logit_BL)} images need as many ages, not {len(populations)}")
+    bias_BL = torch.tensor([population.bias for population in populations], dtype=torch.float64)
+    temperature_B = torch.tensor([population.temperature for population in populations], dtype=torch.float64)
+    return torch.softmax((logit_BL.double() + bias_BL.reshape(logit_BL.shape)) / temperature_B[:, None], dim=1)
+
+
+def moved_slightly(image_B1HW: Tensor, columns: float, rows: float, degrees: float) -> Tensor:
+    """Return the images shifted and turned; the border's grey fills what comes in.
+
+    Parameters
+    ----------
+    columns, rows
+        In units of `MOVE_SHARE` of the image's side, to the right and down.
+    degrees
+        Clockwise.
+    """
+    angle = math.radians(degrees)
+    cosine, sine = math.cos(angle), math.sin(angle)
+    # affine_grid maps places of the result to those of the source, in [-1, 1]: the inverse move, shares doubled.
+    right, down = 2 * MOVE_SHARE * columns, 2 * MOVE_SHARE * rows
+    inverse_23 = torch.tensor(
+        [[cosine, sine, -cosine * right - sine * down], [-sine, cosine, sine * right - cosine * down]],
+        dtype=torch.float32,
+    )
+    image_B1HW = image_B1HW.float()
+    grid = functional.affine_grid(
+        inverse_23.to(image_B1HW.device).expand(len(image_B1HW), 2, 3), list(image_B1HW.shape), align_corners=False
+    )
+    return functional.grid_sample(image_B1HW, grid, mode="bilinear", padding_mode="border", align_corners=False)

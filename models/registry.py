@@ -1,7 +1,8 @@
 """Model versions on disk: list, find, verify, add. Takes folders of bundles; gives cards.
 
-A bundle is `<folder>/<name>/<version>/` with a card and weights. Which version is active, and since when, is a fact
-for the database, not for this room: here every complete bundle is equal.
+A bundle is `<folder>/<name>/<version>/` with a card, weights and, where the card names them, feature statistics.
+Which version is active, and since when, is a fact for the database, not for this room: here every complete bundle is
+equal.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from models.card import CARD_FILE, WEIGHTS_FILE, ModelCard, load_card
+from models.card import CARD_FILE, ModelCard, load_card
 from models.errors import BundleConflict, CardError, UnknownModel
 
 
@@ -68,16 +69,17 @@ class Registry:
         return max(cards, key=lambda card: (_ordered(card.version), card.name))
 
     def verify(self, card: ModelCard) -> None:
-        """Check that the weights are the card's, by digest, names and shapes.
+        """Check that weights and feature statistics are the card's, by digest, names and shapes.
 
         Raises
         ------
         WeightsMismatch
             They are not.
         """
-        from models.predictor import load_network  # brings torch, which those who only read cards do without
+        from models.feature_statistics import load_statistics  # brings torch: those who only read cards do without
+        from models.weights import load_network
 
-        load_network(card)
+        load_statistics(card, load_network(card).feature_count)
 
     def add(self, source: Path) -> ModelCard:
         """Copy a verified bundle into the last folder, whole or not at all; adding it twice changes nothing.
@@ -98,7 +100,7 @@ class Registry:
         target.parent.mkdir(parents=True, exist_ok=True)
         incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=target.parent))
         try:
-            for name in (CARD_FILE, WEIGHTS_FILE):
+            for name in card.files:
                 _copy_durably(source / name, incoming / name)
             incoming.chmod(0o755)
             incoming.rename(target)

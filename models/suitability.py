@@ -47,13 +47,10 @@ CODES: dict[str, tuple[Severity, str]] = {
     "several_frames": (Severity.FORBIDS, "The image has several frames."),
     "low_resolution": (Severity.FORBIDS, "The image has fewer pixels than the model needs."),
     "blank_image": (Severity.FORBIDS, "The image shows one grey level only."),
-    "age_outside_card": (Severity.FORBIDS, "The patient's age is outside the {low} to {high} years of the validation."),
+    "age_outside_card": (Severity.FORBIDS, "The patient's age is outside the {ages} of the validation."),
     "processing_failed": (Severity.FORBIDS, "Processing failed."),
     "decode_timeout": (Severity.FORBIDS, "Decoding the pixel data took too long."),
-    "age_unknown": (
-        Severity.WARNING,
-        "The patient's age is unknown; the model was validated at {low} to {high} years.",
-    ),
+    "age_unknown": (Severity.WARNING, "The patient's age is unknown; the model was validated at {ages}."),
     "view_unknown": (Severity.WARNING, "The view is not stated; the model judges frontal views only."),
     "secondary_capture": (Severity.WARNING, "The image is a secondary capture; its grey levels may have been changed."),
     "lut_shape_contradicts": (
@@ -91,6 +88,8 @@ class Examination:
         Pixels of the stored image, 0 where not stated.
     voi
         "lut", "window" or "percentile", as in `preprocess.Radiograph`; "" if the pixels were not read.
+    age_years
+        The patient's, in completed years; None if unknown. It chooses the card's population.
     """
 
     image_1HW: np.ndarray | None
@@ -98,6 +97,7 @@ class Examination:
     rows: int
     columns: int
     voi: str
+    age_years: int | None
 
     @property
     def is_fit(self) -> bool:
@@ -140,6 +140,7 @@ def examine(dataset: Dataset, card: ModelCard, *, age_policy: str = "refuse") ->
     """
     try:
         rows, columns = (int(dataset.get(keyword) or 0) for keyword in ("Rows", "Columns"))
+        age_years = header.age_years_of(dataset)
         warnings = header_warnings(dataset, card, age_policy)
     except UNREADABLE:
         return _unfit("undecodable")
@@ -153,7 +154,9 @@ def examine(dataset: Dataset, card: ModelCard, *, age_policy: str = "refuse") ->
         warnings.append(make_warning("no_window"))
     if image_1HW is None:  # beside the reasons why there is no answer, remarks on the answer would only distract
         warnings = [warning for warning in warnings if warning.severity is Severity.FORBIDS]
-    return Examination(image_1HW=image_1HW, warnings=tuple(warnings), rows=rows, columns=columns, voi=voi)
+    return Examination(
+        image_1HW=image_1HW, warnings=tuple(warnings), rows=rows, columns=columns, voi=voi, age_years=age_years
+    )
 
 
 def header_warnings(dataset: Dataset, card: ModelCard, age_policy: str) -> list[ImageWarning]:
@@ -191,14 +194,13 @@ def warnings_of(prediction: Prediction) -> tuple[ImageWarning, ...]:
 
 
 def _age_warnings(dataset: Dataset, card: ModelCard, age_policy: str) -> list[ImageWarning]:
-    low, high = card.validated_age_years
     age_years = header.age_years_of(dataset)
     if age_years is None:
-        return [make_warning("age_unknown", low=low, high=high)]
-    if low <= age_years < high + 1:
+        return [make_warning("age_unknown", ages=card.ages_text)]
+    if card.is_validated_age(age_years):
         return []
     severity = Severity.WARNING if age_policy == "warn" else Severity.FORBIDS
-    return [make_warning("age_outside_card", severity=severity, low=low, high=high)]
+    return [make_warning("age_outside_card", severity=severity, ages=card.ages_text)]
 
 
 def _read(dataset: Dataset, size: int) -> tuple[str, np.ndarray]:
@@ -210,4 +212,4 @@ def _read(dataset: Dataset, size: int) -> tuple[str, np.ndarray]:
 
 
 def _unfit(code: str) -> Examination:
-    return Examination(image_1HW=None, warnings=(make_warning(code),), rows=0, columns=0, voi="")
+    return Examination(image_1HW=None, warnings=(make_warning(code),), rows=0, columns=0, voi="", age_years=None)

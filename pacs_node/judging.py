@@ -101,7 +101,8 @@ def judge(batch: Batch, predictor: Predictor) -> list[Judgement]:
     images = [one.examination.image_1HW if one.examination else None for one in examined]
     fit = {i: image_1HW for i, image_1HW in enumerate(images) if image_1HW is not None}
     start = time.perf_counter()
-    predicted = _predict(predictor, np.stack(list(fit.values()))) if fit else []
+    ages = [one.examination.age_years for i, one in enumerate(examined) if i in fit and one.examination]
+    predicted = _predict(predictor, np.stack(list(fit.values())), ages) if fit else []
     forward_ms = 1000 * (time.perf_counter() - start)
     found = dict(zip(fit, predicted, strict=True))
     return [
@@ -110,10 +111,12 @@ def judge(batch: Batch, predictor: Predictor) -> list[Judgement]:
     ]
 
 
-def _predict(predictor: Predictor, image_B1HW: np.ndarray) -> list[tuple[Prediction, ...]]:
+def _predict(
+    predictor: Predictor, image_B1HW: np.ndarray, age_years_B: list[int | None]
+) -> list[tuple[Prediction, ...]]:
     """Predict; a batch too large for the device's memory is halved once."""
     try:
-        return predictor.predict(image_B1HW)
+        return predictor.predict(image_B1HW, age_years_B)
     except DeviceOutOfMemory:
         if len(image_B1HW) == 1:
             raise
@@ -122,7 +125,9 @@ def _predict(predictor: Predictor, image_B1HW: np.ndarray) -> list[tuple[Predict
             extra={"action": "batch_halved", "images": len(image_B1HW)},
         )
         half = len(image_B1HW) // 2
-        return predictor.predict(image_B1HW[:half]) + predictor.predict(image_B1HW[half:])
+        return predictor.predict(image_B1HW[:half], age_years_B[:half]) + predictor.predict(
+            image_B1HW[half:], age_years_B[half:]
+        )
 
 
 def _examined(job: Job, future: Any) -> Examined:
@@ -143,7 +148,7 @@ def _examined(job: Job, future: Any) -> Examined:
 
 
 def _unreadable(code: str) -> Examination:
-    return Examination(image_1HW=None, warnings=(make_warning(code),), rows=0, columns=0, voi="")
+    return Examination(image_1HW=None, warnings=(make_warning(code),), rows=0, columns=0, voi="", age_years=None)
 
 
 def _judgement(job: Job, examined: Examined, predictions: Sequence[Prediction], processing_time_ms: float) -> Judgement:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from pydicom.dataset import Dataset, FileDataset
 
-from models.card import Finding, ModelCard
+from models.card import Finding, Limits, ModelCard, Population
 from pacs_node.phantom import draw_chest, make_radiograph
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "draw_chest",
     "make_bundle",
     "make_card",
+    "make_population",
     "make_radiograph",
     "radiograph_from_jpeg",
     "save",
@@ -87,9 +88,6 @@ def make_card(folder: Path = Path("nowhere"), **changes: Any) -> ModelCard:
         code_value="233604007",
         coding_scheme_designator="SCT",
         code_meaning="Pneumonia",
-        threshold=0.5,
-        abstain_low=0.4,
-        abstain_high=0.6,
     )
     values: dict[str, Any] = {
         "name": "drawn",
@@ -97,9 +95,11 @@ def make_card(folder: Path = Path("nowhere"), **changes: Any) -> ModelCard:
         "network": "resnet50",
         "outputs": ("normal", "pneumonia"),
         "input_size": 224,
-        "temperature": 1.0,
         "findings": (finding,),
-        "validated_age_years": (1, 5),
+        "populations": (make_population(),),
+        "out_of_distribution": None,
+        "recipe": "none",
+        "git_revision": "unknown",
         "weights_sha256": "0" * 64,
         "intended_use": "tests",
         "limitations": ("random",),
@@ -111,14 +111,28 @@ def make_card(folder: Path = Path("nowhere"), **changes: Any) -> ModelCard:
     return ModelCard(**(values | changes))
 
 
+def make_population(
+    name: str = "children", age_years: tuple[int, int] = (1, 5), *, threshold: float = 0.5, **changes: Any
+) -> Population:
+    """Return patients of a card with those ages, who are undetermined within a tenth of the threshold."""
+    limits = Limits(
+        threshold=threshold,
+        abstain_low=round(threshold - 0.1, 6),
+        abstain_high=round(threshold + 0.1, 6),
+        operating_points={"balanced": threshold},
+    )
+    values: dict[str, Any] = {"temperature": 1.0, "bias": (0.0, 0.0), "limits": {"pneumonia": limits}}
+    return Population(name=name, age_years=age_years, **(values | changes))
+
+
 CARD = """\
 name = "{name}"
 version = "{version}"
 network = "resnet50"
 outputs = ["normal", "pneumonia"]
 input_size = 224
-temperature = 1.0
-validated_age_years = [1, 5]
+recipe = "none"
+git_revision = "unknown"
 weights_sha256 = "{sha256}"
 intended_use = "tests"
 limitations = ["random weights"]
@@ -130,9 +144,18 @@ display = "Pneumonia"
 code_value = "233604007"
 coding_scheme_designator = "SCT"
 code_meaning = "Pneumonia"
+
+[[populations]]
+name = "children"
+age_years = [1, 5]
+temperature = 1.0
+bias = [0.0, 0.0]
+
+[populations.limits.pneumonia]
 threshold = 0.5
 abstain_low = 0.4
 abstain_high = 0.6
+operating_points = {{ balanced = 0.5 }}
 
 [training_data]
 description = "none"

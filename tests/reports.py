@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -16,45 +15,25 @@ from pydicom.uid import DigitalXRayImageStorageForPresentation
 
 from db.facts import ImageFacts, PredecessorFacts, PredictionFacts, ReportFacts, WarningFacts
 from db.tables import Answer, InstanceState
-from models.card import Finding, ModelCard
+from models.card import ModelCard
 from models.suitability import CODES
 from pacs_node.report.answer import answer_of
 from pacs_node.report.source import SafeHeader, safe_header
 from pacs_node.report.tree import NodeIdentity, StudyReport
-from tests.builders import as_bytes, make_radiograph
+from tests.builders import as_bytes, make_card, make_population, make_radiograph
 
 HERE = UUID("0f4a1c1e-2f5b-4f0c-8a53-6a1d2c3b4e5f")
 """An installation id."""
 STUDY_UID = "1.2.826.0.1.3680043.8.498.7"
 SERIES_UID = "1.2.826.0.1.3680043.8.498.7.1"
 NOON = datetime(2026, 3, 4, 12, 0, 30, 500_000, tzinfo=UTC)
-CARD = ModelCard(
+CARD: ModelCard = make_card(
     name="cxr-pneumonia",
     version="1.3.0",
-    network="resnet50",
-    outputs=("normal", "pneumonia"),
-    input_size=224,
-    temperature=1.25,
-    findings=(
-        Finding(
-            name="pneumonia",
-            display="Pneumonia",
-            code_value="233604007",
-            coding_scheme_designator="SCT",
-            code_meaning="Pneumonia",
-            threshold=0.5,
-            abstain_low=0.4,
-            abstain_high=0.6,
-        ),
-    ),
-    validated_age_years=(1, 5),
+    populations=(make_population(temperature=1.25),),
     weights_sha256="9f" * 32,
     intended_use="Research.",
     limitations=("Children.",),
-    licence="MIT",
-    training_data={},
-    metrics={},
-    folder=Path("bundle"),
 )
 
 
@@ -103,7 +82,7 @@ def make_image(
 
 def _warning(code: str) -> WarningFacts:
     severity, text = CODES.get(code, ("forbids", f"It is {code}."))
-    return WarningFacts(code=code, severity=str(severity), text=text.format(low=1, high=5))
+    return WarningFacts(code=code, severity=str(severity), text=text.format(low=40, high=60, ages="1 to 5 years"))
 
 
 def make_header(number: int = 1, **attributes: Any) -> SafeHeader:

@@ -1,7 +1,12 @@
 """Judge a bundle as it serves: `python -m training.evaluate --model BUNDLE --data PATH --out DIR`.
 
-The images go through `models.predictor`, the code that serves; figures, intervals and every single answer are written
-to `OUT/metrics.json` and `OUT/predictions.csv`. Shapes: N images.
+This is the separate script that judges once what training and export have chosen: it picks no threshold, no
+temperature and no epoch, it only reads them from the card (a model whose threshold was chosen for recall on
+validation, as with the recipe mobilenet-v2-recall, meets its test images here and nowhere else). The images go through
+`models.predictor`, the code that serves. With a second `--model`, the first is compared with it.
+
+Writes to OUT: `report.html` (self-contained, for people), `metrics.json`, `predictions.csv`,
+`classification_report.txt`, the plots as PNG, and `training_history.png` with `--run`.
 """
 
 from __future__ import annotations
@@ -10,111 +15,253 @@ import argparse
 import csv
 import json
 import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+from sklearn.metrics import classification_report
 
-from models.card import Finding, ModelCard, load_card
+from models.card import ModelCard, load_card
 from models.errors import CardError, WeightsMismatch
 from models.predictor import Predictor
-from training import metrics
-from training.data import DataError, Images, Item, find_items, load_images, split
-from training.settings import RecipeError, load_recipe
-from training.train import resized
+from training import gallery, plots
+from training.answers import Answers, answers_of, called_outputs, describe, is_in_subgroup, name_of
+from training.compare import compared
+from training.data import Images, data_sha256, load_images, recipe_split
+from training.report import write_report
+from training.settings import Recipe, RecipeError, load_recipe
+from training.sources import DataError, Item, read_items
 
-VALIDATION = "validation"
-BATCH = 32
-
-
-def probabilities(predictor: Predictor, images: Images, finding: Finding) -> np.ndarray:
-    """Return probability_N of a finding, in the order of the items."""
-    position = predictor.card.findings.index(finding)
-    found: list[float] = []
-    for start in tqdm(range(0, len(images.items), BATCH), desc="judging", unit="batch"):
-        image_B1HW = resized(images.pixels_N1HW[start : start + BATCH], predictor.card.input_size)
-        found += [predictions[position].probability for predictions in predictor.predict(image_B1HW)]
-    return np.array(found)
+SPLITS = ("test", "validation", "train", "all")
 
 
-def judged(truth_N: np.ndarray, probability_N: np.ndarray, groups: list[str], thresholds: dict[str, float]) -> Any:
-    """Return AUC, Brier score and calibration error with patient-bootstrap intervals, and every operating point."""
-    result: dict[str, Any] = {"images": len(truth_N), "patients": len(set(groups)), "positive": int(truth_N.sum())}
-    for name, metric in (("auc", metrics.auc), ("brier", metrics.brier), ("ece", metrics.calibration_error)):
-        low, high = metrics.interval(metric, truth_N, probability_N, groups)
-        result[name] = {"value": _rounded(metric(truth_N, probability_N)), "low": _rounded(low), "high": _rounded(high)}
-    result["operating_points"] = {}
-    for name, threshold in thresholds.items():
-        point = metrics.operating_point(truth_N, probability_N, threshold)
-        result["operating_points"][name] = {
-            "threshold": _rounded(point.threshold),
-            "accuracy": _rounded(point.accuracy),
-            "sensitivity": _rounded(point.sensitivity),
-            "specificity": _rounded(point.specificity),
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """One model's answers on the chosen images.
+
+    Attributes
+    ----------
+    called_N
+        The output that each image is called as.
+    ood_score_N
+        How unlike the training images each is; NaN where the bundle has no statistics for it.
+    """
+
+    card: ModelCard
+    images: Images
+    answers: list[Answers]
+    called_N: np.ndarray
+    ood_score_N: np.ndarray
+    precision: str
+    use_tta: bool
+
+    @property
+    def name(self) -> str:
+        """Name and version."""
+        return f"{self.card.name} {self.card.version}"
+
+
+def judge(card: ModelCard, items: Sequence[Item], cache: Path, options: argparse.Namespace) -> Judgement:
+    """Return what the model says about the items."""
+    images = load_images(items, size=card.input_size, cache=cache, skip_bad=options.skip_bad)
+    predictor = Predictor(card, precision=options.precision, use_tta=options.tta)
+    answers, ood_score_N = answers_of(predictor, images)
+    called_N = called_outputs(card, answers)
+    return Judgement(
+        card=card,
+        images=images,
+        answers=answers,
+        called_N=called_N,
+        ood_score_N=ood_score_N,
+        precision=predictor.precision,
+        use_tta=options.tta,
+    )
+
+
+def figures_of(judgement: Judgement, split: str) -> dict[str, Any]:
+    """Return what `metrics.json` holds of one model: the first finding on top, all others under "findings"."""
+    card, items = judgement.card, judgement.images.items
+    findings = {answers.finding: _finding_figures(answers) for answers in judgement.answers}
+    first, *others = findings
+    data = describe(items, card) | {"sha256": data_sha256(items), "skipped": len(judgement.images.skipped)}
+    figures: dict[str, Any] = {"model": judgement.name, "finding": first, "split": split}
+    figures |= {"arithmetic": judgement.precision, "test_time_augmentation": judgement.use_tta}
+    figures |= findings[first] | {"data": data, "weights_sha256": card.weights_sha256}
+    if others:
+        figures["findings"] = {name: findings[name] for name in others}
+    if card.out_of_distribution is not None:
+        limit = card.out_of_distribution.limit
+        share = round(float(np.mean(judgement.ood_score_N > limit)), 4)
+        figures["out_of_distribution"] = {
+            "share": share,
+            "limit": limit,
+            "false_alarm_rate": card.out_of_distribution.false_alarm_rate,
         }
-    return result
-
-
-def _rounded(value: float) -> float:
-    return round(value, 4)
-
-
-def evaluate(card: ModelCard, items: list[Item], out: Path, *, precision: str = "auto") -> Any:
-    """Judge the items, write both files, return the figures per finding."""
-    images = load_images(items)
-    predictor = Predictor(card, precision=precision)
-    groups = [item.group for item in items]
-    figures: dict[str, Any] = {"model": f"{card.name} {card.version}", "precision": predictor.precision}
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "predictions.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "finding", "label", "probability", "answer"])
-        for finding in card.findings:
-            truth_N = (images.label_N == card.outputs.index(finding.name)).numpy().astype(int)
-            probability_N = probabilities(predictor, images, finding)
-            figures[finding.name] = judged(truth_N, probability_N, groups, {"default": finding.threshold})
-            for item, truth, probability in zip(items, truth_N, probability_N, strict=True):
-                answer = _answer(finding, float(probability))
-                writer.writerow([item.path.name, finding.name, truth, f"{probability:.6f}", answer])
-    (out / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
     return figures
 
 
-def _answer(finding: Finding, probability: float) -> str:
-    if finding.abstain_low <= probability < finding.abstain_high:
-        return "undetermined"
-    return "present" if probability >= finding.threshold else "absent"
+def _finding_figures(answers: Answers) -> dict[str, Any]:
+    figures = answers.figures()
+    for point, thresholds in answers.thresholds().items():
+        figures["operating_points"][point]["thresholds"] = thresholds
+    figures["subgroups"] = {
+        grouping: {value: answers.figures(is_in_N) for value, is_in_N in values.items()}
+        for grouping, values in is_in_subgroup(answers).items()
+    }
+    return figures
 
 
-def items_of(data: Path, outputs: tuple[str, ...], which: str, recipe: str) -> list[Item]:
-    """Return the images of a folder split, or of the recipe's patient-grouped validation split."""
-    if which != VALIDATION:
-        return find_items(data, outputs, (which,))
-    chosen = load_recipe(recipe)
-    share, salt = chosen.validation_share, chosen.split_salt
-    return split(find_items(data, outputs), validation_share=share, salt=salt)[1]
+def classes_text(judgement: Judgement) -> str:
+    """Return scikit-learn's report per class, with support and weighted average."""
+    outputs = judgement.card.outputs
+    label_N = judgement.images.label_N.numpy()
+    text: str = classification_report(
+        label_N,
+        judgement.called_N,
+        labels=list(range(len(outputs))),
+        target_names=list(outputs),
+        digits=4,
+        zero_division=np.nan,
+    )
+    return text
+
+
+def write_predictions(path: Path, judgement: Judgement) -> None:
+    """Write one line per image and finding; label is 1 where the finding is there."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "label", "probability", "answer", "finding", "source", "population"])
+        for answers in judgement.answers:
+            columns = (answers.truth_N, answers.probability_N, answers.words, answers.population_N)
+            for item, truth, probability, answer, population in zip(answers.items, *columns, strict=True):
+                line = [name_of(item), truth, f"{probability:.9g}", answer, answers.finding, item.source, population]
+                writer.writerow(line)
+
+
+def draw(out: Path, judgement: Judgement, other: Judgement | None, options: argparse.Namespace) -> dict[str, list[str]]:
+    """Draw every plot that the images allow; return the file names by finding, and those of the run under ""."""
+    drawn: dict[str, list[str]] = {}
+    for answers in judgement.answers:
+        mark = "" if answers is judgement.answers[0] else f"-{answers.finding}"
+        drawers: dict[str, Callable[[Path], None]] = {}
+        if plots.has_both(answers):
+            rival, names = same_finding(other, answers), (judgement.name, other.name if other else "")
+            drawers["roc"] = partial(plots.roc, answers=answers, other=rival, names=names)
+            drawers["precision_recall"] = partial(plots.precision_recall, answers=answers)
+        drawers["reliability"] = partial(plots.reliability, answers=answers)
+        drawers["histogram"] = partial(plots.histogram, answers=answers)
+        drawers["confusion"] = partial(plots.confusion, answers=answers)
+        if options.gallery:
+            drawers["gallery"] = partial(gallery.draw, card=judgement.card, images=judgement.images, answers=answers)
+        for name, drawer in drawers.items():
+            drawer(out / f"{name}{mark}.png")
+        drawn[answers.finding] = [f"{name}{mark}.png" for name in drawers]
+    if options.run is not None:
+        plots.history(out / "training_history.png", options.run)
+        drawn[""] = ["training_history.png"]
+    return drawn
+
+
+def same_finding(other: Judgement | None, answers: Answers) -> Answers | None:
+    """Return the other model's answers about the same finding; None where it knows no such finding."""
+    return next((one for one in other.answers if one.finding == answers.finding), None) if other else None
+
+
+def compare(first: Judgement, other: Judgement, split: str) -> dict[str, Any]:
+    """Return what `metrics.json` holds of the second model and of the difference.
+
+    Raises
+    ------
+    DataError
+        The models have no finding in common.
+    """
+    pairs = [(answers, rival) for answers in first.answers if (rival := same_finding(other, answers)) is not None]
+    if not pairs:
+        raise DataError(f"{first.name} and {other.name} have no finding in common: nothing to compare")
+    comparison = {answers.finding: compared(answers, rival) for answers, rival in pairs}
+    return {"compared_with": figures_of(other, split), "comparison": comparison}
+
+
+def evaluate(options: argparse.Namespace, *, at: datetime) -> dict[str, Any]:
+    """Judge, compare, draw and write everything; return what `metrics.json` holds."""
+    cards = [load_card(folder) for folder in options.model]
+    out: Path = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    recipe = options.recipe or cards[0].recipe
+    split, _ = chosen_items(options, cards[0], recipe)
+    with tempfile.TemporaryDirectory(dir=out) as folder:
+        cache = options.cache or Path(folder)
+        judgements = [judge(card, chosen_items(options, card, recipe)[1], cache, options) for card in cards]
+        first, other = judgements[0], judgements[1] if len(judgements) > 1 else None
+        figures = figures_of(first, split) | (compare(first, other, split) if other else {})
+        drawn = draw(out, first, other, options)
+    write_predictions(out / "predictions.csv", first)
+    if other is not None:
+        write_predictions(out / "predictions-compared.csv", other)
+    (out / "metrics.json").write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    classes = classes_text(first)
+    (out / "classification_report.txt").write_text(classes, encoding="utf-8")
+    write_report(out, cards, figures, drawn, classes, at=at)
+    return figures
+
+
+def chosen_items(options: argparse.Namespace, card: ModelCard, recipe: str) -> tuple[str, Sequence[Item]]:
+    """Return the name of the split and its items: the test images if there are any, else all, unless told.
+
+    Raises
+    ------
+    DataError
+        The split asked for is empty.
+    RecipeError
+        Validation images are asked for, and the recipe that says which those are is unknown.
+    """
+    items = read_items(options.data, card.outputs)
+    rules = load_recipe(recipe) if options.split in ("validation", "train") else Recipe()
+    sides = recipe_split(items, rules)
+    by_name: dict[str, Sequence[Item]] = {"test": sides.test, "validation": sides.validation, "train": sides.training}
+    name = options.split or ("test" if sides.test else "all")
+    chosen = items if name == "all" else by_name[name]
+    if not chosen:
+        raise DataError(f"no image in the split {name!r} of {', '.join(map(str, options.data))}; try --split all")
+    return name, chosen
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--model", type=Path, action="append", required=True, help="bundle folder; a second: the one to compare with")
+    add("--data", type=Path, nargs="+", required=True, help="labelled images, in any layout of training.sources")
+    add("--out", type=Path, required=True, help="folder for the report and its parts")
+    add("--split", choices=SPLITS, help="default: test where there is one, else all")
+    add("--recipe", help="recipe (name or file) by which validation was split off (default: the card's)")
+    add("--run", type=Path, help="--out folder of the training run, for training_history.png")
+    add("--tta", action="store_true", help="test-time augmentation")
+    add("--precision", default="auto", choices=["auto", "fp32", "bf16"])
+    add("--cache", type=Path, help="folder of preprocessed images to keep (default: none is kept)")
+    add("--skip-bad", action="store_true", help="leave out images that cannot be read")
+    add("--no-gallery", dest="gallery", action="store_false", help="no Grad-CAM maps")
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; 2 and one line for a mistake in what was asked."""
-    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__.split("\n")[0])
-    parser.add_argument("--model", type=Path, required=True, help="bundle folder")
-    parser.add_argument("--data", type=Path, required=True, help="folder with SPLIT/{NORMAL,PNEUMONIA}")
-    parser.add_argument("--out", type=Path, required=True, help="folder for metrics.json and predictions.csv")
-    parser.add_argument("--split", help="a folder of --data, or 'validation' (default: test if present)")
-    parser.add_argument("--recipe", default="default", help="the recipe that fixes the validation split")
-    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
+    parser = _parser()
     options = parser.parse_args(arguments)
+    if len(options.model) > 2:
+        parser.error("--model: one to judge and at most one to compare it with")
     try:
-        card = load_card(options.model)
-        which = options.split or ("test" if (options.data / "test").is_dir() else VALIDATION)
-        items = items_of(options.data, card.outputs, which, options.recipe)
-        figures = evaluate(card, items, options.out, precision=options.precision)
-    except (CardError, WeightsMismatch, DataError, RecipeError) as error:
+        figures = evaluate(options, at=datetime.now(UTC))
+    except (CardError, WeightsMismatch, DataError, RecipeError, OSError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(figures, indent=2))
+    auc = figures["auc"]
+    print(f"{figures['model']}, {figures['finding']}: AUC {auc['value']} ({auc['low']} to {auc['high']})")
+    print(f"{options.out / 'report.html'}")
     return 0
 
 

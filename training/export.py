@@ -1,216 +1,338 @@
 """Make a bundle of a finished run: `python -m training.export --run DIR --data PATH --name NAME --version X.Y.Z`.
 
-Rounds the averaged weights to half precision, then judges what was rounded: temperature, threshold, abstain band and
-every figure of the card come from the patient-grouped validation split. Shapes: N images, L network outputs.
+Rounds the averaged weights to half precision, then judges what was rounded: calibration, thresholds, abstain band and
+every figure of the card come from the run's validation split, for each population apart. What only a person can say
+(intended use, codes, populations, limitations) comes from `training/cards/NAME.toml`.
+Shapes: N images, D features, L network outputs.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-import math
+import subprocess
 import sys
+import tomllib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.torch
+import tomli_w
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from models.card import CARD_FILE, WEIGHTS_FILE, ModelCard, load_card
-from models.errors import CardError
-from models.networks import make_network
+from models.card import BALANCED, CARD_FILE, FEATURES_FILE, WEIGHTS_FILE, ModelCard, load_card
+from models.errors import CardError, WeightsMismatch
+from models.feature_statistics import DIRECTIONS, fit_statistics
+from models.networks import Classifier, make_network
 from training import metrics
-from training.data import DataError, Images, Item, data_sha256, find_items, load_images, split
-from training.evaluate import judged
+from training.batches import resized
+from training.data import Images, data_sha256
+from training.monai_bundle import write_monai_bundle
 from training.settings import Recipe, RecipeError, recipe_from
-from training.train import logits
+from training.sources import DataError, Item
+from training.train import CHECKPOINT, images_of
 
-ABSTAIN_SHARE = 0.05  # of the validation images lie in the band
-BUNDLES = Path(__file__).parent.parent / "models" / "bundles"
-CODES = {"pneumonia": ("Pneumonia", "233604007", "SCT", "Pneumonia")}
-
-INTENDED_USE = (
-    "Research only, not a medical device. Second look at frontal chest radiographs (CR, DX) of children of 1 to 5 "
-    "years: estimates the probability of pneumonia. Not for the exclusion of disease; a radiologist decides."
-)
-LIMITATIONS = [
-    "Trained and validated on children of 1 to 5 years from one hospital (Guangzhou); other ages were not validated, "
-    "and on adults a model of this kind was seen to be worse than chance.",
-    "The validation images come from the same source as the training images; figures on images of another hospital, "
-    "detector or exposure are expected to be lower.",
-    "Sees 224 x 224 pixels, squashed without keeping the aspect ratio: small or faint opacities can be missed.",
-    "Knows pneumonia and its absence only; any other disease may be called either.",
-    "The labels were given by readers from the images alone, without microbiology.",
-    "Training and calibration weigh pneumonia and its absence alike: the probabilities hold where both are equally "
-    "frequent. Threshold and calibration were chosen on the split that the figures come from.",
-]
-LICENCE = (
-    "Weights: MIT. Trained from random weights on Kermany, Zhang, Goldbaum: Labeled Optical Coherence Tomography "
-    "(OCT) and Chest X-Ray Images for Classification, doi 10.17632/rscbjbr9sj (Cell 2018; 172: 1122-1131), CC BY 4.0."
-)
+ABSTAIN_SHARE = 0.05  # of a population's validation images lie in the band
+FALSE_ALARMS = 0.01  # of the validation images lie above the out-of-distribution limit
+ROOT = Path(__file__).parent.parent
+BUNDLES = ROOT / "models" / "bundles"
+CARDS = Path(__file__).parent / "cards"
 
 
-def export(run: Path, data: Path, *, name: str, version: str, limitations: list[str], bundles: Path) -> ModelCard:
-    """Write `bundles/name/version/` and return its card as read back."""
-    state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
-    recipe = recipe_from(state["recipe"], str(run / "checkpoint.pt"))
-    items = find_items(data, recipe.outputs)
-    training, validation = split(items, validation_share=recipe.validation_share, salt=recipe.split_salt)
-    images = load_images(validation, "validation")
-    exact_NL = _logits(recipe, state["averaged"], images)
-    temperature, bias_L = metrics.fit_calibration(exact_NL, images.label_N.numpy())
-    halved = _calibrated(state["averaged"], bias_L)
-    content = safetensors.torch.save(halved)
-    findings, figures = _findings(recipe, _logits(recipe, halved, images) / temperature, images)
-    figures["auc_before_rounding"] = _round(_auc(exact_NL, images))
+class ExportRefused(Exception):
+    """No bundle was written; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """Images and what the rounded network makes of them: logit_NL, feature_ND, float32."""
+
+    images: Images
+    logit_NL: Tensor
+    feature_ND: Tensor
+
+    def part(self, indices: Sequence[int]) -> tuple[list[Item], np.ndarray, np.ndarray]:
+        """Return (items, logit_NL, label_N) of some of the images."""
+        chosen = torch.tensor(indices)
+        items = [self.images.items[index] for index in indices]
+        return items, self.logit_NL[chosen].numpy(), self.images.label_N[chosen].numpy()
+
+
+def export(run: Path, data: Sequence[Path], about: Path, *, name: str, version: str, bundles: Path) -> ModelCard:
+    """Write `bundles/name/version/` and return its card as read back.
+
+    Raises
+    ------
+    ExportRefused
+        The bundle exists already, the run holds no checkpoint, or no population is good enough to be claimed.
+    CardError, DataError, RecipeError
+        What a person wrote, the images or the run's recipe cannot be used.
+    """
+    folder = bundles / name / version
+    if (folder / CARD_FILE).exists():
+        raise ExportRefused(f"{folder} exists: choose another --version")
+    spoken = _read_about(about)
+    state = _checkpoint(run)
+    recipe = recipe_from(state["recipe"], str(run / CHECKPOINT))
+    training, validation = images_of(recipe, data, run / "cache")
+    best = state["best"]
+    halved = {
+        key: (value.half() if value.is_floating_point() else value).contiguous()
+        for key, value in (best["weights"] if best else state["averaged"]).items()
+    }
+    network = make_network(recipe.network, len(recipe.outputs))
+    network.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in halved.items()})
+    seen = _judge(network.eval(), training, recipe, "training images", is_exact=False)
+    judged = _judge(network.eval(), validation, recipe, "validation images", is_exact=True)
+    populations, figures, refused = _populations(recipe, spoken, judged)
+    weights = safetensors.torch.save(halved)
+    features, out_of_distribution = _out_of_distribution(seen.feature_ND, judged.feature_ND)
     card = {
         "name": name,
         "version": version,
         "network": recipe.network,
         "outputs": list(recipe.outputs),
         "input_size": recipe.stages[-1].size,
-        "temperature": _round(temperature),
-        "validated_age_years": [1, 5],
-        "weights_sha256": hashlib.sha256(content).hexdigest(),
-        "intended_use": INTENDED_USE,
-        "limitations": limitations,
-        "licence": LICENCE,
+        "recipe": recipe.name,
+        "git_revision": git_revision(),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "intended_use": spoken["intended_use"],
+        "limitations": [*spoken["limitations"], *refused],
+        "licence": spoken["licence"],
+        "findings": spoken["findings"],
+        "populations": populations,
+        "out_of_distribution": out_of_distribution,
+        "training_data": _training_data(
+            recipe, spoken, training, validation, best["epoch"] if best else state["epochs_done"]
+        ),
+        "metrics": {"split": "validation, grouped by patient and identical bytes"} | figures,
     }
-    folder = bundles / name / version
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / WEIGHTS_FILE).write_bytes(content)
-    training_data = _training_data(training, validation, recipe, state["epochs_done"])
-    text = _toml(card) + "".join("[[findings]]\n" + _toml(finding) for finding in findings)
-    text += "[training_data]\n" + _toml(training_data) + "[metrics]\n" + _toml(figures, "metrics.")
-    (folder / CARD_FILE).write_text(text, encoding="utf-8")
+    (folder / WEIGHTS_FILE).write_bytes(weights)
+    (folder / FEATURES_FILE).write_bytes(features)
+    (folder / CARD_FILE).write_text(tomli_w.dumps(_without_none(card)), encoding="utf-8")
     return load_card(folder)
 
 
-def _calibrated(weights: dict[str, Tensor], bias_L: np.ndarray) -> dict[str, Tensor]:
-    """Return the weights in half precision, with the calibration's bias in that of the last layer."""
-    last = [key for key in weights if key.startswith("head.") and key.endswith(".bias")][-1]
-    moved = weights | {last: weights[last] + torch.from_numpy(bias_L).float()}
-    return {key: (v.half() if v.is_floating_point() else v).contiguous() for key, v in moved.items()}
+def _read_about(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CardError(
+            f"{path}: {error.strerror}: copy training/cards/chest-pneumonia.toml and say it in your words"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CardError(f"{path}: {error}") from error
 
 
-def _logits(recipe: Recipe, weights: dict[str, Tensor], images: Images) -> np.ndarray:
-    """Return logit_NL at the served size, float32."""
-    network = make_network(recipe.network, len(recipe.outputs))
-    network.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in weights.items()})
+def _checkpoint(run: Path) -> dict[str, Any]:
+    path = run / CHECKPOINT
+    if not path.exists():
+        raise ExportRefused(f"{path} does not exist: --run is the --out folder of a training run")
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+@torch.inference_mode()
+def _judge(network: Classifier, images: Images, recipe: Recipe, title: str, *, is_exact: bool) -> Judged:
+    """Run the network as it serves; the validation images in float32, the many training images in bf16."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    found: np.ndarray = logits(network, images.pixels_N1HW, recipe.stages[-1].size, device, is_exact=True).numpy()
-    return found
+    logits, features = [], []
+    for start in tqdm(range(0, len(images.items), 32), desc=title, unit="batch"):
+        batch = [images[index] for index in range(start, min(start + 32, len(images.items)))]
+        image_B1HW = resized(torch.stack(batch), recipe.stages[-1].size).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=not is_exact):
+            feature_BD = network.backbone(Classifier.to_three_channels(image_B1HW))
+        features.append(feature_BD.float().cpu())
+        logits.append(network.head(feature_BD.float()).float().cpu())
+    return Judged(images=images, logit_NL=torch.cat(logits), feature_ND=torch.cat(features))
 
 
-def _auc(logit_NL: np.ndarray, images: Images) -> float:
-    return metrics.auc((images.label_N != 0).numpy().astype(int), -_softmax(logit_NL)[:, 0])
+def _populations(
+    recipe: Recipe, spoken: dict[str, Any], judged: Judged
+) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:
+    """Return the populations that are good enough, the figures of all, and a limitation for each that is not."""
+    claimed, figures, refused = [], {}, []
+    for described in spoken["populations"]:
+        members = [i for i, item in enumerate(judged.images.items) if _is_member(item, described)]
+        if len({int(judged.images.label_N[i]) for i in members}) < len(recipe.outputs):
+            refused.append(f"{described['name']}: no validation image of every class; not validated, not claimed.")
+            continue
+        population, found = _population(recipe, spoken["findings"], described, *judged.part(members))
+        figures[described["name"]] = found
+        low = min(finding["auc"]["low"] for finding in found.values())
+        if low >= described["least_auc"]:
+            claimed.append(population)
+        else:
+            refused.append(_not_claimed(described, found))
+    if not claimed:
+        raise ExportRefused("no population is good enough to be claimed: " + " ".join(refused))
+    return claimed, figures, refused
 
 
-def _softmax(logit_NL: np.ndarray) -> np.ndarray:
-    return np.asarray(torch.softmax(torch.from_numpy(logit_NL).double(), 1).numpy())
+def _is_member(item: Item, population: dict[str, Any]) -> bool:
+    youngest, oldest = population["age_years"]
+    return item.source in population["sources"] and (item.age_years is None or youngest <= item.age_years <= oldest)
 
 
-def _findings(recipe: Recipe, logit_NL: np.ndarray, images: Images) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the card's findings with their operating points, and the figures of each."""
-    groups = [item.group for item in images.items]
-    findings: list[dict[str, Any]] = []
-    figures: dict[str, Any] = {
-        "split": "validation, grouped by patient and identical bytes",
-        "calibration": "temperature and bias fitted on this split, every class weighing the same",
-    }
-    for output, name in enumerate(recipe.outputs[1:], start=1):
-        probability_N = _softmax(logit_NL)[:, output]
-        truth_N = (images.label_N == output).numpy().astype(int)
-        threshold = round(metrics.balanced_threshold(truth_N, probability_N), 2)
-        low, high = (round(edge, 2) for edge in metrics.abstain_band(probability_N, threshold, ABSTAIN_SHARE))
-        thresholds = {"balanced": threshold, "high_recall": metrics.high_recall_threshold(truth_N, probability_N)}
-        is_decided = (probability_N < low) | (probability_N >= high)
-        figures[name] = judged(truth_N, probability_N, groups, thresholds) | {
-            "abstained": _round(1 - is_decided.mean()),
-            "accuracy_outside_the_band": _round(np.mean((probability_N >= threshold) == truth_N, where=is_decided)),
+def _population(
+    recipe: Recipe,
+    findings: list[dict[str, Any]],
+    described: dict[str, Any],
+    items: list[Item],
+    logit_NL: np.ndarray,
+    label_N: np.ndarray,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a population as the card has it, and its figures by finding."""
+    fitted, bias_L = metrics.fit_calibration(logit_NL, label_N)
+    temperature, bias = round(fitted, 4), [round(float(value), 4) for value in bias_L]
+    probability_NL = torch.softmax((torch.from_numpy(logit_NL).double() + torch.tensor(bias)) / temperature, 1).numpy()
+    limits, figures = {}, {}
+    for finding in (found["name"] for found in findings):
+        output = recipe.outputs.index(finding)
+        probability_N, truth_N = probability_NL[:, output], (label_N == output).astype(int)
+        points = {
+            BALANCED: round(metrics.balanced_threshold(truth_N, probability_N), 2),
+            "high_recall": round(metrics.high_recall_threshold(truth_N, probability_N), 4),
         }
-        display, value, scheme, meaning = CODES[name]
-        finding = {"name": name, "display": display, "code_value": value, "coding_scheme_designator": scheme}
-        band = {"threshold": threshold, "abstain_low": low, "abstain_high": high}
-        findings.append(finding | {"code_meaning": meaning} | band)
-    return findings, figures
+        threshold = points[recipe.operating_point]
+        low, high = (round(edge, 2) for edge in metrics.abstain_band(probability_N, threshold, ABSTAIN_SHARE))
+        low, high = min(low, threshold), max(high, threshold)
+        limits[finding] = {
+            "threshold": threshold,
+            "abstain_low": low,
+            "abstain_high": high,
+            "operating_points": points,
+        }
+        first = {recipe.operating_point: threshold} | points
+        figures[finding] = metrics.judged(truth_N, probability_N, [i.group for i in items], first, band=(low, high))
+    named = {"name": described["name"], "age_years": described["age_years"]}
+    return named | {"temperature": temperature, "bias": bias, "limits": limits}, figures
 
 
-def _training_data(training: list[Item], validation: list[Item], recipe: Recipe, epochs: int) -> dict[str, Any]:
-    def counted(items: list[Item]) -> dict[str, int]:
-        counts = {name: sum(item.label == label for item in items) for label, name in enumerate(recipe.outputs)}
-        return {"images": len(items), "patients": len({item.group for item in items})} | counts
+def _not_claimed(described: dict[str, Any], figures: dict[str, Any]) -> str:
+    seen = "; ".join(
+        f"{finding}: AUC {found['auc']['value']} ({found['auc']['low']} to {found['auc']['high']}) "
+        f"on {found['images']} images of {found['patients']} patients"
+        for finding, found in figures.items()
+    )
+    return f"Never use on {described['name']} ({_ages(described)}): {seen}; not good enough to be claimed."
 
+
+def _ages(described: dict[str, Any]) -> str:
+    youngest, oldest = described["age_years"]
+    return f"{youngest} to {oldest} years"
+
+
+def _out_of_distribution(training_ND: Tensor, validation_ND: Tensor) -> tuple[bytes, dict[str, Any]]:
+    """Fit the statistics on the training images and set the limit by the validation images."""
+    directions = min(DIRECTIONS, len(training_ND) // 2, training_ND.shape[1] // 2)  # few images span few directions
+    statistics = fit_statistics(training_ND, directions)
+    score_N = statistics.score(validation_ND).numpy()
+    limit = round(float(np.quantile(score_N, 1 - FALSE_ALARMS)), 3)
+    content = statistics.to_bytes()
+    alarms = round(float(np.mean(score_N > limit)), 4)
+    return content, {"sha256": hashlib.sha256(content).hexdigest(), "limit": limit, "false_alarm_rate": alarms}
+
+
+def _training_data(
+    recipe: Recipe, spoken: dict[str, Any], training: Images, validation: Images, epochs: int
+) -> dict[str, Any]:
+    sides = {"training": training.items, "validation": validation.items}
+    names = sorted({item.source for items in sides.values() for item in items})
     return {
-        "description": "Chest X-Ray Images (Pneumonia), official train and val folders merged and split again",
-        "citation": "Kermany et al., Cell 2018; 172: 1122-1131; doi 10.17632/rscbjbr9sj; CC BY 4.0",
-        "sha256": data_sha256([*training, *validation]),
-        "sha256_training": data_sha256(training),
-        "sha256_validation": data_sha256(validation),
-        "held_out": "the official test folder, never seen",
+        "sources": {name: spoken.get("sources", {}).get(name, "not described") for name in names},
+        "sha256": data_sha256([*training.items, *validation.items]),
+        "held_out": "official test folders, and their patients: never seen",
         "epochs": epochs,
         "seed": recipe.seed,
         "stages": [f"{stage.epochs} epochs at {stage.size} px" for stage in recipe.stages],
-        "initial_weights": "random",
-        "training": counted(training),
-        "validation": counted(validation),
+        "initial_weights": recipe.weights if recipe.weights in ("none", "imagenet") else Path(recipe.weights).name,
+    } | {
+        side: {"sha256": data_sha256(items)} | {name: _counts(recipe, items, name) for name in names}
+        for side, items in sides.items()
     }
 
 
-def _round(value: float) -> float:
-    return round(float(value), 4)
+def _counts(recipe: Recipe, items: Sequence[Item], source: str) -> dict[str, int]:
+    chosen = [item for item in items if item.source == source]
+    labels = Counter(recipe.outputs[item.label] for item in chosen)
+    return {"images": len(chosen), "patients": len({item.group for item in chosen})} | dict(labels)
 
 
-def _toml(values: dict[str, Any], prefix: str = "") -> str:
-    """Return TOML: one line per key, a heading for every table that itself holds a table."""
-    inner = {key: value for key, value in values.items() if isinstance(value, dict) and _holds_table(value)}
-    lines = [f"{key} = {_value(value)}\n" for key, value in values.items() if key not in inner]
-    tables = [f"[{prefix}{key}]\n{_toml(value, f'{prefix}{key}.')}" for key, value in inner.items()]
-    return "".join([*lines, "\n", *tables])
+def git_revision() -> str:
+    """Return the commit of this code, "-dirty" after it where files differ; "unknown" outside git."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        revision = git("rev-parse", "HEAD")
+        return revision + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "") or "unknown"
+    except FileNotFoundError:  # no git on this machine
+        return "unknown"
 
 
-def _holds_table(table: dict[str, Any]) -> bool:
-    return any(isinstance(value, dict) for value in table.values())
-
-
-def _value(value: Any) -> str:
+def _without_none(value: Any) -> Any:
+    """Return the same without what does not exist: TOML has no word for it."""
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_value(inner)}" for key, inner in value.items()) + " }"
-    if isinstance(value, list) and value and isinstance(value[0], str):
-        return "[\n" + "".join(f"    {_value(inner)},\n" for inner in value) + "]"
-    if isinstance(value, float) and math.isnan(value):
-        return "nan"
-    return json.dumps(value, ensure_ascii=False)  # a JSON text or number is a TOML one
+        return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [_without_none(inner) for inner in value if inner is not None]
+    return value
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; 2 and one line for a mistake in what was asked."""
     parser = argparse.ArgumentParser(prog="python -m training.export", description=__doc__.split("\n")[0])
-    parser.add_argument("--run", type=Path, required=True, help="the --out folder of the training run")
-    parser.add_argument("--data", type=Path, required=True, help="the --data folder of the training run")
-    parser.add_argument("--name", required=True, help="lower case, digits and hyphens")
-    parser.add_argument("--version", required=True, help="X.Y.Z")
-    parser.add_argument("--limitation", action="append", default=[], metavar="TEXT", help="one more, for the card")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=Path, help="the --out folder of the training run")
+    source.add_argument("--model", type=Path, help="a bundle that exists already, for --monai-bundle")
+    parser.add_argument("--data", type=Path, nargs="+", help="the --data of the training run")
+    parser.add_argument("--name", help="lower case, digits and hyphens")
+    parser.add_argument("--version", help="X.Y.Z")
+    parser.add_argument(
+        "--about", type=Path, help="what a person says of the model (default: training/cards/NAME.toml)"
+    )
     parser.add_argument("--to", type=Path, default=BUNDLES, help="folder of bundles (default: the bundled ones)")
+    parser.add_argument("--monai-bundle", type=Path, metavar="DIR", help="write it as a MONAI Bundle too")
     options = parser.parse_args(arguments)
+    if options.run and not (options.data and options.name and options.version):
+        parser.error("--run needs --data, --name and --version")
+    if options.model and not options.monai_bundle:
+        parser.error("--model needs --monai-bundle")
     try:
-        card = export(
-            options.run,
-            options.data,
-            name=options.name,
-            version=options.version,
-            limitations=[*LIMITATIONS, *options.limitation],
-            bundles=options.to,
-        )
-    except (DataError, RecipeError, CardError, FileNotFoundError) as error:
+        if options.model:
+            card = load_card(options.model)
+        else:
+            about = options.about or CARDS / f"{options.name}.toml"
+            card = export(
+                options.run, options.data, about, name=options.name, version=options.version, bundles=options.to
+            )
+            _print_figures(card)
+        if options.monai_bundle:
+            write_monai_bundle(card, options.monai_bundle)
+            print(f"{options.monai_bundle}: a MONAI Bundle")
+    except (ExportRefused, DataError, RecipeError, CardError, WeightsMismatch) as error:
         print(f"export: {error}", file=sys.stderr)
         return 2
-    print(f"{card.folder}: {card.metrics}")
     return 0
+
+
+def _print_figures(card: ModelCard) -> None:
+    for population in card.populations:
+        for finding, found in card.metrics[population.name].items():
+            auc = found["auc"]
+            print(f"{population.name}, {finding}: AUC {auc['value']} ({auc['low']} to {auc['high']})")
+    print(f"{card.folder}\nnext: python -m training.evaluate --model {card.folder}")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,23 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from models.networks import NETWORKS, Frozen
 
 RECIPES = Path(__file__).parent / "recipes"
+
+_CHOICES = {
+    "network": tuple(NETWORKS),
+    "optimizer": ("adam", "adamw"),
+    "schedule": ("cosine", "plateau", "constant"),
+    "freeze": get_args(Frozen),
+    "precision": ("bf16", "fp32"),
+    "operating_point": ("balanced", "high_recall"),
+}
 
 
 class RecipeError(Exception):
@@ -24,8 +36,9 @@ class Stage:
 
     epochs: int
     size: int  # pixels, the images are square
-    batch_size: int
-    ema_decay: float = 0.998  # per step; lower where a new size must soon show in the averaged weights
+    batch_size: int = 32  # of all processes together
+    freeze: Frozen = "none"  # which part of the backbone does not learn: none | partial | all
+    learning_rate: float = 0.0  # for this stage; 0 is the recipe's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,32 +50,51 @@ class Augmentation:
     shift: float = 0.08  # of the image's size
     scale: float = 0.15
     shear: float = 0.08
+    perspective: float = 0.0  # how far the corners may move, of the image's size; drawn for half of the images
     gamma: float = 0.30  # in natural logarithms
     contrast: float = 0.25
     brightness: float = 0.12
-    noise: float = 0.02
-    blur: float = 0.1  # probability of a 3x3 blur
-    erasing: float = 0.25  # probability of one erased box
-    mixup: float = 0.2  # alpha of the beta distribution
+    noise: float = 0.02  # largest standard deviation, of the grey range
+    blur: float = 0.1  # probability of a Gaussian blur of 0.3 to 1 pixel
+    erasing: float = 0.25  # probability of one erased box of 2 to 15 % of the area
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """One training run."""
 
+    name: str = ""  # of the file
     network: str = "resnet50"
-    outputs: tuple[str, ...] = ("normal", "pneumonia")  # the folder names, lower case, in the order of the logits
+    outputs: tuple[str, ...] = ("normal", "pneumonia")  # the class names in the order of the logits
+    weights: str = "none"  # to start from: imagenet | none | a file
     seed: int = 1
-    validation_share: float = 0.125  # of the patients
+    validation_share: float = 0.125  # of each source's patients
+    validation_shares: Mapping[str, float] = field(default_factory=dict)  # by source, where another share is wanted
     split_salt: str = "1"
+    repeats: Mapping[str, int] = field(default_factory=dict)  # by source: how often an epoch sees each of its images
     stages: tuple[Stage, ...] = ()
-    learning_rate: float = 1e-3  # the highest of one cycle
-    warmup_share: float = 0.15  # of the cycle
-    cycle_epochs: int = 0  # length of the cycle; 0 is all epochs, more ends the run before the rate has quite fallen
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-3  # the highest of the schedule
+    backbone_learning_rate: float = 0.0  # of layers that came with weights; 0 is the same
+    beta2: float = 0.999  # of Adam's second moment
     weight_decay: float = 0.05
+    schedule: str = "cosine"
+    warmup_epochs: float = 0.0  # straight up from a twenty-fifth
+    lowest_share: float = 0.001  # of the learning rate, at the end of the cosine
+    cycle_epochs: int = 0  # length of the cosine; 0 is all epochs, more ends the run before the rate has quite fallen
+    patience: int = 2  # epochs without progress after which `plateau` divides the rate by ten
+    class_weights: bool = True  # within every source each class counts the same in the loss
     label_smoothing: float = 0.05
-    class_weights: bool = True  # every class counts the same in the loss
     clip_norm: float = 1.0
+    ema_decay: float = 0.998  # per step, of the averaged weights that are judged and exported; 0 averages nothing
+    early_stop_epochs: int = (
+        0  # stop after so many without progress and keep the best; 0 runs to the end, keeps the last
+    )
+    mixup: float = 0.0  # alpha of the beta distribution; 0 is off
+    cutmix: float = 0.0  # likewise; where both are on, each batch draws one
+    precision: str = "bf16"
+    compile: bool = False  # torch.compile: minutes at the start, some speed afterwards
+    operating_point: str = "balanced"  # whose threshold the card takes as its default
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     @property
@@ -70,8 +102,19 @@ class Recipe:
         """All epochs of all stages."""
         return sum(stage.epochs for stage in self.stages)
 
+    @property
+    def largest_size(self) -> int:
+        """Pixels; every stage's images are averaged from this size."""
+        return max(stage.size for stage in self.stages)
+
     def stage_of(self, epoch: int) -> Stage:
-        """Return the stage that an epoch (from 0) belongs to."""
+        """Return the stage that an epoch (from 0) belongs to.
+
+        Raises
+        ------
+        IndexError
+            The recipe has fewer epochs.
+        """
         for stage in self.stages:
             if epoch < stage.epochs:
                 return stage
@@ -101,14 +144,26 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
 
 
 def recipe_from(values: dict[str, Any], source: str) -> Recipe:
-    """Return the recipe that plain values (TOML, or a checkpoint's copy) describe."""
+    """Return the recipe that plain values (TOML, or a checkpoint's copy) describe.
+
+    Raises
+    ------
+    RecipeError
+        A key is unknown, or a value is of the wrong type or impossible; `source` says where.
+    """
     values = dict(values)
     stages = tuple(_build(Stage, item, f"{source}: stages") for item in values.pop("stages", []))
-    augmentation = _build(Augmentation, values.pop("augmentation", {}), f"{source}: augmentation")
-    values["outputs"] = tuple(values.get("outputs", Recipe().outputs))
     if not stages:
         raise RecipeError(f"{source}: stages: at least one is needed")
-    recipe: Recipe = _build(Recipe, values | {"stages": stages, "augmentation": augmentation}, source)
+    augmentation = _build(Augmentation, values.pop("augmentation", {}), f"{source}: augmentation")
+    outputs = tuple(values.pop("outputs", Recipe.__dataclass_fields__["outputs"].default))
+    if len(outputs) < 2:
+        raise RecipeError(f"{source}: outputs: at least two are needed, the first for nothing found")
+    recipe: Recipe = _build(
+        Recipe,
+        {"name": Path(source).stem} | values | {"outputs": outputs, "stages": stages, "augmentation": augmentation},
+        source,
+    )
     return recipe
 
 
@@ -121,6 +176,10 @@ def _build(kind: Any, values: dict[str, Any], where: str) -> Any:
             values = values | {key: float(value)}
         elif types[key] in ("int", "float", "str", "bool") and type(value).__name__ != types[key]:
             raise RecipeError(f"{where}: {key} must be of type {types[key]}, not {value!r}")
+        if isinstance(value, (int, float)) and value < 0:
+            raise RecipeError(f"{where}: {key} must not be negative, not {value!r}")
+        if value not in _CHOICES.get(key, (value,)):
+            raise RecipeError(f"{where}: {key} must be one of {', '.join(_CHOICES[key])}, not {value!r}")
     try:
         return kind(**values)
     except TypeError as error:
@@ -128,7 +187,9 @@ def _build(kind: Any, values: dict[str, Any], where: str) -> Any:
 
 
 def _override(values: dict[str, Any], override: str) -> None:
-    key, _, text = override.partition("=")
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise RecipeError(f"--set {override}: must be KEY=VALUE")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -24,7 +24,7 @@ from pydicom.uid import UID
 
 from db.facts import ImageFacts, PredictionFacts, ReportFacts
 from db.tables import Answer
-from models.card import ModelCard
+from models.card import ModelCard, Population
 from pacs_node.identity import MANUFACTURER, device_uid
 from pacs_node.report import codes, wording
 from pacs_node.report.answer import NOT_NAMED, StudyAnswer, prediction_of, presence_of
@@ -194,10 +194,16 @@ def _algorithm(card: ModelCard, prediction: PredictionFacts) -> sr.AlgorithmIden
             f"weights sha256={card.weights_sha256}",
             f"decision threshold={wording.limit_text(prediction.threshold)}",
             f"undetermined band={band}",
-            f"output=softmax probability, calibrated with temperature {card.temperature:g}",
+            "output=softmax probability, calibrated by the patient's age",
+            *[_calibration(population) for population in card.populations],
             f"input={card.input_size}x{card.input_size} pixels, modality LUT and VOI LUT applied, area averaging",
         ],
     )
+
+
+def _calibration(population: Population) -> str:
+    bias = " ".join(f"{value:g}" for value in population.bias)
+    return f"calibration of {population.name}=temperature {population.temperature:g}, bias {bias}"
 
 
 def _sentences(study: StudyReport) -> list[TextContentItem]:

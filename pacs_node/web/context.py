@@ -62,8 +62,7 @@ class Web:
             card = self.card()
         except (ModelError, DatabaseAway, SchemaMismatch):
             return "Which model answers cannot be told now."
-        youngest, oldest = card.validated_age_years
-        patients = f"patients of {youngest} to {oldest} years"
+        patients = f"patients of {card.ages_text}"
         return f"Model {card.name} {card.version}, validated on frontal chest radiographs of {patients}."
 
     def note_view(self, study_id: UUID, what: str) -> None:

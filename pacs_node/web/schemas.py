@@ -11,6 +11,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from db.facts import STUDY_STATES
 from db.queue import JobKind, JobState
 from db.tables import Answer, DeliveryState, Hold, InstanceState, Verdict
 from models.card import ModelCard
@@ -110,7 +111,10 @@ class StudyLine(Schema):
     """One study with its answer and where its report stands."""
 
     study_id: UUID = Field(examples=[STUDY_ID])
-    state: str = Field(examples=["answered"], description="receiving, judging, reporting, answered or held")
+    state: str = Field(examples=["answered"], description=f"{', '.join(STUDY_STATES[:-1])} or {STUDY_STATES[-1]}")
+    failed_job_id: UUID | None = Field(
+        description="The report could not be built; this job builds it when it is run again by `pacs-node jobs retry`."
+    )
     answer: Answer | None = Field(description="Of the current report; null before the first.")
     probability: float | None = Field(examples=[0.937])
     threshold: float | None = Field(examples=[0.52])
@@ -208,6 +212,7 @@ class QuarantinedOut(Schema):
     reason: str
     size_bytes: int
     received_at: datetime
+    is_purged: bool = Field(description="Its bytes are gone, after `store.quarantine_days`; this row stays.")
 
 
 class JobOut(Schema):
@@ -248,13 +253,37 @@ class Readiness(Schema):
 
 
 class FindingOut(Schema):
-    """One thing the model looks for, and where its answer turns."""
+    """One thing the model looks for."""
 
     name: str
     display: str
+
+
+class LimitsOut(Schema):
+    """Where the answer on one finding turns."""
+
     threshold: float
-    abstain_low: float
+    abstain_low: float = Field(description="Between the two ends the model gives no answer.")
     abstain_high: float
+    operating_points: dict[str, float] = Field(examples=[{"balanced": 0.5, "high_recall": 0.16}])
+
+
+class PopulationOut(Schema):
+    """Patients whom the model was validated on, with their calibration and their limits by finding."""
+
+    name: str = Field(examples=["children of 1 to 5 years"])
+    age_years: tuple[int, int] = Field(examples=[[1, 5]], description="Completed years, both ends included.")
+    temperature: float
+    bias: list[float]
+    limits: dict[str, LimitsOut]
+
+
+class OutOfDistributionOut(Schema):
+    """How unlike the training images an image may be."""
+
+    sha256: str
+    limit: float
+    false_alarm_rate: float
 
 
 class ModelInfo(Schema):
@@ -268,7 +297,10 @@ class ModelInfo(Schema):
     class_names: list[str] = Field(examples=[["normal", "pneumonia"]])
     image_size: int = Field(examples=[224])
     findings: list[FindingOut]
-    validated_age_years: list[int] = Field(examples=[[1, 5]])
+    populations: list[PopulationOut] = Field(description="The first one's limits are used where the age is unknown.")
+    out_of_distribution: OutOfDistributionOut | None
+    recipe: str
+    git_revision: str
     weights_sha256: str
     intended_use: str
     limitations: list[str]
@@ -286,7 +318,12 @@ class ModelInfo(Schema):
             class_names=list(card.outputs),
             image_size=card.input_size,
             findings=[FindingOut.model_validate(finding) for finding in card.findings],
-            validated_age_years=list(card.validated_age_years),
+            populations=[PopulationOut.model_validate(population) for population in card.populations],
+            out_of_distribution=(
+                OutOfDistributionOut.model_validate(card.out_of_distribution) if card.out_of_distribution else None
+            ),
+            recipe=card.recipe,
+            git_revision=card.git_revision,
             weights_sha256=card.weights_sha256,
             intended_use=card.intended_use,
             limitations=list(card.limitations),

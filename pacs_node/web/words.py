@@ -67,6 +67,7 @@ _WAITING = {
     "judging": "its images are being judged",
     "reporting": "its report is being built",
 }
+REPORT_FAILED = "its report could not be built, so no PACS has this answer; an administrator can run it again."
 _UNTIL = "nothing leaves the node until an administrator decides"
 _HELD = {
     Hold.IDENTITY_CONFLICT: f"its images disagree about the patient, so {_UNTIL}",
@@ -146,6 +147,8 @@ def status_sentences(
 ) -> list[Sentence]:
     """Return why the study stands where it stands, as far as no image's warning says it."""
     said = [Sentence(f"{_HELD[hold]}.", "Held:", "held")] if hold is not None else []
+    if state == "failed":
+        said.append(Sentence(REPORT_FAILED, "Failed:", Kind.FAILED))
     if kind is Kind.WAITING:
         said.append(Sentence(f"{_WAITING.get(state, 'it is in the queue')}.", "Waiting:"))
     elif state in _WAITING:
@@ -189,8 +192,10 @@ class ReportWords:
     is_bad: bool
 
 
-def report_words(deliveries: Sequence[DeliveryLike], *, is_reported: bool) -> ReportWords:
+def report_words(deliveries: Sequence[DeliveryLike], *, is_reported: bool, is_failed: bool = False) -> ReportWords:
     """Return the worst thing that holds for any destination: it is the one a person must know."""
+    if is_failed:
+        return ReportWords("Not built", True)
     by_state = {state: [d.destination for d in deliveries if d.state is state] for state in DeliveryState}
     if by_state[DeliveryState.FAILED]:
         return ReportWords("Not delivered", True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
+import torch
 
 from models.card import load_card
 from models.errors import BundleConflict, CardError, UnknownModel, WeightsMismatch
+from models.feature_statistics import fit_statistics
 from models.registry import Registry
 from tests.builders import make_bundle
 
@@ -52,7 +55,39 @@ def test_other_content_under_a_taken_version_is_refused(bundle: Path, tmp_path: 
     card.write_text(card.read_text().replace("temperature = 1.0", "temperature = 2.0"))
     with pytest.raises(BundleConflict, match=r"drawn 0\.0\.1"):
         registry.add(other)
-    assert registry.find("drawn", "0.0.1").temperature == 1.0
+    assert registry.find("drawn", "0.0.1").populations[0].temperature == 1.0
+
+
+def with_statistics(bundle: Path, folder: Path, *, width: int = 2048) -> Path:
+    """Copy the bundle with feature statistics beside the weights, named in the card."""
+    target = renamed(bundle, folder, version="0.0.3")
+    content = fit_statistics(torch.randn(20, width), 3).to_bytes()
+    (target / "features.safetensors").write_bytes(content)
+    card = target / "card.toml"
+    named = f'sha256 = "{hashlib.sha256(content).hexdigest()}"\nlimit = 2.0\nfalse_alarm_rate = 0.01\n'
+    card.write_text(f"{card.read_text()}\n[out_of_distribution]\n{named}")
+    return target
+
+
+def test_feature_statistics_travel_with_the_bundle(bundle: Path, tmp_path: Path) -> None:
+    source = with_statistics(bundle, tmp_path / "source")
+    card = Registry([tmp_path / "own"]).add(source)
+    assert sorted(path.name for path in card.folder.iterdir()) == sorted(path.name for path in source.iterdir())
+    assert card.features_path.read_bytes() == (source / "features.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("fault", ["changed", "missing", "narrow"])
+def test_bundle_with_unsound_feature_statistics_is_never_copied(fault: str, bundle: Path, tmp_path: Path) -> None:
+    source = with_statistics(bundle, tmp_path / "source", width=100 if fault == "narrow" else 2048)
+    features = source / "features.safetensors"
+    if fault == "changed":
+        features.write_bytes(features.read_bytes()[:-1] + b"x")
+    elif fault == "missing":
+        features.unlink()
+    registry = Registry([tmp_path / "own"])
+    with pytest.raises(WeightsMismatch, match=r"features\.safetensors"):
+        registry.add(source)
+    assert registry.cards() == []
 
 
 def test_unsound_bundle_is_never_copied(bundle: Path, tmp_path: Path) -> None:
@@ -106,7 +141,7 @@ def test_bundled_model_is_sound_small_and_honest() -> None:
     registry.verify(card)
     assert card.weights_path.stat().st_size < 60_000_000
     assert load_card(card.folder) == card
-    assert card.validated_age_years == (1, 5)
+    assert card.ages_text == "1 to 5 years"
     assert card.metrics["pneumonia"]["auc"]["value"] >= 0.985
     assert card.limitations
     assert "Research only" in card.intended_use

@@ -287,6 +287,7 @@ def test_model_is_named_with_the_same_values_everywhere() -> None:
     assert f"weights sha256={CARD.weights_sha256}" in parameters
     assert "decision threshold=50 %" in parameters
     assert "undetermined band=40 % to 60 %" in parameters
+    assert "calibration of children=temperature 1.25, bias 0 0" in parameters
 
 
 def test_each_model_version_that_judged_is_named() -> None:

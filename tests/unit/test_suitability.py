@@ -20,7 +20,7 @@ from pydicom.uid import (
 
 from models.predictor import Prediction
 from models.suitability import CODES, Examination, Severity, examine, examine_file, warnings_of
-from tests.builders import data_folder, make_card, make_radiograph
+from tests.builders import data_folder, make_card, make_population, make_radiograph
 
 CARD = make_card()
 SIZE = {"rows": 240, "columns": 232}
@@ -153,6 +153,42 @@ def test_age_policy_warn_answers_and_warns() -> None:
     examination = examined("warn", patient_age="056Y")
     assert examination.is_fit
     assert [(w.code, w.severity) for w in examination.warnings] == [("age_outside_card", Severity.WARNING)]
+
+
+SEVERAL = make_card(
+    populations=(
+        make_population("adults", (18, 60)), make_population("children", (1, 5)), make_population("older", (61, 95))
+    )
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("age", "code"),
+    [
+        ("003Y", ""),
+        ("018Y", ""),
+        ("060Y", ""),
+        ("095Y", ""),
+        ("071M", ""),
+        ("006M", "age_outside_card"),
+        ("006Y", "age_outside_card"),
+        ("017Y", "age_outside_card"),
+        ("096Y", "age_outside_card"),
+        (None, "age_unknown"),
+    ],
+)
+def test_age_between_two_populations_is_refused_unless_the_policy_warns(age: str | None, code: str) -> None:
+    dataset = make_radiograph(**SIZE, patient_age=age, PatientBirthDate="")
+    refused, warned = (examine(dataset, SEVERAL, age_policy=policy) for policy in ("refuse", "warn"))
+    assert codes_of(refused) == codes_of(warned) == ({code} if code else set())
+    assert refused.is_fit is (code != "age_outside_card")
+    assert warned.is_fit
+    assert all("1 to 5 and 18 to 95 years" in warning.text for warning in warned.warnings)
+
+
+@pytest.mark.parametrize(("age", "years"), [("071M", 5), ("072M", 6), ("051W", 0), ("062Y", 62), (None, None)])
+def test_examination_carries_the_completed_years(age: str | None, years: int | None) -> None:
+    assert examined("warn", patient_age=age, PatientBirthDate="").age_years == years
 
 
 def test_no_text_carries_a_patient_attribute_or_an_open_blank() -> None:

@@ -1,0 +1,74 @@
+"""A network as it serves: on its device, in its precision, fused. Takes a Classifier; gives logits and features.
+
+Shapes: B images, H rows, W columns, D features, L outputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+
+from models.networks import Classifier
+
+
+class Serving(nn.Module):
+    """Batch norm folded into the convolutions, channels last, backbone in bf16 if asked.
+
+    The head stays in float32: it costs nothing, and bf16 logits would have steps of a hundredth.
+    """
+
+    def __init__(self, network: Classifier, device: torch.device, precision: str) -> None:
+        super().__init__()
+        self._device = device
+        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        backbone: nn.Module = fuse(network.backbone)
+        self.backbone = backbone.to(device, self._dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.head = network.head.to(device)
+
+    @torch.inference_mode()
+    def forward(self, image_B1HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logit_BL and the pooled feature_BD, both float32, on the device."""
+        image_B3HW = Classifier.to_three_channels(image_B1HW.to(self._device, torch.float32))
+        feature = self.backbone(image_B3HW.to(self._dtype).contiguous(memory_format=torch.channels_last))
+        feature_BD: Tensor = feature.float()
+        logit_BL: Tensor = self.head(feature_BD)
+        return logit_BL, feature_BD
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device of "cpu", "cuda", or "auto": CUDA where there is one.
+
+    Raises
+    ------
+    ValueError
+        The name is another one, or there is no CUDA device.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu or cuda, not {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but torch sees no CUDA device")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def precision_of(name: str, device: torch.device) -> str:
+    """Return "fp32" or "bf16"; "auto" is bf16 where the hardware multiplies it.
+
+    Raises
+    ------
+    ValueError
+        The name is another one.
+    """
+    if name not in ("auto", "fp32", "bf16"):
+        raise ValueError(f"precision must be auto, fp32 or bf16, not {name!r}")
+    if name != "auto":
+        return name
+    return "bf16" if _multiplies_bf16(device) else "fp32"
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    """Whether the hardware itself multiplies bf16: an emulation would be slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    has_avx512, has_amx = torch.cpu._is_avx512_bf16_supported(), torch.cpu._is_amx_tile_supported()
+    return bool(has_avx512 or has_amx)

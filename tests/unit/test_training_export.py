@@ -1,0 +1,172 @@
+"""Export: from a run to a bundle that the node serves, and to MONAI's own format."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tomli_w
+import torch
+from monai.bundle import ConfigWorkflow
+from PIL import Image
+
+from models.card import CARD_FILE, load_card
+from models.predictor import Predictor
+from models.preprocess import from_array, squash
+from models.registry import Registry
+from training import export, train
+
+RECIPE = """\
+network = "mobilenet_v2"
+learning_rate = 3e-3
+validation_share = 0.4
+ema_decay = 0.5
+[[stages]]
+epochs = 3
+size = 32
+batch_size = 8
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty-four synthetic patients: the sick are brighter."""
+    root = tmp_path_factory.mktemp("data") / "kermany224"
+    random = np.random.default_rng(1)
+    for output, stem in (("NORMAL", "IM-{:04}-0001"), ("PNEUMONIA", "person{}_virus_1")):
+        (root / "train" / output).mkdir(parents=True)
+        for number in range(12):
+            pixels = random.integers(0, 128, (40, 40), dtype=np.uint8) + (100 if output == "PNEUMONIA" else 0)
+            Image.fromarray(pixels.astype(np.uint8)).save(root / "train" / output / f"{stem.format(number)}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "tiny.toml").write_text(RECIPE)
+    out = folder / "run"
+    arguments = ["--recipe", str(folder / "tiny.toml"), "--data", str(data), "--out", str(out), "--workers", "0"]
+    assert train.main(arguments) == 0
+    return out
+
+
+@pytest.fixture
+def about(tmp_path: Path) -> Path:
+    return written(tmp_path, least_auc=0.0)
+
+
+def written(folder: Path, *, least_auc: float, **changes: Any) -> Path:
+    """Return the file of what a person says, with a population that asks for that AUC."""
+    spoken = tomllib.loads((export.CARDS / "chest-pneumonia.toml").read_text())
+    spoken["populations"][0]["least_auc"] = least_auc
+    (path := folder / "about.toml").write_text(tomli_w.dumps(spoken | changes))
+    return path
+
+
+def main(run: Path, data: Path, about: Path, to: Path, *more: str) -> int:
+    named = ["--name", "tiny", "--version", "1.2.3", "--about", str(about), "--to", str(to)]
+    return export.main(["--run", str(run), "--data", str(data), *named, *more])
+
+
+def test_bundle_holds_what_the_run_learned_and_serves(finished: Path, data: Path, about: Path, tmp_path: Path) -> None:
+    assert main(finished, data, about, tmp_path / "bundles") == 0
+    [card] = Registry([tmp_path / "bundles"]).cards()
+    Registry([tmp_path / "bundles"]).verify(card)
+    assert (card.name, card.version, card.recipe, card.input_size) == ("tiny", "1.2.3", "tiny", 32)
+    [children] = card.populations
+    limits = children.limits["pneumonia"]
+    assert limits.abstain_low <= limits.threshold <= limits.abstain_high
+    assert limits.operating_points.keys() == {"balanced", "high_recall"}
+    assert any("adults" in limitation and "not claimed" in limitation for limitation in card.limitations)
+    assert card.out_of_distribution is not None
+    assert card.out_of_distribution.false_alarm_rate <= 0.15  # one of ten
+    state = torch.load(finished / train.CHECKPOINT, weights_only=True)
+    predictor = Predictor(card, precision="fp32")
+    image_B1HW = torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    network = train.network_of(train.load_recipe(str(finished.parent / "tiny.toml")))
+    network.load_state_dict(
+        {key: v.half().float() if v.is_floating_point() else v for key, v in state["averaged"].items()}
+    )
+    with torch.inference_mode():
+        expected_BL = network.eval()(image_B1HW)
+    torch.testing.assert_close(predictor.logits(image_B1HW), expected_BL, atol=1e-4, rtol=1e-4)
+
+
+def test_figures_of_the_card_are_those_of_serving(finished: Path, data: Path, about: Path, tmp_path: Path) -> None:
+    assert main(finished, data, about, tmp_path / "bundles") == 0
+    card = load_card(tmp_path / "bundles" / "tiny" / "1.2.3")
+    _, validation = train.images_of(train.load_recipe(str(finished.parent / "tiny.toml")), [data], tmp_path / "cache")
+    predictor = Predictor(card, precision="fp32")
+    image_N1HW = torch.stack([validation[index] for index in range(len(validation))])
+    probability_N = np.array([found[0].probability for found in predictor.predict(image_N1HW)])
+    called_N = probability_N >= card.populations[0].limits["pneumonia"].threshold
+    found = card.metrics["children of 1 to 5 years"]["pneumonia"]
+    assert found["accuracy"]["value"] == pytest.approx(np.mean(called_N == validation.label_N.numpy()), abs=1e-4)
+    assert found["images"] == len(validation)
+
+
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [
+        ("not good enough", "no population is good enough"),
+        ("taken", "another --version"),
+        ("no run", "--run"),
+        ("no about", "in your words"),
+        ("broken about", "about.toml"),
+    ],
+)
+def test_refusals_say_what_to_do(
+    problem: str, message: str, finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, about = finished, written(tmp_path, least_auc=1.5 if problem == "not good enough" else 0.0)
+    if problem == "taken":
+        assert main(run, data, about, tmp_path) == 0
+    elif problem == "no run":
+        run = tmp_path / "nothing"
+    elif problem == "no about":
+        about = tmp_path / "nothing.toml"
+    elif problem == "broken about":
+        about.write_text("intended_use = ")
+    assert main(run, data, about, tmp_path) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_weights_are_no_pickle_and_small(finished: Path, data: Path, about: Path, tmp_path: Path) -> None:
+    assert main(finished, data, about, tmp_path) == 0
+    folder = tmp_path / "tiny" / "1.2.3"
+    assert sorted(path.name for path in folder.iterdir()) == [CARD_FILE, "features.safetensors", "weights.safetensors"]
+    parameters = sum(p.numel() for p in train.make_network("mobilenet_v2", 2).parameters())
+    assert (folder / "weights.safetensors").stat().st_size < 2.2 * parameters
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_monai_runs_the_monai_bundle_with_the_same_output(
+    finished: Path, data: Path, about: Path, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "monai"
+    assert main(finished, data, about, tmp_path, "--monai-bundle", str(bundle)) == 0
+    (bundle / "images").mkdir()
+    random = np.random.default_rng(3)
+    pictures = [random.integers(0, 255, (50, 40), dtype=np.uint8) for _ in range(3)]
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).save(bundle / "images" / f"{number}.png")
+    workflow = ConfigWorkflow(
+        workflow_type="infer",
+        config_file=str(bundle / "configs" / "inference.json"),
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        logging_file=False,
+        bundle_root=str(bundle),
+    )
+    workflow.initialize()
+    theirs_N = workflow.parser.get_parsed_content("probability")[:, 1].tolist()
+    predictor = Predictor(load_card(tmp_path / "tiny" / "1.2.3"), precision="fp32")
+    image_B1HW = torch.stack([squash(from_array(picture), 32) for picture in pictures])
+    ours_N = [found[0].probability for found in predictor.predict(image_B1HW)]
+    assert theirs_N == pytest.approx(ours_N, abs=1e-5)
+    again = ["--model", str(tmp_path / "tiny" / "1.2.3"), "--monai-bundle", str(tmp_path / "again")]
+    assert export.main(again) == 0
+    assert (tmp_path / "again" / "models" / "model.ts").stat().st_size > 0

@@ -1,0 +1,364 @@
+"""Training runs: recipes, augmentation, batches; killed and resumed, alone and in company."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models.networks import make_network
+from training import train
+from training.augment import Augment, Mix
+from training.batches import Batches, class_weights
+from training.data import load_images
+from training.settings import RECIPES, Augmentation, Recipe, RecipeError, Stage, load_recipe, recipe_from
+from training.sources import Item, read_items
+from training.trainer import Trainer, TrainingStopped, cosine
+
+ROOT = Path(__file__).parents[2]
+OUTPUTS = ("normal", "pneumonia")
+TINY = """\
+network = "mobilenet_v2"
+learning_rate = 1e-3
+validation_share = 0.4
+ema_decay = 0.9
+precision = "fp32"
+mixup = 0.2
+[[stages]]
+epochs = 2
+size = 32
+batch_size = 4
+"""
+UNCHANGED = Augmentation(
+    flip=0, rotation_degrees=0, shift=0, scale=0, shear=0, gamma=0, contrast=0, brightness=0, noise=0, blur=0, erasing=0
+)
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    """On images this small, threads that wait for each other cost more than they bring."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve synthetic patients of each class: the sick are brighter."""
+    root = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(1)
+    for output, stem in (("NORMAL", "IM-{:04}-0001"), ("PNEUMONIA", "person{}_virus_1")):
+        (root / "train" / output).mkdir(parents=True)
+        for number in range(12):
+            pixels = random.integers(0, 128, (40, 40), dtype=np.uint8) + (100 if output == "PNEUMONIA" else 0)
+            Image.fromarray(pixels.astype(np.uint8)).save(root / "train" / output / f"{stem.format(number)}.png")
+    return root
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    (path := tmp_path / "tiny.toml").write_text(TINY)
+    return path
+
+
+def command(recipe: Path, data: Path, out: Path, *more: str) -> list[str]:
+    return ["--recipe", str(recipe), "--data", str(data), "--out", str(out), "--workers", "0", *more]
+
+
+def main(recipe: Path, data: Path, out: Path, *more: str) -> int:
+    return train.main(command(recipe, data, out, *more))
+
+
+def lines(out: Path) -> list[dict[str, float]]:
+    """Return the figures of a run, without the only one that may differ between equal runs."""
+    found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in found]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, check=False
+    )
+
+
+# Recipes
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.toml")))
+def test_every_recipe_makes_its_network_and_takes_a_step(name: str, tmp_path: Path, data: Path) -> None:
+    recipe = load_recipe(name, ['weights="none"'])
+    stages = tuple(replace(stage, size=75 if "inception" in name else 32, batch_size=2) for stage in recipe.stages)
+    outputs = OUTPUTS if len(recipe.outputs) == 2 else ("normal", "bacterial", "viral")
+    tiny = replace(recipe, stages=stages, outputs=outputs, precision="fp32")
+    items = [replace(item, label=i % len(outputs)) for i, item in enumerate(read_items([data], OUTPUTS)[:6])]
+    images = load_images(items, size=tiny.largest_size, cache=tmp_path / "cache")
+    trainer = Trainer(tiny, train.network_of(tiny), images, images, checkpoint=tmp_path / "checkpoint.pt")
+    line = trainer.run_epoch()
+    assert np.isfinite(line["loss"])
+    assert 0 <= line["validation_auc"] <= 1
+    assert recipe_from(torch.load(tmp_path / "checkpoint.pt", weights_only=True)["recipe"], "checkpoint") == tiny
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["colour=1"], "colour"),
+        (["augmentation.colour=1"], "colour"),
+        (["seed='one'"], "seed"),
+        (["learning_rate=-1"], "learning_rate"),
+        (["optimizer=sgd"], "adamw"),
+        (["network=vgg"], "resnet50"),
+        (["stages=[]"], "stages"),
+        (["stages=[{epochs=1}]"], "size"),
+        (["outputs=['normal']"], "outputs"),
+        (["seed"], "KEY=VALUE"),
+    ],
+)
+def test_recipe_error_names_the_key(overrides: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("default", overrides)
+
+
+def test_override_reaches_every_level() -> None:
+    recipe = load_recipe("default", ["seed=7", "augmentation.flip=0", "network=mobilenet_v2", "repeats.nih=3"])
+    assert (recipe.seed, recipe.augmentation.flip, recipe.network, recipe.repeats["nih"]) == (7, 0.0, "mobilenet_v2", 3)
+
+
+def test_frozen_recipe_on_random_weights_learns_everything(caplog: pytest.LogCaptureFixture) -> None:
+    frozen = load_recipe("resnet50-two-stage", ['weights="none"'])
+    assert {stage.freeze for stage in train.thawed(frozen).stages} == {"none"}
+    assert "random" in caplog.text
+    kept = load_recipe("resnet50-two-stage", ['weights="some.pth"'])
+    assert train.thawed(kept) is kept
+
+
+def test_learning_rate_rises_then_falls_to_its_lowest() -> None:
+    recipe = Recipe(stages=(Stage(epochs=10, size=32),), warmup_epochs=2, lowest_share=0.01)
+    rates = [cosine(epoch, recipe) for epoch in (0, 1, 2, 6, 10)]
+    assert rates[0] == pytest.approx(0.04)
+    assert rates[0] < rates[1] < rates[2] == 1.0
+    assert rates[3] == pytest.approx(0.505)
+    assert rates[4] == pytest.approx(0.01)
+
+
+# Augmentation and batches
+
+
+def test_augmentation_depends_on_its_seed_only() -> None:
+    image_1HW = torch.rand(1, 32, 32, generator=torch.Generator().manual_seed(1))
+    ranges = Augmentation(perspective=0.2, erasing=1.0, blur=1.0)
+    augment = Augment(ranges, 32)
+    one = augment(image_1HW, 5)
+    augment(image_1HW, 6)
+    torch.rand(3)
+    assert torch.equal(one, augment(image_1HW, 5))
+    assert torch.equal(one, Augment(ranges, 32)(image_1HW, 5))
+    assert not torch.equal(one, augment(image_1HW, 6))
+    assert one.shape == image_1HW.shape
+    assert 0 <= one.min() <= one.max() <= 1
+
+
+def test_augmentation_switched_off_changes_nothing() -> None:
+    image_1HW = torch.rand(1, 32, 32)
+    torch.testing.assert_close(Augment(UNCHANGED, 32)(image_1HW, 3), image_1HW, atol=1e-5, rtol=0)
+
+
+def test_augmentation_moves_an_image_no_further_than_it_says() -> None:
+    image_1HW = torch.zeros(1, 64, 64)
+    image_1HW[0, 30:34, 30:34] = 1
+    augment = Augment(replace(UNCHANGED, shift=0.1), 64)
+    centres = []
+    for seed in range(40):
+        moved_HW = augment(image_1HW, seed)[0]
+        rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+        centres.append([float((moved_HW * axis).sum() / moved_HW.sum()) - 31.5 for axis in (rows, columns)])
+    assert np.abs(centres).max() <= 6.5
+    assert np.abs(centres).max() > 4
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.4, 0.0), (0.0, 1.0), (0.4, 1.0)])
+def test_mix_blends_targets_like_images(mixup: float, cutmix: float) -> None:
+    torch.manual_seed(2)
+    image_B1HW = torch.eye(4)[:, :, None, None] * torch.ones(4, 4, 16, 16)  # the four channels name the four images
+    mixed_BCHW, mixed_BL = Mix(mixup=mixup, cutmix=cutmix)(image_B1HW, torch.eye(4))
+    torch.testing.assert_close(mixed_BCHW.mean((2, 3)), mixed_BL, atol=0.15, rtol=0)
+    torch.testing.assert_close(mixed_BL.sum(1), torch.ones(4))
+
+
+def test_no_source_gives_its_label_away() -> None:
+    counts = {("a", 0): 1, ("a", 1): 9, ("b", 0): 6, ("b", 1): 2, ("c", 1): 3}
+    items = [
+        Item(path=Path("x"), label=label, sha256="", group="", source=source)
+        for (source, label), count in counts.items()
+        for _ in range(count)
+    ]
+    weight_NL = class_weights(items, 2)
+    sums = dict.fromkeys(counts, 0.0)
+    for item, weight_L in zip(items, weight_NL, strict=True):
+        sums[item.source, item.label] += float(weight_L[item.label])
+    assert sums["a", 0] == pytest.approx(sums["a", 1]) == pytest.approx(5)
+    assert sums["b", 0] == pytest.approx(sums["b", 1]) == pytest.approx(4)
+    assert sums["c", 1] == pytest.approx(3)
+
+
+def test_batches_do_not_depend_on_workers_and_divide_among_processes(tmp_path: Path, data: Path) -> None:
+    items = read_items([data], OUTPUTS)
+    images = load_images(items, size=32, cache=tmp_path)
+    recipe = Recipe(stages=(Stage(epochs=1, size=32, batch_size=8),), repeats={items[0].source: 2})
+    stage = recipe.stages[0]
+    alone = list(Batches(images, recipe).epoch(3, stage))
+    assert len(alone) == 2 * len(items) // 8
+    for image_B1HW, target_BL in alone:
+        assert image_B1HW.shape == (8, 1, 32, 32)
+        assert target_BL.shape == (8, 2)
+    in_worker = list(Batches(images, recipe, workers=1).epoch(3, stage))
+    halves = [list(Batches(images, recipe, rank=rank, world_size=2).epoch(3, stage)) for rank in (0, 1)]
+    later = list(Batches(images, recipe).epoch(3, stage, skip=2))
+    for position, (image_B1HW, _) in enumerate(alone):
+        assert torch.equal(image_B1HW, in_worker[position][0])
+        assert torch.equal(image_B1HW, torch.cat([half[position][0] for half in halves]))
+        assert position < 2 or torch.equal(image_B1HW, later[position - 2][0])
+    assert not torch.equal(alone[0][0], next(iter(Batches(images, recipe).epoch(4, stage)))[0])
+
+
+# Runs
+
+
+def test_same_seed_same_curve_and_a_killed_run_ends_the_same(tmp_path: Path, data: Path, recipe_file: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert main(recipe_file, data, whole) == 0
+    killed = run("-c", KILLED_IN_MID_EPOCH, *command(recipe_file, data, broken))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    state = torch.load(broken / train.CHECKPOINT, weights_only=True)
+    assert (state["epochs_done"], state["batches_done"]) == (1, 2)
+    assert main(recipe_file, data, broken, "--resume") == 0
+    assert lines(whole) == lines(broken)
+    ends = [torch.load(out / train.CHECKPOINT, weights_only=True) for out in (whole, broken)]
+    for part in ("network", "averaged"):
+        for key, value in ends[0][part].items():
+            assert torch.equal(value, ends[1][part][key]), key
+
+
+def test_a_run_is_neither_overwritten_nor_mixed_with_another(
+    tmp_path: Path, data: Path, recipe_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(recipe_file, data, out, "--set", "stages=[{epochs=1,size=32}]") == 0
+    assert main(recipe_file, data, out) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main(recipe_file, data, out, "--resume", "--set", "seed=2") == 2
+    assert "seed" in capsys.readouterr().err
+
+
+KILLED_IN_MID_EPOCH = """
+import os, signal, sys
+from training import train, trainer
+step = trainer.Trainer.step
+def killed(self, *batch):
+    result = step(self, *batch)
+    if (self.epochs_done, self._batches_done) == (1, 2):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+trainer.Trainer.step = killed
+trainer.CHECKPOINT_MINUTES = 0
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def test_resume_without_a_run_says_so(
+    tmp_path: Path, data: Path, recipe_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(recipe_file, data, tmp_path / "new", "--resume") == 2
+    assert "nothing to resume" in capsys.readouterr().err
+
+
+def test_a_class_without_patients_stops_the_run(
+    tmp_path: Path, data: Path, recipe_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(recipe_file, data, tmp_path / "run", "--set", "validation_share=0.0001") == 2
+    assert "more patients" in capsys.readouterr().err
+
+
+def test_non_finite_loss_stops_before_the_step(tmp_path: Path, data: Path) -> None:
+    recipe = Recipe(network="mobilenet_v2", precision="fp32", stages=(Stage(epochs=1, size=32, batch_size=4),))
+    images = load_images(read_items([data], OUTPUTS), size=32, cache=tmp_path / "cache")
+    trainer = Trainer(recipe, make_network("mobilenet_v2", 2), images, images, checkpoint=tmp_path / "checkpoint.pt")
+    before = {key: value.clone() for key, value in trainer.network.named_parameters()}
+    with torch.no_grad():
+        before["head.1.bias"][0] = trainer.network.head[1].bias[0] = float("nan")  # type: ignore[index]
+    with pytest.raises(TrainingStopped, match="--resume"):
+        trainer.run_epoch()
+    for key, value in trainer.network.named_parameters():
+        assert torch.equal(value.nan_to_num(), before[key].nan_to_num()), key
+
+
+def test_stops_early_and_keeps_the_best(tmp_path: Path, data: Path) -> None:
+    recipe = Recipe(
+        network="mobilenet_v2",
+        precision="fp32",
+        stages=(Stage(epochs=30, size=32, batch_size=8),),
+        learning_rate=1e-30,  # learns nothing: the first epoch stays the best
+        early_stop_epochs=2,
+        ema_decay=0.0,
+        augmentation=UNCHANGED,
+    )
+    images = load_images(read_items([data], OUTPUTS), size=32, cache=tmp_path / "cache")
+    network = make_network("mobilenet_v2", 2)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.0
+    trainer = Trainer(recipe, network, images, images, checkpoint=tmp_path / "checkpoint.pt")
+    while not trainer.is_finished:
+        trainer.run_epoch()
+    assert trainer.epochs_done == 3
+    assert trainer.best["epoch"] == 1
+
+
+def test_two_processes_learn_what_one_learns(tmp_path: Path, data: Path) -> None:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    for world_size, start in ((1, []), (2, torchrun)):
+        arguments = ["-c", WITHOUT_CHANCE, str(data), str(tmp_path / str(world_size))]
+        done = run(*start, *([sys.executable] if start else []), *arguments)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (lines(tmp_path / str(world_size)) for world_size in (1, 2))
+    assert len(one) == len(two) == 2  # one writer
+    for alone, together in zip(one, two, strict=True):
+        assert alone["loss"] == pytest.approx(together["loss"], abs=1e-5)
+        assert alone["validation_loss"] == pytest.approx(together["validation_loss"], abs=1e-5)
+        assert alone["training_accuracy"] == together["training_accuracy"]
+
+
+WITHOUT_CHANCE = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from torch import nn
+from training import train
+from training.settings import Augmentation, Recipe, Stage
+recipe = Recipe(network="mobilenet_v2", precision="fp32", validation_share=0.4, ema_decay=0.0, learning_rate=1e-3,
+                stages=(Stage(epochs=2, size=32, batch_size=4),))
+make = train.network_of
+def without_chance(recipe):
+    network = make(recipe)
+    normal = network.train
+    def train_mode(mode=True):
+        normal(mode)
+        for part in network.modules():
+            if isinstance(part, (nn.BatchNorm2d, nn.Dropout)):
+                part.eval()
+        return network
+    network.train = train_mode
+    return network
+train.network_of = without_chance
+out = Path(sys.argv[2])
+out.mkdir(exist_ok=True)
+train.train(recipe, [Path(sys.argv[1])], out, is_resumed=False, cache=out / "cache", skip_bad=False, workers=0)
+"""

@@ -1,0 +1,299 @@
+"""The state of a run and what moves it on: network, averaged weights, optimizer, schedule, random numbers.
+
+`save` writes all of it, `load` takes it up again at the very batch: a run that was killed ends as the unbroken one
+would have. Shapes: B images, H rows, W columns, L outputs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from models.networks import Classifier, make_network
+from training import metrics
+from training.augment import Mix
+from training.batches import Batches, resized
+from training.data import Images
+from training.processes import Processes
+from training.settings import Recipe, Stage
+
+Line = dict[str, Any]
+
+CHECKPOINT_MINUTES = 5.0  # what a killed run loses at most
+
+
+class TrainingStopped(Exception):
+    """The run cannot go on; the message says why and what to do."""
+
+
+class Trainer:
+    """One run in one of its processes.
+
+    Parameters
+    ----------
+    network
+        With the weights to start from.
+    checkpoint
+        Written after every epoch, and within an epoch every `CHECKPOINT_MINUTES`, by the first process.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        network: Classifier,
+        training: Images,
+        validation: Images,
+        *,
+        checkpoint: Path,
+        processes: Processes | None = None,
+        workers: int = 0,
+    ) -> None:
+        self.recipe, self.validation = recipe, validation
+        self._processes = processes or Processes()
+        self._checkpoint = checkpoint
+        self._device = self._processes.device
+        self._batches = Batches(
+            training, recipe, rank=self._processes.rank, world_size=self._processes.world_size, workers=workers
+        )
+        self._mix = Mix(mixup=recipe.mixup, cutmix=recipe.cutmix)
+        self.network = network.to(device=self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.averaged = {key: value.detach().clone() for key, value in self.network.state_dict().items()}
+        self._follow = get_ema_multi_avg_fn(recipe.ema_decay)  # type: ignore[no-untyped-call]
+        self.best: dict[str, Any] = {}
+        self._optimizer = _optimizer(self.network, recipe)
+        self._plateau = ReduceLROnPlateau(self._optimizer, mode="max", factor=0.1, patience=recipe.patience)
+        self.epochs_done = 0
+        self._batches_done, self._sums = 0, np.zeros(3)  # within the epoch: loss, hits, images
+        self._forward: Callable[[Tensor], Tensor] = self._processes.wrap(self.network)
+        if recipe.compile:
+            self._forward = torch.compile(self._forward)
+
+    @property
+    def is_finished(self) -> bool:
+        """All epochs are done, or the recipe's patience is used up."""
+        patience = self.recipe.early_stop_epochs
+        is_stale = bool(patience and self.best and self.epochs_done - self.best["epoch"] >= patience)
+        return self.epochs_done >= self.recipe.epochs or is_stale
+
+    def run_epoch(self) -> Line:
+        """Train to the end of the epoch and judge the averaged weights; return the line for metrics.jsonl.
+
+        Raises
+        ------
+        TrainingStopped
+            The loss is not finite; the weights are those of before.
+        """
+        started = saved = time.monotonic()
+        stage = self.recipe.stage_of(self.epochs_done)
+        if self._batches_done == 0:
+            torch.manual_seed(_mixed(self.recipe.seed, self.epochs_done, self._processes.rank))
+        self.network.freeze(stage.freeze)
+        self.network.train()
+        count = self._batches.count(stage)
+        title = f"epoch {self.epochs_done + 1}/{self.recipe.epochs} at {stage.size} px"
+        with tqdm(
+            total=count,
+            initial=self._batches_done,
+            desc=title,
+            unit="batch",
+            disable=not self._processes.is_first,
+            mininterval=5,
+        ) as bar:
+            for image_B1HW, target_BL in self._batches.epoch(self.epochs_done, stage, skip=self._batches_done):
+                rate = self._set_rates(stage, self.epochs_done + self._batches_done / count)
+                self._sums += self.step(image_B1HW, target_BL)
+                self._batches_done += 1
+                bar.update()
+                bar.set_postfix(loss=f"{self._sums[0] / self._sums[2]:.3f}", lr=f"{rate:.1e}", refresh=False)
+                if time.monotonic() - saved >= 60 * CHECKPOINT_MINUTES and self._batches_done < count:
+                    self.save()
+                    saved = time.monotonic()
+        loss, hits, images = self._processes.summed(self._sums)
+        self.epochs_done, self._batches_done, self._sums = self.epochs_done + 1, 0, np.zeros(3)
+        line = {
+            "epoch": self.epochs_done,
+            "size": stage.size,
+            "loss": round(loss / images, 5),
+            "training_accuracy": round(hits / images, 5),
+            "learning_rate": rate,
+            "seconds": 0.0,
+        } | self._judge(stage.size)
+        if self.recipe.schedule == "plateau":
+            self._plateau.step(line["validation_auc"])
+        if line["validation_auc"] > self.best.get("validation_auc", -1.0) and self.recipe.early_stop_epochs:
+            weights = {key: value.clone() for key, value in self.averaged.items()}
+            self.best = {"epoch": self.epochs_done, "validation_auc": line["validation_auc"], "weights": weights}
+        self.save()
+        return line | {"seconds": round(time.monotonic() - started, 1)}
+
+    def step(self, image_B1HW: Tensor, target_BL: Tensor) -> np.ndarray:
+        """Make one step; return the sums of loss, hits and images in this process."""
+        image_B1HW, target_BL = self._mix(image_B1HW, target_BL)
+        image_B1HW, target_BL = image_B1HW.to(self._device), target_BL.to(self._device)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            logit_BL = self._forward(image_B1HW)
+        loss = -(target_BL * functional.log_softmax(logit_BL.float(), 1)).sum(1).mean()
+        if not torch.isfinite(loss):
+            raise TrainingStopped(
+                f"the loss became {loss.item()} in epoch {self.epochs_done + 1}, batch {self._batches_done + 1}: "
+                "nothing was learned from it. Lower learning_rate with --set and continue with --resume"
+            )
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.recipe.clip_norm:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
+        self._optimizer.step()
+        self._average()
+        hits = (logit_BL.argmax(1) == target_BL.argmax(1)).sum().item()
+        return np.array([loss.item() * len(logit_BL), hits, len(logit_BL)])
+
+    def _set_rates(self, stage: Stage, epoch: float) -> float:
+        """Set every group's learning rate for this moment of the run; return the new layers' rate."""
+        recipe = self.recipe
+        if recipe.schedule == "plateau":
+            return float(self._optimizer.param_groups[-1]["lr"])
+        factor = cosine(epoch, recipe) if recipe.schedule == "cosine" else 1.0
+        for group in self._optimizer.param_groups:
+            group["lr"] = factor * (stage.learning_rate or group["own_rate"])
+        return float(self._optimizer.param_groups[-1]["lr"])
+
+    def _average(self) -> None:
+        """Let the averaged weights (and batch-norm statistics) follow the network's."""
+        current = self.network.state_dict()
+        moving = [key for key, value in current.items() if value.is_floating_point()]
+        self._follow([self.averaged[key] for key in moving], [current[key] for key in moving], 0)
+        for key in current.keys() - moving:
+            self.averaged[key].copy_(current[key])
+
+    def _judge(self, size: int) -> Line:
+        """Return the averaged weights' validation figures; the AUC is the mean over the sources'."""
+        judge = make_network(self.recipe.network, len(self.recipe.outputs))
+        judge.load_state_dict(self.averaged)
+        judge.to(device=self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        mine = range(self._processes.rank, len(self.validation.items), self._processes.world_size)
+        logit_NL = self._processes.gathered(mine, logits(judge, self.validation, size, self._device, mine))
+        probability_N = 1 - torch.softmax(logit_NL, 1)[:, 0].numpy()  # the first output is "nothing found"
+        truth_N = (self.validation.label_N != 0).numpy().astype(int)
+        source_N = np.array([item.source for item in self.validation.items])
+        aucs = {s: metrics.auc(truth_N[source_N == s], probability_N[source_N == s]) for s in sorted(set(source_N))}
+        hit_N = logit_NL.argmax(1) == self.validation.label_N
+        line: Line = {
+            "validation_auc": round(float(np.mean(list(aucs.values()))), 5),
+            "validation_accuracy": round(float(hit_N.float().mean()), 5),
+            "validation_loss": round(float(functional.cross_entropy(logit_NL, self.validation.label_N)), 5),
+        }
+        return line | {f"validation_auc_{source}": round(auc, 5) for source, auc in aucs.items() if len(aucs) > 1}
+
+    def save(self) -> None:
+        """Write the whole state; a crash leaves the old file or the new one, never half of one."""
+        states = self._processes.random_states()
+        if not self._processes.is_first:
+            return
+        state = {
+            "recipe": _plain(self.recipe),
+            "epochs_done": self.epochs_done,
+            "batches_done": self._batches_done,
+            "sums": self._sums.tolist(),
+            "network": self.network.state_dict(),
+            "averaged": self.averaged,
+            "best": self.best,
+            "optimizer": self._optimizer.state_dict(),
+            "plateau": self._plateau.state_dict(),
+            "random": states,
+        }
+        partial = self._checkpoint.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self._checkpoint)
+
+    def load(self) -> None:
+        """Take up the state that `save` wrote.
+
+        Raises
+        ------
+        TrainingStopped
+            There is no checkpoint, or it is of another recipe.
+        """
+        if not self._checkpoint.exists():
+            raise TrainingStopped(f"{self._checkpoint} does not exist: there is nothing to resume")
+        state = torch.load(self._checkpoint, map_location="cpu", weights_only=True)
+        changed = [key for key, value in _plain(self.recipe).items() if state["recipe"].get(key) != value]
+        if changed:
+            raise TrainingStopped(
+                f"{self._checkpoint} is of another recipe ({', '.join(changed)} differ): use another --out"
+            )
+        self.network.load_state_dict(state["network"])
+        self.averaged = {key: value.to(self._device) for key, value in state["averaged"].items()}
+        self.best = state["best"]
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._plateau.load_state_dict(state["plateau"])
+        self.epochs_done, self._batches_done = state["epochs_done"], state["batches_done"]
+        self._sums = np.array(state["sums"])
+        self._processes.set_random_state(state["random"])
+
+
+def cosine(epoch: float, recipe: Recipe) -> float:
+    """Return the share of the learning rate: a straight line up from 1/25, then half a cosine down."""
+    end = recipe.cycle_epochs or recipe.epochs
+    if epoch < recipe.warmup_epochs:
+        return 0.04 + 0.96 * epoch / recipe.warmup_epochs
+    fall = 0.5 * (1 + math.cos(math.pi * (epoch - recipe.warmup_epochs) / max(1e-9, end - recipe.warmup_epochs)))
+    return recipe.lowest_share + (1 - recipe.lowest_share) * fall
+
+
+@torch.inference_mode()
+def logits(
+    network: nn.Module,
+    images: Images,
+    size: int,
+    device: torch.device,
+    indices: range | None = None,
+    *,
+    is_exact: bool = False,
+) -> Tensor:
+    """Return logit_NL on the CPU, float32; in bf16 autocast as in training, unless exact."""
+    network.eval()
+    found = []
+    for part in torch.split(torch.tensor(indices or range(len(images.items)), dtype=torch.int64), 32):
+        image_B1HW = resized(torch.stack([images[int(index)] for index in part]), size)
+        with torch.autocast(device.type, torch.bfloat16, enabled=not is_exact):
+            found.append(network(image_B1HW.to(device)).float().cpu())
+    return torch.cat(found)
+
+
+def _optimizer(network: Classifier, recipe: Recipe) -> torch.optim.Optimizer:
+    """Weight decay for matrices and kernels only: a decayed batch norm scale or bias helps nothing."""
+    groups = []
+    for part, rate in (
+        (network.backbone, recipe.backbone_learning_rate or recipe.learning_rate),
+        (network.head, recipe.learning_rate),
+    ):
+        parameters = list(part.parameters())
+        for is_matrix, decay in ((True, recipe.weight_decay), (False, 0.0)):
+            chosen = [p for p in parameters if (p.ndim > 1) == is_matrix]
+            groups.append({"params": chosen, "weight_decay": decay, "lr": rate, "own_rate": rate})
+    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
+    # fused: on a CPU the plain loop over tensors takes longer than the network.
+    return kind([group for group in groups if group["params"]], betas=(0.9, recipe.beta2), fused=True)
+
+
+def _mixed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe as a checkpoint keeps it and `recipe_from` takes it: tables, lists, numbers, texts."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
+    return plain
