@@ -1,4 +1,4 @@
-"""One process or several: torchrun's world, hidden behind four verbs. gloo on the CPU, NCCL on GPUs."""
+"""One process or several: torchrun's world, hidden behind a few verbs. gloo on the CPU, NCCL on GPUs."""
 
 from __future__ import annotations
 
@@ -37,6 +37,14 @@ class Processes:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
             return DistributedDataParallel(network, device_ids=[self.device.index], find_unused_parameters=True)
         return DistributedDataParallel(network, find_unused_parameters=True)
+
+    def agreed(self, is_wanted: bool) -> bool:
+        """Return what the first process wants, so that all do the same."""
+        if self.world_size == 1:
+            return is_wanted
+        wanted = torch.tensor([is_wanted], dtype=torch.uint8, device=self.device)
+        distributed.broadcast(wanted, 0)
+        return bool(wanted.item())
 
     def summed(self, numbers: np.ndarray) -> np.ndarray:
         """Return the sum over all processes."""

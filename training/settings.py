@@ -39,6 +39,7 @@ class Stage:
     batch_size: int = 32  # of all processes together
     freeze: Frozen = "none"  # which part of the backbone does not learn: none | partial | all
     learning_rate: float = 0.0  # for this stage; 0 is the recipe's
+    ema_decay: float = 0.0  # for this stage, lower where a new size must soon show in the averaged weights; 0 likewise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

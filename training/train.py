@@ -67,9 +67,9 @@ def train(
         if processes.is_first:
             scalars = stack.enter_context(SummaryWriter(str(out), purge_step=trainer.epochs_done))
         while not trainer.is_finished:
-            line = trainer.run_epoch()
+            trainer.run_epoch()
             if scalars is not None:
-                write_line(line, out, scalars)
+                write_figures(trainer.lines, out, scalars)
     logger.info("done after %d epochs; next: python -m training.export --run %s", trainer.epochs_done, out)
     processes.close()
 
@@ -119,16 +119,18 @@ def network_of(recipe: Recipe) -> Classifier:
     return network
 
 
-def write_line(line: Line, out: Path, scalars: SummaryWriter) -> None:
-    """Write an epoch's figures to `metrics.jsonl`, to TensorBoard and to the log."""
-    with (out / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    for name, value in line.items():
-        scalars.add_scalar(name, value, line["epoch"])
+def write_figures(lines: Sequence[Line], out: Path, scalars: SummaryWriter) -> None:
+    """Write all epochs' figures to `metrics.jsonl`, and the last one's to TensorBoard and to the log.
+
+    The whole file each time: the figures of an epoch after which the run was killed are in the checkpoint.
+    """
+    (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for name, value in lines[-1].items():
+        scalars.add_scalar(name, value, lines[-1]["epoch"])
     logger.info(
         "epoch %(epoch)d: loss %(loss).4f, validation AUC %(validation_auc).4f, accuracy %(validation_accuracy).4f, "
         "%(seconds).0f s",
-        line,
+        lines[-1],
     )
 
 

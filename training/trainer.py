@@ -71,8 +71,8 @@ class Trainer:
         self._mix = Mix(mixup=recipe.mixup, cutmix=recipe.cutmix)
         self.network = network.to(device=self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = {key: value.detach().clone() for key, value in self.network.state_dict().items()}
-        self._follow = get_ema_multi_avg_fn(recipe.ema_decay)  # type: ignore[no-untyped-call]
         self.best: dict[str, Any] = {}
+        self.lines: list[Line] = []
         self._optimizer = _optimizer(self.network, recipe)
         self._plateau = ReduceLROnPlateau(self._optimizer, mode="max", factor=0.1, patience=recipe.patience)
         self.epochs_done = 0
@@ -89,7 +89,7 @@ class Trainer:
         return self.epochs_done >= self.recipe.epochs or is_stale
 
     def run_epoch(self) -> Line:
-        """Train to the end of the epoch and judge the averaged weights; return the line for metrics.jsonl.
+        """Train to the end of the epoch and judge the averaged weights; return its figures, the last of `lines`.
 
         Raises
         ------
@@ -118,10 +118,11 @@ class Trainer:
                 self._batches_done += 1
                 bar.update()
                 bar.set_postfix(loss=f"{self._sums[0] / self._sums[2]:.3f}", lr=f"{rate:.1e}", refresh=False)
-                if time.monotonic() - saved >= 60 * CHECKPOINT_MINUTES and self._batches_done < count:
+                is_due = time.monotonic() - saved >= 60 * CHECKPOINT_MINUTES
+                if self._processes.agreed(is_due) and self._batches_done < count:
                     self.save()
                     saved = time.monotonic()
-        loss, hits, images = self._processes.summed(self._sums)
+        loss, hits, images = self._processes.summed(self._sums).tolist()
         self.epochs_done, self._batches_done, self._sums = self.epochs_done + 1, 0, np.zeros(3)
         line = {
             "epoch": self.epochs_done,
@@ -129,15 +130,15 @@ class Trainer:
             "loss": round(loss / images, 5),
             "training_accuracy": round(hits / images, 5),
             "learning_rate": rate,
-            "seconds": 0.0,
         } | self._judge(stage.size)
+        self.lines.append(line | {"seconds": round(time.monotonic() - started, 1)})
         if self.recipe.schedule == "plateau":
             self._plateau.step(line["validation_auc"])
         if line["validation_auc"] > self.best.get("validation_auc", -1.0) and self.recipe.early_stop_epochs:
             weights = {key: value.clone() for key, value in self.averaged.items()}
             self.best = {"epoch": self.epochs_done, "validation_auc": line["validation_auc"], "weights": weights}
         self.save()
-        return line | {"seconds": round(time.monotonic() - started, 1)}
+        return self.lines[-1]
 
     def step(self, image_B1HW: Tensor, target_BL: Tensor) -> np.ndarray:
         """Make one step; return the sums of loss, hits and images in this process."""
@@ -174,7 +175,9 @@ class Trainer:
         """Let the averaged weights (and batch-norm statistics) follow the network's."""
         current = self.network.state_dict()
         moving = [key for key, value in current.items() if value.is_floating_point()]
-        self._follow([self.averaged[key] for key in moving], [current[key] for key in moving], 0)
+        stage = self.recipe.stage_of(self.epochs_done)
+        follow = get_ema_multi_avg_fn(stage.ema_decay or self.recipe.ema_decay)  # type: ignore[no-untyped-call]
+        follow([self.averaged[key] for key in moving], [current[key] for key in moving], 0)
         for key in current.keys() - moving:
             self.averaged[key].copy_(current[key])
 
@@ -199,17 +202,18 @@ class Trainer:
 
     def save(self) -> None:
         """Write the whole state; a crash leaves the old file or the new one, never half of one."""
-        states = self._processes.random_states()
+        states, sums = self._processes.random_states(), self._processes.summed(self._sums)
         if not self._processes.is_first:
             return
         state = {
             "recipe": _plain(self.recipe),
             "epochs_done": self.epochs_done,
             "batches_done": self._batches_done,
-            "sums": self._sums.tolist(),
+            "sums": sums.tolist(),
             "network": self.network.state_dict(),
             "averaged": self.averaged,
             "best": self.best,
+            "lines": self.lines,
             "optimizer": self._optimizer.state_dict(),
             "plateau": self._plateau.state_dict(),
             "random": states,
@@ -236,11 +240,11 @@ class Trainer:
             )
         self.network.load_state_dict(state["network"])
         self.averaged = {key: value.to(self._device) for key, value in state["averaged"].items()}
-        self.best = state["best"]
+        self.best, self.lines = state["best"], state["lines"]
         self._optimizer.load_state_dict(state["optimizer"])
         self._plateau.load_state_dict(state["plateau"])
         self.epochs_done, self._batches_done = state["epochs_done"], state["batches_done"]
-        self._sums = np.array(state["sums"])
+        self._sums = np.array(state["sums"]) if self._processes.is_first else np.zeros(3)
         self._processes.set_random_state(state["random"])
 
 
