@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
@@ -26,6 +26,7 @@ from sqlalchemy.orm import Session
 
 if TYPE_CHECKING:
     from alembic.config import Config
+    from sqlalchemy.pool import ConnectionPoolEntry
 
 __all__ = [
     "DatabaseAway",
@@ -49,6 +50,7 @@ MIGRATIONS = Path(__file__).resolve().parent.parent / "alembic"
 BUSY_TIMEOUT_MS = 30_000
 AWAY_SQLSTATES = ("08", "53", "57", "58", "40", "55P03")
 """PostgreSQL: connection, resources, operator intervention, system error, rollback, lock not available (Appendix A)."""
+FILE_GONE = "the database file was taken away: stop the node, then restore a backup"
 SQLITE_BUG = 1
 """SQLITE_ERROR: a wrong statement or a missing table, which no waiting cures."""
 
@@ -87,13 +89,37 @@ def make_engine(url: str) -> Engine:
         pool_pre_ping=not is_sqlite,
     )
     if is_sqlite:
+        event.listen(engine, "do_connect", _refuse_to_make_another(engine))
         event.listen(engine, "connect", _prepare_sqlite)
         _turns[engine] = threading.Lock()
     event.listen(engine, "begin", _begin_sqlite if is_sqlite else _begin_postgresql)
     return engine
 
 
-def _prepare_sqlite(connection: sqlite3.Connection, _: Any) -> None:
+def _refuse_to_make_another(engine: Engine) -> Callable[..., None]:
+    """SQLite makes a missing file; where there was a database, an empty one must not take its place."""
+    path, is_first = Path(engine.url.database or ""), True
+
+    def look(*_: Any) -> None:
+        nonlocal is_first
+        if not is_first and not path.exists():
+            raise DatabaseAway(FILE_GONE)
+        is_first = False
+
+    return look
+
+
+def _file_of(path: str) -> tuple[int, int] | None:
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, record: ConnectionPoolEntry) -> None:
+    path = connection.execute("PRAGMA database_list").fetchone()[2]
+    record.info["file"] = path, _file_of(path)
     connection.isolation_level = None  # this module says BEGIN, not the driver
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
@@ -105,6 +131,10 @@ def _prepare_sqlite(connection: sqlite3.Connection, _: Any) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
+    path, file = connection.info["file"]
+    if path and _file_of(path) != file:  # what is written to a deleted file is lost with the last process that holds it
+        connection.invalidate()
+        raise DatabaseAway(FILE_GONE)
     connection.exec_driver_sql("BEGIN" if _is_read_only(connection) else "BEGIN IMMEDIATE")
 
 

@@ -17,20 +17,39 @@ Times are handed in; callers take them from `db.engine.db_now`, the one clock th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
+from functools import cache
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, case, exists, extract, func, not_, or_, select, tuple_, update
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    Executable,
+    and_,
+    bindparam,
+    case,
+    exists,
+    extract,
+    func,
+    not_,
+    or_,
+    select,
+    tuple_,
+    union_all,
+    update,
+)
 
 from db.engine import Session, add_if_new
 from db.jobs import (
     COLUMNS,
     JOBS,
+    PRIORITIES,
     Job,
     QueuePolicy,
     backoff_s,
     counts,
+    due_kinds,
     is_due,
     is_expired,
     is_ready,
@@ -42,6 +61,7 @@ from db.jobs import (
 from db.tables import JobKind, JobState
 
 __all__ = [
+    "PRIORITIES",
     "Job",
     "JobKind",
     "JobState",
@@ -50,6 +70,7 @@ __all__ = [
     "backoff_s",
     "claim",
     "counts",
+    "due_kinds",
     "enqueue",
     "fail",
     "finish",
@@ -86,8 +107,15 @@ def enqueue(
     now: datetime,
     due_at: datetime | None = None,
 ) -> None:
-    """Add work to do; does nothing when this work is known already, whatever its state."""
-    row = {"kind": kind, "subject_id": subject_id, "study_id": study_id, "state": JobState.READY, "priority": priority}
+    """Add work to do; does nothing when this work is known already, whatever its state.
+
+    Parameters
+    ----------
+    priority
+        0 or 1, see `PRIORITIES`; what lies beyond counts as the nearest.
+    """
+    row = {"kind": kind, "subject_id": subject_id, "study_id": study_id, "state": JobState.READY}
+    row |= {"priority": min(max(priority, PRIORITIES[0]), PRIORITIES[-1])}
     add_if_new(session, JOBS, ("kind", "subject_id"), row | {"created_at": now, "due_at": due_at or now})
 
 
@@ -104,39 +132,55 @@ def requeue(session: Session, kind: JobKind, subject_id: UUID, *, now: datetime)
 def claim(session: Session, kind: JobKind, *, owner: str, limit: int, policy: QueuePolicy, now: datetime) -> list[Job]:
     """Take up to `limit` due jobs under a lease, most urgent first; a job that crashed before comes alone.
 
-    A job of priority p counts as if it had come p age steps earlier: waiting lifts it one level per step, so that
+    A job of priority p counts as if it had come due p age steps earlier: waiting lifts it one level per step, so that
     nothing waits for ever.
     """
-    age = extract("epoch", JOBS.c.created_at) - JOBS.c.priority * policy.age_step_s
-    order = (age, JOBS.c.created_at, JOBS.c.id)
-    due = (
-        select(JOBS.c.id, _is_suspect().label("is_suspect"), age.label("age"), JOBS.c.created_at)
-        .where(JOBS.c.kind == kind, _is_claimable(now, policy))
-        .order_by(*order)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-        .cte("due")
-    )
-    place = func.row_number().over(order_by=(due.c.age, due.c.created_at, due.c.id))
+    values = {"now": now, "owner": owner, "until": now + timedelta(seconds=policy.lease_s)}
+    jobs = jobs_in(session.execute(_claim(kind, limit, policy.age_step_s, policy.max_crashes), values).all())
+    return sorted(jobs, key=lambda job: (job.due_at.timestamp() - job.priority * policy.age_step_s, job.id))
+
+
+@cache
+def _claim(kind: JobKind, limit: int, age_step_s: float, max_crashes: int) -> Executable:
+    """Build the statement once: SQLite is locked while it runs, and building takes longer than running."""
+    due = union_all(*(select(part) for part in _claimable(kind, limit, max_crashes))).subquery("due")
+    age = extract("epoch", due.c.due_at) - due.c.priority * age_step_s
+    place = func.row_number().over(order_by=(age, due.c.id))
     placed = select(due.c.id, due.c.is_suspect, place.label("place")).cte("placed")
     first = placed.alias("first")
     suspect_leads = exists().where(first.c.place == 1, first.c.is_suspect)
-    batch = select(placed.c.id).where(or_(placed.c.place == 1, and_(not_(placed.c.is_suspect), not_(suspect_leads))))
-    statement = (
+    joins = and_(placed.c.place <= limit, not_(placed.c.is_suspect), not_(suspect_leads))
+    return (
         update(JOBS)
-        .where(JOBS.c.id.in_(batch))
+        .where(JOBS.c.id.in_(select(placed.c.id).where(or_(placed.c.place == 1, joins))))
         .values(
             state=JobState.RUNNING,
-            lease_owner=owner,
-            lease_until=now + timedelta(seconds=policy.lease_s),
+            lease_owner=bindparam("owner"),
+            lease_until=bindparam("until"),
             crashes=_crashes_now(),
             finished_at=None,
         )
+        .returning(*COLUMNS)
     )
-    jobs = jobs_in(session.execute(statement.returning(*COLUMNS)).all())
-    return sorted(
-        jobs, key=lambda job: (job.created_at.timestamp() - job.priority * policy.age_step_s, job.created_at, job.id)
-    )
+
+
+def _claimable(kind: JobKind, limit: int, max_crashes: int) -> Iterator[CTE]:
+    """Give the first due jobs of each priority, and the expired ones: each from its end of the index.
+
+    An expired job whose crashes are used up is left to `reclaim_expired`, whose caller tells its subject.
+    """
+    now = bindparam("now", type_=JOBS.c.due_at.type)
+    is_taken_back = and_(is_expired(now), _crashes_now() < max_crashes)
+    ready = {f"ready_{priority}": and_(is_ready(now), JOBS.c.priority == priority) for priority in PRIORITIES}
+    for name, condition in (ready | {"expired": is_taken_back}).items():
+        yield (
+            select(JOBS.c.id, JOBS.c.due_at, JOBS.c.priority, _is_suspect().label("is_suspect"))
+            .where(JOBS.c.kind == kind, condition)
+            .order_by(JOBS.c.due_at, JOBS.c.id)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+            .cte(name)
+        )
 
 
 def heartbeat(session: Session, jobs: Sequence[Job], *, owner: str, policy: QueuePolicy, now: datetime) -> list[Job]:
@@ -201,7 +245,7 @@ def fail(
 
 
 def release(session: Session, jobs: Sequence[Job], now: datetime) -> None:
-    """Give jobs back unfinished: a worker that stops counts neither as an attempt nor as a crash."""
+    """Give jobs back unfinished, due at `now`: a worker that stops counts neither as an attempt nor as a crash."""
     session.execute(update(JOBS).where(_are_held(jobs)).values(state=JobState.READY, due_at=now, **_IDLE))
 
 
@@ -228,7 +272,7 @@ def reclaim_expired(session: Session, *, kind: JobKind | None = None, policy: Qu
     session.execute(
         update(JOBS)
         .where(expired, not_(is_used_up))
-        .values(state=JobState.READY, crashes=_crashes_now(), due_at=now, **_IDLE)
+        .values(state=JobState.READY, crashes=_crashes_now(), **_IDLE)  # it keeps its place in the queue
     )
     return jobs
 
@@ -242,12 +286,6 @@ def retry(session: Session, job_id: UUID, *, now: datetime) -> Job | None:
         .returning(*COLUMNS)
     )
     return next(iter(jobs_in(session.execute(again).all())), None)
-
-
-def _is_claimable(now: datetime, policy: QueuePolicy) -> ColumnElement[bool]:
-    """An expired job whose crashes are used up is left to `reclaim_expired`, whose caller tells its subject."""
-    is_open = JOBS.c.state.in_([JobState.READY, JobState.RUNNING])  # else a planner may walk through all that is done
-    return and_(is_open, or_(is_ready(now), and_(is_expired(now), _crashes_now() < policy.max_crashes)))
 
 
 def _is_suspect() -> ColumnElement[bool]:

@@ -265,7 +265,7 @@ class Receipt(Table):
     outcome: Mapped[Outcome] = mapped_column(_names(Outcome))
     reason: Mapped[str] = mapped_column(Text, default="")
     path: Mapped[str | None] = mapped_column(String(256))
-    """Of quarantined bytes."""
+    """Of quarantined bytes, until they are purged."""
     digest: Mapped[str] = mapped_column(String(64))
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     received_at: Mapped[datetime]
@@ -277,7 +277,7 @@ class Job(Table):
     __tablename__ = "jobs"
     __table_args__ = (
         UniqueConstraint("kind", "subject_id"),
-        Index(None, "state", "kind", "due_at"),
+        Index(None, "state", "kind", "priority", "due_at"),
         CheckConstraint("(state = 'running') = (lease_until IS NOT NULL)", name="lease"),
     )
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)

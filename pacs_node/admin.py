@@ -43,6 +43,13 @@ def add_commands(commands: object, add: Add) -> None:
     studies.add_argument("action", choices=["list", "show", "release"])
     studies.add_argument("id", nargs="?", type=UUID)
     studies.add_argument("--limit", type=int, default=50)
+    studies.add_argument("--state", choices=facts.STUDY_STATES, help="list only these")
+
+    quarantine = add(
+        commands, "quarantine", _quarantine, "list objects that were kept apart: unreadable, or other content"
+    )
+    quarantine.add_argument("action", choices=["list"])
+    quarantine.add_argument("--limit", type=int, default=50)
 
     trail = add(commands, "audit", _audit, "verify the sealed audit chain, or show its end")
     trail.add_argument("action", choices=["verify", "tail"])
@@ -108,7 +115,7 @@ def _studies(settings: Settings, options: argparse.Namespace) -> int:
     engine = _engine(settings)
     if options.action == "list":
         with read_scope(engine) as session:
-            rows, _ = facts.list_studies(session, limit=options.limit)
+            rows, _ = facts.list_studies(session, state=options.state, limit=options.limit)
         _table(
             ["study", "received", "from", "state", "answer", "probability", "images", "deliveries"],
             [
@@ -127,11 +134,36 @@ def _studies(settings: Settings, options: argparse.Namespace) -> int:
         )
     elif options.action == "show":
         with read_scope(engine) as session:
-            _pairs(vars_of(facts.study_facts(session, _needed(options), lock=False)))
+            study_id = _needed(options)
+            failed_job_id = facts.study_detail(session, study_id).summary.failed_job_id
+            _pairs(vars_of(facts.study_facts(session, study_id, lock=False)))
+            if failed_job_id is not None:
+                print(f"{'failed':24} its report could not be built: {queue.show(session, failed_job_id).error}")
+                print(f"{'':24} mend the cause, then: pacs-node jobs retry {failed_job_id}")
     else:
         with session_scope(engine) as session:
             released = facts.release_study(session, _needed(options), actor=_person(), now=db_now(session))
         print(f"released; {released} report deliver{'y is' if released == 1 else 'ies are'} on the way")
+    return 0
+
+
+def _quarantine(settings: Settings, options: argparse.Namespace) -> int:
+    with read_scope(_engine(settings)) as session:
+        kept, _ = facts.list_quarantined(session, limit=options.limit)
+    _table(
+        ["object", "received", "bytes", "reason", "first copy", "file"],
+        [
+            [
+                q.receipt_id,
+                _time(q.received_at),
+                q.size_bytes,
+                q.reason,
+                q.instance_id or "-",
+                settings.store_dir / q.path if q.path else "purged",
+            ]
+            for q in kept
+        ],
+    )
     return 0
 
 

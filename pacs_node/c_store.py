@@ -44,6 +44,8 @@ def decode_request(context_id: int, command: bytes) -> StoreRequest | None:
     if elements.get(0x0100) != struct.pack("<H", REQUEST):
         return None
     try:
+        if not (_uid(elements[0x0002]) and _uid(elements[0x1000])):
+            raise ProtocolBreach("a C-STORE-RQ that names no object")  # pynetdicom would never answer it
         return StoreRequest(
             context_id=context_id,
             message_id=_number(elements[0x0110]),

@@ -226,7 +226,7 @@ def _uid(dataset: Dataset, keyword: str) -> str:
     uid = _ascii(_raw(dataset, keyword))
     if not uid:
         raise CannotUnderstand(f"{keyword} is missing")
-    if len(uid) > UID_LENGTH or not uid.isascii() or not uid.isprintable():
+    if len(uid) > UID_LENGTH or "\\" in uid or not uid.isascii() or not uid.isprintable():  # a backslash: two values
         raise CannotUnderstand(f"{keyword} is not a UID")
     return uid
 

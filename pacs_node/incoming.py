@@ -166,6 +166,8 @@ class StorageProvider(DIMSEServiceProvider):  # type: ignore[misc]
         if control & IS_COMMAND:
             self._receive_command(context_id, fragment, is_last)
         elif self._arriving is not None:
+            if context_id != self._arriving.request.context_id:
+                raise ProtocolBreach("a data set under two presentation contexts")
             self._arriving.append(fragment, self._transfers)
             if is_last:
                 self._finish(self._arriving)

@@ -19,7 +19,7 @@ from db.engine import DatabaseAway, Engine, Session, db_now, read_scope, session
 from db.facts import Accepted, NewInstance
 from db.tables import JobKind, Outcome
 from pacs_node.conformance import STORAGE_CLASS_BY_UID, NotJudged
-from pacs_node.errors import CannotUnderstand, DataSetMismatch, OutOfResources
+from pacs_node.errors import CannotUnderstand, DataSetMismatch, OutOfResources, StorageStatus
 from pacs_node.group_commit import GroupCommit
 from pacs_node.header import Header, read_header
 from pacs_node.same_pixels import have_same_pixels
@@ -131,7 +131,9 @@ class Intake:
                 self._quarantine(part, reception, str(refusal))
                 raise
             if (header.sop_class_uid, header.sop_instance_uid) != (reception.sop_class_uid, reception.sop_instance_uid):
-                raise DataSetMismatch("SOP Class or Instance UID differs from the command's")
+                mismatch = DataSetMismatch("SOP Class or Instance UID differs from the command's")
+                self.note_refusal(mismatch.status, str(mismatch), reception.calling_ae_title, reception.association_id)
+                raise mismatch
             stored = _keep(part)
         accepted = self._file(header, stored, reception)
         if accepted.outcome is Outcome.DUPLICATE:
@@ -196,6 +198,29 @@ class Intake:
             is_judged=reason is None,
             not_judged_reason=(reason.value, reason.text) if reason else None,
         )
+
+    def note_refusal(
+        self, status: StorageStatus, reason: str, calling_ae_title: str, association_id: UUID | None
+    ) -> None:
+        """Audit an object that is refused for good.
+
+        Raises
+        ------
+        OutOfResources
+            The database is away: the sender may try again, and is refused then.
+        """
+        try:
+            with session_scope(self._engine) as session:
+                facts.record_refusal(
+                    session,
+                    status=f"{status:04X}",
+                    reason=reason,
+                    calling_ae_title=calling_ae_title,
+                    association_id=association_id,
+                    now=db_now(session),
+                )
+        except DatabaseAway as error:
+            raise OutOfResources("the database is away") from error
 
     def _quarantine(self, part: Part, reception: Reception, reason: str) -> None:
         stored = _keep(part, QUARANTINE)

@@ -132,7 +132,9 @@ class Listener:
     def _store(self, event: evt.Event, data_set: IncomingDataSet) -> int | Dataset:
         caller = self._callers[event.assoc]
         if not caller.may_store:
-            return _response(StorageStatus.NOT_AUTHORISED, "this AE title may not store here")
+            status, reason = StorageStatus.NOT_AUTHORISED, "this AE title may not store here"
+            self._intake.note_refusal(status, reason, caller.calling_ae_title, caller.association_id)
+            return _response(status, reason)
         if data_set.refusal is not None:
             raise data_set.refusal
         if data_set.part is None:

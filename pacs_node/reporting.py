@@ -9,15 +9,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
+from pydicom.dataset import Dataset
 from sqlalchemy.engine import Engine
 
 from db import audit, facts, queue
 from db.audit import Action
 from db.engine import DatabaseAway, db_now, read_scope, session_scope
-from db.facts import BuiltObject, ImageFacts, ReportFacts, StudyFacts
+from db.facts import BuiltObject, ImageFacts, ReportFacts, StudyDetail, StudyFacts
 from db.queue import Job, LostLease, QueuePolicy
 from db.tables import Hold
 from models.card import ModelCard
@@ -27,7 +28,7 @@ from pacs_node.decoding import DecodingPool, result_of
 from pacs_node.log import describe
 from pacs_node.report.answer import answer_of
 from pacs_node.report.plan import delivery_plan
-from pacs_node.report.source import SafeHeader, read_safe_header
+from pacs_node.report.source import SafeHeader, read_safe_header, safe_header
 from pacs_node.report.sr import SR_CLASSES, build_sr, sop_instance_uid, to_bytes
 from pacs_node.report.tree import NodeIdentity, StudyReport
 from pacs_node.settings import Settings
@@ -35,6 +36,8 @@ from pacs_node.store import ObjectStore
 
 logger = logging.getLogger(__name__)
 ACTOR = "worker"
+STORE_RETRY = timedelta(seconds=30)
+"""A report that the disk does not take waits so long: room is worth waiting for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,15 +57,24 @@ class Reporter:
             self._build(job)
         except (LostLease, DatabaseAway) as error:
             logger.warning("A report is left to a later turn", extra={"action": "report_left", "why": describe(error)})
+        except OSError as error:  # no fault of the report's, so it costs no attempt
+            logger.warning("A report could not be stored", extra={"action": "store_away", "why": describe(error)})
+            self._put_off(job)
         except Exception as error:  # a bug in one report must cost that job an attempt, not the worker
             extra = {"action": "report_failed", "report_id": job.subject_id}
             logger.exception("A report could not be built", extra=extra)
             self._count_attempt(job, describe(error))
 
+    def _put_off(self, job: Job) -> None:
+        with session_scope(self.engine) as session:
+            queue.release(session, [job], now=db_now(session) + STORE_RETRY)
+
     def _count_attempt(self, job: Job, error: str) -> None:
         try:
             with session_scope(self.engine) as session:
-                queue.fail(session, job, error=error, now=db_now(session), policy=self.policy)
+                now = db_now(session)
+                if queue.fail(session, job, error=error, now=now, policy=self.policy):
+                    facts.record_report_failed(session, job.subject_id, now=now)
         except (LostLease, DatabaseAway):  # its lease runs out by itself
             logger.warning("A failed report job is left to its lease", extra={"action": "lease_left", "job_id": job.id})
 
@@ -73,6 +85,8 @@ class Reporter:
             study = facts.study_facts(session, report.study_id, lock=False)
             installation_id = facts.installation_id(session)
         headers = self._headers(images)
+        if not any(image.instance_id in headers for image in images if image.is_judged):
+            headers |= self._header_of_intake(report, images)
         content = StudyReport(
             installation_id=installation_id,
             study_instance_uid=study.study_instance_uid,
@@ -140,7 +154,30 @@ class Reporter:
                 logger.exception("A header could not be read", extra=extra)
         return headers
 
+    def _header_of_intake(self, report: ReportFacts, images: Sequence[ImageFacts]) -> dict[UUID, SafeHeader]:
+        """Return what intake understood of the patient and the study, for want of a header that can be read now.
+
+        It is copied as plain ASCII or not at all, as anything without a character set is.
+        """
+        with read_scope(self.engine) as session:
+            header = safe_header(_as_dataset(facts.study_detail(session, report.study_id)))
+        first = next(image for image in images if image.is_judged)
+        extra = {"action": "headers_unread", "report_id": report.report_id, "images": len(images)}
+        logger.error("No header of a study can be read: its report names what intake understood", extra=extra)
+        return {first.instance_id: header}
+
     def _cards(self, report: ReportFacts, images: Sequence[ImageFacts]) -> dict[tuple[str, str], ModelCard]:
         versions = {(report.model_name, report.model_version)}
         versions |= {(found.model_name, found.model_version) for image in images for found in image.predictions}
         return {version: self.registry.find(*version) for version in versions}
+
+
+def _as_dataset(study: StudyDetail) -> Dataset:
+    dataset = Dataset()
+    summary = study.summary
+    dataset.PatientName, dataset.PatientID = summary.patient_name, summary.patient_id
+    dataset.IssuerOfPatientID, dataset.AccessionNumber = study.issuer_of_patient_id, summary.accession_number
+    dataset.PatientBirthDate, dataset.PatientSex = study.patient_birth_date, study.patient_sex
+    dataset.StudyDate = f"{summary.study_date:%Y%m%d}" if summary.study_date else ""
+    dataset.StudyDescription = study.study_description
+    return dataset

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -36,6 +37,8 @@ LOCK_S = 600.0
 """Longer than any task takes."""
 SHORT_LOCK_S = 15.0
 """For what may run twice at once: a holder that died must not keep studies waiting."""
+SETTLE_AGAIN_S = 60.0
+"""A study that could not be settled is tried again after this: a bug must neither fill the log nor go unheard."""
 FIRST_S = 60.0
 """A node that is started anew every day verifies its chain all the same."""
 ACTOR = "schedule"
@@ -50,10 +53,13 @@ class Tasks:
         self._registry: Registry = registry_of(settings)
         self._policy = queue_policy(settings.queue)
         self._key = audit_key(settings.node.secrets_dir)
+        self._not_before: dict[UUID, float] = {}
+        """Studies that could not be settled, and when (monotonic) they are tried again."""
 
     def settle(self) -> None:
         """Freeze a report for every study that went quiet; looks without the lock, which is rarely needed."""
-        study = self._settings.study
+        study, monotonic = self._settings.study, time.monotonic()
+        self._not_before = {study_id: at for study_id, at in self._not_before.items() if at > monotonic}
         with read_scope(self._engine) as session:
             settled = facts.settled_studies(
                 session,
@@ -61,6 +67,7 @@ class Tasks:
                 idle_s=study.idle_s,
                 report_wait_s=study.report_wait_s,
                 now=db_now(session),
+                passing_over=self._not_before,
             )
         if not settled:
             return
@@ -75,6 +82,7 @@ class Tasks:
             raise
         except Exception:  # a bug with one study must not keep the studies behind it waiting
             logger.exception("A study could not be settled", extra={"action": "settle_failed", "study_id": study_id})
+            self._not_before[study_id] = time.monotonic() + SETTLE_AGAIN_S
 
     def _freeze(self, study_id: UUID) -> None:
         card = active_card(self._engine, self._registry)
@@ -102,6 +110,8 @@ class Tasks:
             for job in queue.reclaim_expired(session, policy=self._policy, now=now):
                 if job.kind is JobKind.INFER:
                     facts.record_failure(session, job.subject_id, error_text="its worker died each time", now=now)
+                elif job.kind is JobKind.REPORT:
+                    facts.record_report_failed(session, job.subject_id, now=now)
                 elif job.kind is JobKind.DELIVER:
                     reason = "the delivery process died each time"
                     facts.record_not_sent(session, job.subject_id, state=DeliveryState.FAILED, reason=reason, now=now)
@@ -135,10 +145,14 @@ class Tasks:
         )
 
     def purge(self) -> None:
-        """Delete the input bytes of finished studies past `retention_days`; their rows stay.
+        """Delete what `retention_days` and `quarantine_days` let go; the rows stay.
 
-        The row says *purged* first: a crash between leaves files without use, which the orphan sweep takes.
+        A row says *purged* first: a crash between leaves files without use, which the orphan sweep takes.
         """
+        self._purge_studies()
+        self._purge_quarantine()
+
+    def _purge_studies(self) -> None:
         if self._settings.store.retention_days == 0:
             return
         with read_scope(self._engine) as session:
@@ -150,6 +164,17 @@ class Tasks:
                 is_purged = facts.mark_purged(session, study_id, now=db_now(session), paths=paths)
             for path in paths if is_purged else ():
                 self._store.delete(path)
+
+    def _purge_quarantine(self) -> None:
+        days = self._settings.store.quarantine_days
+        while days > 0:
+            with session_scope(self._engine) as session:
+                now = db_now(session)
+                purged = facts.purge_quarantined(session, older_than=now - timedelta(days=days), now=now)
+            for _, path in purged:
+                self._store.delete(path)
+            if not purged:
+                return
 
     def sweep_orphans(self) -> None:
         """Delete files that no row names: what a crash between file and transaction leaves."""

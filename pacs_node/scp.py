@@ -21,6 +21,8 @@ from typing import Any
 from pynetdicom import AE, _config, evt
 from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.association import Association
+from pynetdicom.fsm import StateMachine
+from pynetdicom.pdu import A_ABORT_RQ
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
 from pacs_node.incoming import WAIT_S, StorageProvider, Transfers
@@ -34,6 +36,8 @@ UNNEGOTIATED_CONNECTIONS = 64
 """Connections beyond the limit of associations: enough for those still to be told so by an A-ASSOCIATE-RJ."""
 COURTESY_S, COURTESY_MAX_S = 0.001, 0.01
 """Waited before a connection is accepted, for each that is served already."""
+SERVICE_PROVIDER, REASON_NOT_SPECIFIED = 2, 0
+"""Source and reason of an A-ABORT (PS3.8 Table 9-26)."""
 TURN_S = 0.00005
 """Slept by pynetdicom's reading thread in each turn; it waits in `BoundedSocket.ready` instead."""
 
@@ -114,6 +118,27 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
         return buffer
 
 
+class NodeStateMachine(StateMachine):  # type: ignore[misc]
+    """Ends an association by an A-ABORT (PS3.8 9.3.8) when an event cannot be dealt with.
+
+    pynetdicom's reading thread would die, and the connection stay open and counted, whatever the peer does, until a
+    timer ends it.
+    """
+
+    def do_action(self, event: str) -> None:
+        try:
+            super().do_action(event)
+        except Exception:  # a request that pynetdicom cannot make sense of, or an event out of turn
+            logger.exception("An association broke off", extra={"action": "association_broken"})
+            abort = A_ABORT_RQ()
+            abort.source, abort.reason_diagnostic = SERVICE_PROVIDER, REASON_NOT_SPECIFIED
+            self.dul.socket.send(abort.encode())
+            self.dul.assoc.is_aborted, self.dul.assoc.is_established = True, False
+            self.dul.assoc._kill = True
+            self.dul.kill_dul()
+            self.dul.to_user_queue.put(None)
+
+
 class NodeAssociation(Association):  # type: ignore[misc]
     """Ends by an A-ABORT when a malformed request makes negotiation raise, instead of leaving its connection open."""
 
@@ -152,6 +177,7 @@ class Connection(RequestHandler):  # type: ignore[misc]
         association.dimse = StorageProvider(association, server.transfers)
         association.dul.to_provider_queue = _WakingQueue(connection.wake)
         association.dul.to_user_queue = _WakingQueue(association.dimse.wake)
+        association.dul.state_machine = NodeStateMachine(association.dul)
         association.dul._run_loop_delay = TURN_S
         association.acceptor.maximum_length = self.ae.maximum_pdu_size
         association.acceptor.ae_title = server.ae_title

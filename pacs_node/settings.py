@@ -9,7 +9,7 @@ import ipaddress
 import os
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -22,8 +22,26 @@ NOT_SETTINGS = {"PACS_NODE_CONFIG", "PACS_NODE_DATA"}
 DEFAULT_CONFIG = Path("config.toml")
 
 
+LEAST_QUARANTINE_DAYS = 7
+UNIT_S = {"s": 1, "hours": 3600, "days": 86_400}
+"""Of the keys that end so."""
+CENTURY_S = 100 * 366 * 86_400
+LINE = r"^[^\\\x00-\x1f\x7f]+$"
+"""Printable, without a backslash: VR LO (PS3.5 6.2), and a name that stands in lists and logs."""
+DATABASES = ("sqlite:///", "postgresql+pg8000://")
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _refuse_what_no_clock_counts(self) -> Self:
+        """Refuse times with which no date can be calculated."""
+        for name in type(self).model_fields:
+            unit, value = name.rpartition("_")[2], getattr(self, name)
+            if unit in UNIT_S and value * UNIT_S[unit] > CENTURY_S:
+                raise ValueError(f"{name} = {value:g} is more than a century")
+        return self
 
 
 def is_loopback(host: str) -> bool:
@@ -45,9 +63,16 @@ def _ae_title(value: str) -> str:
 
 
 class NodeSettings(Section):
-    name: str = Field("pacs-node-1", min_length=1, max_length=64, pattern=r"^[^\\\x00-\x1f\x7f]+$")  # VR LO
+    name: str = Field("pacs-node-1", min_length=1, max_length=64, pattern=LINE)
     data_dir: Path = Path("var")
     secrets_dir: Path = Path("var/secrets")
+
+    @field_validator("data_dir", "secrets_dir", mode="before")
+    @classmethod
+    def _name_a_folder(cls, value: object) -> object:
+        if value == "":
+            raise ValueError("name a folder: an empty path would be the one of this file")
+        return value
 
 
 class PeerSettings(Section):
@@ -93,16 +118,31 @@ class DicomSettings(Section):
 class DatabaseSettings(Section):
     url: str = ""
 
+    @field_validator("url")
+    @classmethod
+    def _know_the_database(cls, value: str) -> str:
+        if value and not (value.startswith(DATABASES) and value not in DATABASES):
+            raise ValueError(f"begins with none of {' and '.join(DATABASES)}, or names no database")  # never quoted
+        return value
+
 
 class StoreSettings(Section):
     min_free_gb: float = Field(2.0, ge=0)
     retention_days: int = Field(30, ge=0)
+    quarantine_days: int = Field(90, ge=0)
     orphan_hours: float = Field(24, gt=0)
+
+    @field_validator("quarantine_days")
+    @classmethod
+    def _leave_time_to_look(cls, value: int) -> int:
+        if 0 < value < LEAST_QUARANTINE_DAYS:
+            raise ValueError(f"{value} days: nobody may have looked by then; at least {LEAST_QUARANTINE_DAYS}, or 0")
+        return value
 
 
 class QueueSettings(Section):
     max_waiting: int = Field(20000, ge=1)
-    lease_s: float = Field(60, gt=0)
+    lease_s: float = Field(60, ge=0.1)
     max_attempts: int = Field(5, ge=1)
     max_crashes: int = Field(3, ge=1)
     retry_base_s: float = Field(2.0, gt=0)
@@ -141,9 +181,9 @@ class DeliverySettings(Section):
 
 
 class DestinationSettings(Section):
-    name: str = Field(min_length=1, max_length=64)
+    name: str = Field(min_length=1, max_length=64, pattern=LINE)
     ae_title: str
-    host: str = Field(min_length=1)
+    host: str = Field(pattern=r"^\S+$")
     port: int = Field(ge=1, le=65535)
     send_not_analysed: bool = True
 
@@ -165,16 +205,16 @@ class WebSettings(Section):
 
 
 class ScheduleSettings(Section):
-    settle_every_s: float = Field(0.5, gt=0)
-    seal_every_s: float = Field(5, gt=0)
-    housekeeping_every_s: float = Field(300, gt=0)
-    verify_every_hours: float = Field(24, gt=0)
+    settle_every_s: float = Field(0.5, ge=0.01)
+    seal_every_s: float = Field(5, ge=0.01)
+    housekeeping_every_s: float = Field(300, ge=0.01)
+    verify_every_hours: float = Field(24, ge=0.001)
 
 
 class LogSettings(Section):
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    max_mb: float = Field(20, gt=0)
-    files: int = Field(10, ge=1)
+    max_mb: float = Field(20, ge=0.01)
+    files: int = Field(10, ge=1, le=10_000)
 
 
 class Settings(BaseSettings):

@@ -10,20 +10,23 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 
 from sqlalchemy.engine import Engine
 
 from db import audit, facts, queue
 from db.audit import Action
 from db.engine import DatabaseAway, check_revision, db_now, make_engine, read_scope, session_scope
-from db.queue import QueuePolicy
+from db.queue import Job, QueuePolicy
 from db.tables import JobKind
 from models.errors import ModelError
 from models.predictor import Predictor
 from models.registry import Registry
 from pacs_node import judging
 from pacs_node.decoding import DecodingPool, result_of
+from pacs_node.judging import Judgement
 from pacs_node.lease import LeaseKeeper
+from pacs_node.log import describe
 from pacs_node.reporting import Reporter
 from pacs_node.settings import Settings
 from pacs_node.store import ObjectStore
@@ -31,6 +34,7 @@ from pacs_node.wiring import active_card, queue_policy, registry_of, worker_name
 
 logger = logging.getLogger(__name__)
 
+KINDS = (JobKind.INFER, JobKind.REPORT)
 POLL_S = 0.1
 MODEL_CHECK_S = 2.0
 """How soon a running worker takes up another active model."""
@@ -71,11 +75,13 @@ class Worker:
 
     def _turn(self) -> None:
         try:
-            is_busy = self._take_batch()
+            due = self._due()
+            is_busy = JobKind.INFER in due and self._take_batch()
             if len(self._pending) >= BATCHES_AHEAD or (self._pending and not is_busy):
                 self._judge_oldest()
                 is_busy = True
-            is_busy |= self._report_some()
+            if JobKind.REPORT in due:
+                is_busy |= self._report_some()
             self._follow_active_model()
         except DatabaseAway:
             logger.warning("The database is away; trying again", extra={"action": "database_away"})
@@ -85,7 +91,7 @@ class Worker:
             self._stop.wait(POLL_S)
 
     def _take_batch(self) -> bool:
-        if len(self._pending) >= BATCHES_AHEAD or not self._is_due(JobKind.INFER):
+        if len(self._pending) >= BATCHES_AHEAD or self._must_wait(()):
             return False
         with session_scope(self._engine) as session:
             jobs = queue.claim(
@@ -96,6 +102,9 @@ class Worker:
                 policy=self._policy,
                 now=db_now(session),
             )
+            if self._must_wait(jobs):
+                queue.release(session, jobs, now=db_now(session))
+                return False
             files = facts.instance_files(session, [job.subject_id for job in jobs])
         if jobs:
             self._leases.hold(jobs)
@@ -110,9 +119,13 @@ class Worker:
             self._pending.append(batch)
         return bool(jobs)
 
+    def _must_wait(self, jobs: Sequence[Job]) -> bool:
+        """Whether jobs may not be in hand beside what is: a job that crashed before would take the others along."""
+        return bool(self._pending) and any(map(_is_suspect, (*jobs, *self._pending[-1].jobs)))
+
     def _judge_oldest(self) -> None:
         batch = self._pending.popleft()
-        judgements = judging.judge(batch, self._predictor)
+        judgements = self._judge(batch)
         while True:
             try:
                 judging.record(self._engine, judgements, policy=self._policy)
@@ -122,9 +135,19 @@ class Worker:
                 time.sleep(DATABASE_RETRY_S)
         self._leases.let_go(batch.jobs)
 
+    def _judge(self, batch: judging.Batch) -> Sequence[Judgement]:
+        """Judge a batch; where one image spoils the forward pass of all, each by itself."""
+        try:
+            return judging.judge(batch, self._predictor)
+        except ArithmeticError as error:
+            if len(batch.jobs) == 1:
+                extra = {"action": "judging_failed", "instance_id": batch.jobs[0].subject_id}
+                logger.exception("An image could not be judged", extra=extra)
+                return [Judgement(job=batch.jobs[0], error=describe(error))]
+        alone = (judging.Batch(jobs=(j,), decoding=(d,)) for j, d in zip(batch.jobs, batch.decoding, strict=True))
+        return [judgement for one in alone for judgement in self._judge(one)]
+
     def _report_some(self) -> bool:
-        if not self._is_due(JobKind.REPORT):
-            return False
         with session_scope(self._engine) as session:
             jobs = queue.claim(
                 session,
@@ -142,10 +165,10 @@ class Worker:
             self._leases.let_go(jobs)
         return bool(jobs)
 
-    def _is_due(self, kind: JobKind) -> bool:
+    def _due(self) -> frozenset[JobKind]:
         """Look before claiming: a claim takes SQLite's write lock."""
         with read_scope(self._engine) as session:
-            return queue.is_due(session, kind, now=db_now(session))
+            return queue.due_kinds(session, KINDS, now=db_now(session))
 
     def _follow_active_model(self) -> None:
         if time.monotonic() - self._model_checked_at < MODEL_CHECK_S:
@@ -177,6 +200,10 @@ class Worker:
             audit.append(session, Action.MODEL_LOADED, actor=self._owner, details=loaded, now=db_now(session))
         logger.info("The model is loaded", extra={"action": "model_loaded", **loaded})
         return predictor
+
+
+def _is_suspect(job: Job) -> bool:
+    return job.crashes > 0
 
 
 def run_worker(settings: Settings, stop: threading.Event) -> None:

@@ -21,7 +21,7 @@ from pacs_node.settings import Settings
 ROOT = Path(__file__).parents[1]
 
 
-def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
     """Wait until `condition` holds.
 
     Raises

@@ -19,17 +19,17 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, select
 
-from db import audit, facts
+from db import audit, facts, queue
 from db.engine import DatabaseAway, Session, db_now, read_scope, session_scope
 from db.facts import BuiltObject, NewPrediction, NewWarning
-from db.tables import Delivery, DeliveryState
+from db.tables import Delivery, DeliveryState, JobKind
 from models.registry import Registry
 from pacs_node.report.answer import answer_of
 from pacs_node.settings import NodeSettings, Settings
 from pacs_node.store import ObjectStore
 from pacs_node.web.app import create_app, run_web
 from tests.builders import as_bytes, make_radiograph
-from tests.records import NOON, end_jobs, make_instance, make_prediction
+from tests.records import NOON, POLICY, end_jobs, make_instance, make_prediction
 
 SR_CLASS = "1.2.840.10008.5.1.4.1.1.88.34"
 LATERAL = NewWarning(code="not_frontal", severity="forbids", text="The view is lateral; only frontal views are judged.")
@@ -108,6 +108,16 @@ class World:
             if delivery:
                 _deliver(session, report_id, delivery, reason, built, now)
             return report_id
+
+    def break_report(self, study_id: UUID) -> UUID:
+        """Freeze the study's report, whose building then fails for good; return the failed job."""
+        with session_scope(self.engine) as session:
+            now = db_now(session)
+            report_id = _freeze(session, study_id, now)
+            (job,) = queue.claim(session, JobKind.REPORT, owner="test", limit=1, policy=POLICY, now=now)
+            assert queue.fail(session, job, error="secret traceback", now=now, policy=POLICY, permanent=True)
+            facts.record_report_failed(session, report_id, now=now)
+        return job.id
 
 
 def _patient(number: int) -> dict[str, str]:

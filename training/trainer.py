@@ -75,7 +75,7 @@ class Trainer:
         self.lines: list[Line] = []
         self._optimizer = _optimizer(self.network, recipe)
         self._plateau = ReduceLROnPlateau(self._optimizer, mode="max", factor=0.1, patience=recipe.patience)
-        self.epochs_done = 0
+        self.epochs_done = self._steps = 0
         self._batches_done, self._sums = 0, np.zeros(3)  # within the epoch: loss, hits, images
         self._forward: Callable[[Tensor], Tensor] = self._processes.wrap(self.network)
         if recipe.compile:
@@ -175,8 +175,10 @@ class Trainer:
         """Let the averaged weights (and batch-norm statistics) follow the network's."""
         current = self.network.state_dict()
         moving = [key for key, value in current.items() if value.is_floating_point()]
-        stage = self.recipe.stage_of(self.epochs_done)
-        follow = get_ema_multi_avg_fn(stage.ema_decay or self.recipe.ema_decay)  # type: ignore[no-untyped-call]
+        decay = self.recipe.stage_of(self.epochs_done).ema_decay or self.recipe.ema_decay
+        self._steps += 1
+        early = self._steps / (10 + self._steps)  # or the random weights of the start would stay in short runs
+        follow = get_ema_multi_avg_fn(min(decay, early))  # type: ignore[no-untyped-call]
         follow([self.averaged[key] for key in moving], [current[key] for key in moving], 0)
         for key in current.keys() - moving:
             self.averaged[key].copy_(current[key])
@@ -209,6 +211,7 @@ class Trainer:
             "recipe": _plain(self.recipe),
             "epochs_done": self.epochs_done,
             "batches_done": self._batches_done,
+            "steps": self._steps,
             "sums": sums.tolist(),
             "network": self.network.state_dict(),
             "averaged": self.averaged,
@@ -244,6 +247,7 @@ class Trainer:
         self._optimizer.load_state_dict(state["optimizer"])
         self._plateau.load_state_dict(state["plateau"])
         self.epochs_done, self._batches_done = state["epochs_done"], state["batches_done"]
+        self._steps = state["steps"]
         self._sums = np.array(state["sums"]) if self._processes.is_first else np.zeros(3)
         self._processes.set_random_state(state["random"])
 

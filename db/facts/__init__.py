@@ -31,7 +31,7 @@ from db.facts.models import (
     previous_active,
 )
 from db.facts.node import installation_id, retry_job
-from db.facts.reception import Accepted, SamePixels, StoredCopy, add_instance, quarantine, stored_copy
+from db.facts.reception import Accepted, SamePixels, StoredCopy, add_instance, quarantine, record_refusal, stored_copy
 from db.facts.reports import (
     BuiltObject,
     PredecessorFacts,
@@ -41,6 +41,7 @@ from db.facts.reports import (
     is_own_object,
     objects_of,
     record_report_built,
+    record_report_failed,
     report_facts,
 )
 from db.facts.results import (
@@ -54,14 +55,25 @@ from db.facts.results import (
     list_quarantined,
     list_results,
     list_senders,
+    oldest_unreported,
     oldest_waiting,
 )
-from db.facts.retention import known_paths, mark_purged, purgeable_studies
+from db.facts.retention import known_paths, mark_purged, purge_quarantined, purgeable_studies
 from db.facts.reviews import ReviewFacts, add_review, list_reviews
 from db.facts.studies import StudyFacts, settled_studies, study_facts
-from db.facts.worklist import DeliveryLine, StudyDetail, StudySummary, list_studies, search_studies, study_detail
+from db.facts.worklist import (
+    STUDY_STATES,
+    DeliveryLine,
+    StudyDetail,
+    StudySummary,
+    count_stuck_studies,
+    list_studies,
+    search_studies,
+    study_detail,
+)
 
 __all__ = [
+    "STUDY_STATES",
     "Accepted",
     "BuiltObject",
     "Conservation",
@@ -97,6 +109,7 @@ __all__ = [
     "close_association",
     "count_deliveries",
     "count_open",
+    "count_stuck_studies",
     "counts",
     "delivery_facts",
     "earlier_deliveries",
@@ -117,16 +130,20 @@ __all__ = [
     "lose_associations",
     "mark_purged",
     "objects_of",
+    "oldest_unreported",
     "oldest_waiting",
     "open_association",
     "previous_active",
+    "purge_quarantined",
     "purgeable_studies",
     "quarantine",
     "record_choice",
     "record_failure",
     "record_judgement",
     "record_not_sent",
+    "record_refusal",
     "record_report_built",
+    "record_report_failed",
     "record_sent",
     "release_study",
     "report_facts",

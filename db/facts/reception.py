@@ -149,6 +149,21 @@ def quarantine(
     audit.append(session, Action.INSTANCE_QUARANTINED, actor="listener", subject_id=receipt_id, now=now)
 
 
+def record_refusal(
+    session: Session, *, status: str, reason: str, calling_ae_title: str, association_id: UUID | None, now: datetime
+) -> None:
+    """Record that a sender was refused an object for good: nothing of it is kept, so nothing else tells of it.
+
+    Parameters
+    ----------
+    reason
+        In the node's own words.
+    """
+    details = {"status": status, "reason": reason}
+    actor = f"ae:{calling_ae_title}"
+    audit.append(session, Action.INSTANCE_REFUSED, actor=actor, subject_id=association_id, details=details, now=now)
+
+
 def _accept_copy(
     session: Session, copy: StoredCopy, new: NewInstance, now: datetime, same_pixels: SamePixels | None
 ) -> Accepted:

@@ -194,6 +194,11 @@ def record_report_built(
         )
 
 
+def record_report_failed(session: Session, report_id: UUID, *, now: datetime) -> None:
+    """Record that a report could not be built: its failed job says why, and an operator runs it again."""
+    audit.append(session, Action.REPORT_FAILED, actor="worker", subject_id=report_id, now=now)
+
+
 def is_own_object(session: Session, sop_instance_uid: str) -> bool:
     """Tell whether this node made the SOP Instance."""
     return (

@@ -71,8 +71,14 @@ class Quarantined:
     """The first copy."""
     reason: str
     path: str | None
+    """None = its bytes were purged."""
     size_bytes: int
     received_at: datetime
+
+    @property
+    def is_purged(self) -> bool:
+        """Tell whether its bytes are gone; what is known about them stays."""
+        return self.path is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +195,13 @@ def oldest_waiting(session: Session) -> dict[JobKind, datetime]:
         select(_JOBS.c.kind, func.min(_JOBS.c.created_at)).where(_JOBS.c.state == JobState.READY).group_by(_JOBS.c.kind)
     )
     return dict(session.execute(ready).all())
+
+
+def oldest_unreported(session: Session) -> datetime | None:
+    """Return since when the study that waits longest has waited for its report; None if none waits."""
+    oldest = select(func.min(_STUDIES.c.unreported_since)).where(_STUDIES.c.unreported_since.is_not(None))
+    since: datetime | None = session.execute(oldest).scalar_one()
+    return since
 
 
 def list_senders(session: Session) -> list[str]:

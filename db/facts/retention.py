@@ -19,6 +19,7 @@ from db.tables import (
     InstanceState,
     Job,
     JobState,
+    Outcome,
     OwnObject,
     Receipt,
     Report,
@@ -29,7 +30,7 @@ from db.tables import (
 )
 
 _STUDIES, _INSTANCES, _JOBS, _REPORTS = rows_of(Study), rows_of(Instance), rows_of(Job), rows_of(Report)
-_DELIVERIES, _REVIEWS = rows_of(Delivery), rows_of(Review)
+_DELIVERIES, _REVIEWS, _RECEIPTS = rows_of(Delivery), rows_of(Review), rows_of(Receipt)
 CHUNK = 500
 """Paths asked for in one statement."""
 
@@ -90,6 +91,30 @@ def mark_purged(session: Session, study_id: UUID, now: datetime, *, paths: Colle
     return True
 
 
+def purge_quarantined(
+    session: Session, *, older_than: datetime, now: datetime, limit: int = CHUNK
+) -> list[tuple[UUID, str]]:
+    """Record that the bytes of quarantined objects are gone, and return them with their paths; their rows stay.
+
+    They came before `older_than`, and no study that is held turns on them: an administrator may want to compare.
+    """
+    disputed = exists().where(
+        _INSTANCES.c.id == _RECEIPTS.c.instance_id, _INSTANCES.c.study_id == _STUDIES.c.id, _STUDIES.c.hold.is_not(None)
+    )
+    query = (
+        select(_RECEIPTS.c.id, _RECEIPTS.c.path)
+        .where(_RECEIPTS.c.outcome == Outcome.QUARANTINED, _RECEIPTS.c.received_at <= older_than)
+        .where(_RECEIPTS.c.path.is_not(None), ~disputed)
+        .order_by(_RECEIPTS.c.received_at)
+        .limit(limit)
+    )
+    old = [(receipt_id, path) for receipt_id, path in session.execute(query)]
+    for receipt_id, _ in old:
+        session.execute(update(_RECEIPTS).where(_RECEIPTS.c.id == receipt_id).values(path=None))
+        audit.append(session, Action.QUARANTINE_PURGED, actor="tick", subject_id=receipt_id, now=now)
+    return old
+
+
 def known_paths(session: Session, paths: Iterable[str]) -> set[str]:
     """Return those of `paths` that a row needs: an image's, a quarantined object's, or of an object we made.
 
@@ -99,7 +124,7 @@ def known_paths(session: Session, paths: Iterable[str]) -> set[str]:
     images = select(_INSTANCES.c.path).join(_STUDIES, _STUDIES.c.id == _INSTANCES.c.study_id)
     kept = (
         (images.where(_STUDIES.c.purged_at.is_(None)), _INSTANCES.c.path),
-        *((select(column), column) for column in (rows_of(Receipt).c.path, rows_of(OwnObject).c.path)),
+        *((select(column), column) for column in (_RECEIPTS.c.path, rows_of(OwnObject).c.path)),
     )
     for start in range(0, len(wanted), CHUNK):
         chunk = wanted[start : start + CHUNK]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from uuid import UUID
@@ -44,7 +45,14 @@ _ROW = (
 
 
 def settled_studies(
-    session: Session, *, settle_s: float, idle_s: float, report_wait_s: float, now: datetime, limit: int = 100
+    session: Session,
+    *,
+    settle_s: float,
+    idle_s: float,
+    report_wait_s: float,
+    now: datetime,
+    passing_over: Collection[UUID] = (),
+    limit: int = 100,
 ) -> list[UUID]:
     """Return the studies whose next report is due, the longest waiting first; held ones too (their delivery is held).
 
@@ -58,6 +66,8 @@ def settled_studies(
         Reception is over this long after the last image, even if an association stays open.
     report_wait_s
         Judging is waited for this long after the last image, or after the first result that the last report missed.
+    passing_over
+        Studies to leave out.
     """
     silent_since = _STUDIES.c.last_received_at
 
@@ -69,6 +79,7 @@ def settled_studies(
     query = (
         select(_STUDIES.c.id)
         .where(_STUDIES.c.unreported_since.is_not(None), is_received, or_(~is_being_judged(), is_waited_for))
+        .where(_STUDIES.c.id.not_in(list(passing_over)))
         .order_by(_STUDIES.c.unreported_since, _STUDIES.c.id)
         .limit(limit)
     )

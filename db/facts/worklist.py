@@ -8,7 +8,7 @@ from datetime import date, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, case, exists, func, or_, select
+from sqlalchemy import ColumnElement, and_, case, exists, func, select
 
 from db.engine import NoSuchRecord, Session
 from db.facts.images import ImageFacts, WarningFacts, images_of_study
@@ -16,7 +16,25 @@ from db.facts.paging import older_than, page
 from db.facts.reports import ReportFacts, reports_of_study
 from db.facts.reviews import ReviewFacts, reviews_of_study
 from db.facts.studies import is_being_judged, is_sent_to
-from db.tables import Answer, Delivery, DeliveryState, Hold, Instance, Report, Review, Study, Verdict, Warning, rows_of
+from db.tables import (
+    Answer,
+    Delivery,
+    DeliveryState,
+    Hold,
+    Instance,
+    Job,
+    JobKind,
+    JobState,
+    Report,
+    Review,
+    Study,
+    Verdict,
+    Warning,
+    rows_of,
+)
+
+STUDY_STATES = ("receiving", "judging", "reporting", "answered", "held", "failed")
+"""FAILED: its report could not be built; `failed_job_id` builds it when it is run again."""
 
 
 class DeliveryLine(NamedTuple):
@@ -36,7 +54,9 @@ class StudySummary:
     last_received_at: datetime
     calling_ae_title: str
     state: str
-    """receiving, judging, reporting, answered or held."""
+    """One of `STUDY_STATES`."""
+    failed_job_id: UUID | None
+    """Of the current report: it could not be built, and is built when this job is run again."""
     answer: Answer | None
     probability: float | None
     threshold: float | None
@@ -78,16 +98,24 @@ class StudyDetail:
 
 
 _STUDIES, _INSTANCES, _WARNINGS = rows_of(Study), rows_of(Instance), rows_of(Warning)
-_REPORTS, _DELIVERIES, _REVIEWS = rows_of(Report), rows_of(Delivery), rows_of(Review)
+_REPORTS, _DELIVERIES, _REVIEWS, _JOBS = rows_of(Report), rows_of(Delivery), rows_of(Review), rows_of(Job)
 _CURRENT = and_(_REPORTS.c.study_id == _STUDIES.c.id, _REPORTS.c.revision == _STUDIES.c.revision)
 _IS_REVIEWED = exists().where(_REVIEWS.c.report_id == _REPORTS.c.id, _REVIEWS.c.verdict != Verdict.COMMENT)
 _IS_DUE = _STUDIES.c.unreported_since.is_not(None)
 _IS_UNBUILT = and_(_REPORTS.c.id.is_not(None), _REPORTS.c.built_at.is_(None))
+_BUILDING = _JOBS.alias("building")
+_HAS_FAILED = and_(
+    _BUILDING.c.kind == JobKind.REPORT,
+    _BUILDING.c.subject_id == _REPORTS.c.id,
+    _BUILDING.c.state == JobState.FAILED,
+)
 _STATE = case(
     (_STUDIES.c.hold.is_not(None), "held"),
     (and_(_IS_DUE, is_sent_to()), "receiving"),
     (is_being_judged(), "judging"),
-    (or_(_IS_DUE, _IS_UNBUILT), "reporting"),
+    (_IS_DUE, "reporting"),
+    (_BUILDING.c.id.is_not(None), "failed"),
+    (_IS_UNBUILT, "reporting"),
     else_="answered",
 )
 _LINE = (
@@ -100,6 +128,7 @@ _LINE = (
         ),
         *(_STUDIES.c[n] for n in ("patient_name", "patient_id", "accession_number")),
         _STATE.label("state"),
+        _BUILDING.c.id.label("failed_job_id"),
         _REPORTS.c.id.label("report_id"),
         _REPORTS.c.answer,
         _REPORTS.c.probability,
@@ -108,6 +137,7 @@ _LINE = (
     )
     .select_from(_STUDIES)
     .outerjoin(_REPORTS, _CURRENT)
+    .outerjoin(_BUILDING, _HAS_FAILED)
 )
 
 
@@ -130,7 +160,7 @@ def list_studies(
     Parameters
     ----------
     state
-        receiving, judging, reporting, answered or held.
+        One of `STUDY_STATES`.
     warning
         The code of a warning that some image of the study has.
 
@@ -223,6 +253,19 @@ def study_detail(session: Session, study_id: UUID) -> StudyDetail:
         reports=reports_of_study(session, study_id),
         reviews=reviews_of_study(session, study_id),
     )
+
+
+def count_stuck_studies(session: Session) -> dict[str, int]:
+    """Return how many studies wait for a person: "held", and "failed"."""
+    held = select(func.count()).select_from(_STUDIES).where(_STUDIES.c.hold.is_not(None))
+    failed = (
+        select(func.count())
+        .select_from(_BUILDING)
+        .join(_REPORTS, _HAS_FAILED)
+        .join(_STUDIES, _CURRENT)
+        .where(_STUDIES.c.hold.is_(None))
+    )
+    return {"held": session.execute(held).scalar_one(), "failed": session.execute(failed).scalar_one()}
 
 
 def _has_warning(code: str) -> ColumnElement[bool]:

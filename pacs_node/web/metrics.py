@@ -41,7 +41,8 @@ class _Node(Collector):
     def _read(self) -> tuple[int, list[Metric]]:
         try:
             with read_scope(self._web.engine) as session:
-                return 1, [*_receptions(session), *_jobs(session), *_deliveries(session), *_network(session)]
+                parts = (_receptions, _studies, _jobs, _deliveries, _network)
+                return 1, [metric for part in parts for metric in part(session)]
         except DatabaseAway:
             return 0, []
 
@@ -71,6 +72,16 @@ def _receptions(session: Session) -> Iterator[Metric]:
     for outcome in ("analysed", "not_analysed", "failed", "waiting", "duplicate", "quarantined"):
         outcomes.add_metric([outcome], getattr(kept, outcome))
     yield outcomes
+
+
+def _studies(session: Session) -> Iterator[Metric]:
+    stuck = GaugeMetricFamily(f"{PREFIX}_studies", "Studies that wait for a person, by state.", labels=["state"])
+    for state, count in facts.count_stuck_studies(session).items():
+        stuck.add_metric([state], count)
+    yield stuck
+    oldest = facts.oldest_unreported(session)
+    age = age_s(oldest, db_now(session)) if oldest else 0.0
+    yield _gauge("oldest_unreported_seconds", "How long a study has waited for its report to be opened.", age)
 
 
 def _jobs(session: Session) -> Iterator[Metric]:

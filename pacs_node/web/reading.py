@@ -99,7 +99,7 @@ def study_view(study: StudyDetail, *, chosen: UUID | None, saved: UUID | None, n
     return StudyView(
         study_id=summary.study_id,
         is_urgent=summary.priority > 0,
-        is_settled=summary.state in ("answered", "held"),
+        is_settled=summary.state in ("answered", "held", "failed"),
         patient_name=words.readable_name(summary.patient_name),
         patient_id=summary.patient_id or "no patient id",
         patient_line=_patient_line(study, now),
@@ -230,7 +230,8 @@ def _facts(study: StudyDetail, decisive: ImageFacts | None, now: datetime) -> li
         ("Delivery", words.delivery_sentence(delivery)) for delivery in summary.deliveries if delivery.state == "sent"
     ]
     for report in study.reports:
-        built = "" if report.built_at else ", being built"
+        is_awaited = report.revision == summary.revision and summary.failed_job_id is None
+        built = "" if report.built_at else ", being built" if is_awaited else ", not built"
         said = words.SAYINGS[words.kind_of(report.answer, ())].whole.lower()
         facts.append((f"Revision {report.revision}", f"{words.clock(report.content_at, now)}: {said}{built}"))
     return facts

@@ -153,6 +153,7 @@ def row_of(study: StudySummary, now: datetime) -> Row:
     said += words.reason_sentences(kind, study.warnings)
     said += [Sentence(text) for text in words.warning_sentences(study.warnings)]
     said += [Sentence(words.delivery_sentence(d)) for d in study.deliveries if d.state is DeliveryState.FAILED]
+    is_failed = study.failed_job_id is not None
     images = f"{study.images} images" if study.images != 1 else "1 image"
     return Row(
         study_id=study.study_id,
@@ -165,13 +166,13 @@ def row_of(study: StudySummary, now: datetime) -> Row:
         point=point,
         is_urgent=study.priority > 0,
         is_reviewed=study.is_reviewed,
-        is_undelivered=any(delivery.state is DeliveryState.FAILED for delivery in study.deliveries),
+        is_undelivered=is_failed or any(delivery.state is DeliveryState.FAILED for delivery in study.deliveries),
         patient_name=words.readable_name(study.patient_name),
         patient_line=study.patient_id or "no patient id",
         accession_number=study.accession_number,
         study_line=f"{study.calling_ae_title}, {images}",
         sentences=said,
-        report=words.report_words(study.deliveries, is_reported=study.revision > 0),
+        report=words.report_words(study.deliveries, is_reported=study.revision > 0, is_failed=is_failed),
         waiting="answered" if study.is_reviewed else words.time_since(study.last_received_at, now),
         waiting_since=study.last_received_at,
         received=words.clock(study.last_received_at, now),

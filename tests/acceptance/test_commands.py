@@ -43,7 +43,7 @@ def the_one_line(done: subprocess.CompletedProcess[str], code: int) -> str:
 
 def test_help_names_every_command(tmp_path: Path) -> None:
     said = Node(tmp_path).command("--help").stdout
-    words = "run listen work deliver web tick send jobs studies audit check migrate backup models"
+    words = "run listen work deliver web tick send jobs studies quarantine audit check migrate backup restore models"
     assert [word for word in words.split() if not re.search(rf"^\s+{word}\s", said, re.MULTILINE)] == []
 
 

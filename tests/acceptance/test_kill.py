@@ -1,4 +1,4 @@
-"""`kill -9`, twenty times at random moments, while a modality sends and a PACS is slow: nothing acknowledged is lost.
+"""`kill -9`, many times at random moments, while a modality sends and a PACS is slow: nothing acknowledged is lost.
 
 At the end every acknowledged image is named in exactly one current report of its study in the PACS, a study's reports
 form one chain, no two share a revision, an object is never sent twice with other bytes, and no process is left over.
@@ -24,15 +24,17 @@ from tests.acceptance.node import QUICK, Node, until
 from tests.acceptance.peers import SUCCESS, Modality, RecordingPacs, named_images, predecessors
 from tests.builders import make_radiograph
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900)]
 
 SEED = 20261120
-TARGETS = ["listener"] * 6 + ["worker"] * 6 + ["delivery"] * 5 + ["supervisor"] * 3
-"""Whom to kill, twenty in all; shuffled."""
+TARGETS = ["listener"] * 6 + ["worker"] * 6 + ["delivery"] * 5 + ["schedule"] * 4 + ["supervisor"] * 3
+"""Whom to kill; shuffled."""
 MOMENT_S = 0.4
 """The kill comes within this time after its victim was seen at work."""
 SEND_EVERY_S = 0.5
 """Pace of the modality: some images are under way in every role at any moment."""
+BACKLOG = 20
+"""Images waiting; above this the modality pauses, so that a slow machine ends in the same time."""
 LEASE_S = 2.0
 
 
@@ -42,12 +44,16 @@ class Ward:
 
     modality: Modality
     random: random.Random
+    count_waiting: Callable[[], int]
     studies: list[list[Dataset]] = field(default_factory=list)
     is_over: threading.Event = field(default_factory=threading.Event)
     _seed: int = 40_000
 
     def run(self) -> None:
         while not self.is_over.is_set():
+            if self.count_waiting() > BACKLOG:
+                self.is_over.wait(SEND_EVERY_S)
+                continue
             batch = self._next_batch()
             statuses = self.modality.send(batch, attempts=60, pause_s=0.5)
             assert set(statuses) == {SUCCESS}, f"the node did not take an image within its attempts: {statuses}"
@@ -107,7 +113,8 @@ def aftermath(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aftermath]:
 
 def _kill_and_let_finish(node: Node, pacs: RecordingPacs) -> Aftermath:
     chance = random.Random(SEED)
-    ward = Ward(modality=Modality(node=node), random=random.Random(SEED))
+    waiting = "SELECT count(*) FROM jobs WHERE kind = 'infer' AND state IN ('ready', 'running')"
+    ward = Ward(modality=Modality(node=node), random=random.Random(SEED), count_waiting=lambda: node.count(waiting))
     targets = list(TARGETS)
     chance.shuffle(targets)
     killed: Counter[str] = Counter()
@@ -120,10 +127,10 @@ def _kill_and_let_finish(node: Node, pacs: RecordingPacs) -> Aftermath:
         finally:
             ward.is_over.set()
         sending.result(60)
-    node.wait_quiet(timeout_s=120)
+    node.wait_quiet(timeout_s=300)
     for study in ward.studies[:3]:  # their reports are out: whatever chance did, some studies get another revision
         assert ward.modality.send(ward.add_late(study)) == [SUCCESS]
-    node.wait_quiet(timeout_s=60)
+    node.wait_quiet(timeout_s=300)
     assert node.stop() == 0
     return Aftermath(node=node, pacs=pacs, ward=ward, killed=killed, leftovers=node.processes())
 
@@ -134,6 +141,7 @@ def _kill(target: str, node: Node, pacs: RecordingPacs, ward: Ward, chance: rand
         "listener": ward.modality.is_sending.is_set,
         "worker": lambda: node.count("SELECT count(*) FROM jobs WHERE kind = 'infer' AND state = 'running'"),
         "delivery": pacs.is_receiving.is_set,
+        "schedule": lambda: node.count("SELECT count(*) FROM studies WHERE unreported_since IS NOT NULL"),
         "supervisor": lambda: True,
     }
     until(is_at_work[target], timeout_s=60, what=f"the {target} to be at work", describe=node.unfinished, every_s=0.01)
@@ -141,7 +149,8 @@ def _kill(target: str, node: Node, pacs: RecordingPacs, ward: Ward, chance: rand
     if target == "supervisor":
         _kill_supervisor(node)
         return
-    name = {"listener": chance.choice(["listen-1", "listen-2"]), "worker": "work-1", "delivery": "deliver"}[target]
+    roles = {"worker": "work-1", "delivery": "deliver", "schedule": "tick"}
+    name = roles.get(target) or chance.choice(["listen-1", "listen-2"])
     victim = until(lambda: node.role(name), timeout_s=60, what=f"{name} to run")
     victim.send_signal(signal.SIGKILL)
     victim.wait(10)
@@ -161,9 +170,9 @@ def _kill_supervisor(node: Node) -> None:
     node.start()
 
 
-def test_twenty_processes_were_killed(aftermath: Aftermath) -> None:
+def test_every_victim_was_killed(aftermath: Aftermath) -> None:
     assert aftermath.killed == Counter(TARGETS)
-    assert aftermath.killed.total() == 20
+    assert aftermath.killed.total() >= 20
 
 
 def test_every_acknowledged_image_is_named_in_one_current_report(aftermath: Aftermath) -> None:
@@ -240,4 +249,4 @@ def test_the_audit_chain_holds(aftermath: Aftermath) -> None:
     assert verified.returncode == 0, verified.stdout + verified.stderr
     assert "broken 0" in verified.stdout
     restarts = aftermath.node.count("SELECT count(*) FROM audit_events WHERE action = 'role_restarted'")
-    assert restarts >= 20 - Counter(TARGETS)["supervisor"]
+    assert restarts >= len(TARGETS) - Counter(TARGETS)["supervisor"]

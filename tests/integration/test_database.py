@@ -437,3 +437,22 @@ def test_backup_of_a_living_sqlite_database_is_whole(sqlite_engine: Engine, tmp_
     with session_scope(engine) as session:
         session.execute(update(Study).values(revision=0))
     engine.dispose()
+
+
+def test_sqlite_file_that_is_taken_away_is_missed_at_once_and_never_made_anew(sqlite_url: str, tmp_path: Path) -> None:
+    engine = make_engine(sqlite_url)
+    path, away = Path(sqlite_url.removeprefix("sqlite:///")), tmp_path / "away.sqlite"
+    with session_scope(engine) as session:
+        add_image(session)
+    path.rename(away)
+    for _ in range(3):
+        with pytest.raises(DatabaseAway, match="taken away"), session_scope(engine) as session:
+            add_image(session, 2)
+        with pytest.raises(DatabaseAway, match="taken away"), read_scope(engine) as session:
+            facts.counts(session)
+    assert not path.exists()
+    away.rename(path)
+    with session_scope(engine) as session:
+        add_image(session, 2)
+        assert facts.counts(session).received == 2
+    engine.dispose()

@@ -14,7 +14,7 @@ from sqlalchemy import Engine, update
 
 from db import audit, facts
 from db.engine import Session, db_now, read_scope, session_scope
-from db.tables import Answer, Study
+from db.tables import Answer, Hold, Receipt, Study
 from pacs_node.schedule import Tasks
 from pacs_node.settings import Settings
 from pacs_node.store import ObjectStore
@@ -25,7 +25,8 @@ DAY_S = 86_400
 
 
 def make_tasks(folder: Path, engine: Engine, **sections: Any) -> Tasks:
-    make_bundle(folder / "models")
+    if not (folder / "models").exists():
+        make_bundle(folder / "models")
     tree = {
         "node": {"data_dir": folder, "secrets_dir": folder / "secrets"},
         "model": {"folder": str(folder / "models")},
@@ -71,6 +72,39 @@ def test_settle_freezes_one_report_per_quiet_study(tasks: Tasks, store: ObjectSt
     assert (study.revision, study.current_report.answer) == (1, Answer.PRESENT)
 
 
+def test_study_that_cannot_be_settled_is_told_once_a_minute_and_keeps_nobody_waiting(
+    tasks: Tasks,
+    store: ObjectStore,
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with session_scope(engine) as session:
+        broken, sound = (
+            facts.add_instance(session, make_instance(n, study=f"1.2.{n}"), now=db_now(session)) for n in (1, 2)
+        )
+        for accepted in (broken, sound):
+            judge(session, accepted.instance_id, 0.9, now=db_now(session))
+
+    def freeze(session: Session, study_id: UUID, **report: Any) -> UUID | None:
+        if study_id == broken.study_id:
+            raise ZeroDivisionError
+        return freeze_report(session, study_id, **report)
+
+    freeze_report = facts.freeze_report
+    monkeypatch.setattr(facts, "freeze_report", freeze)
+    time.sleep(0.05)
+    tasks.settle()
+    tasks.settle()
+    assert [record.message for record in caplog.records] == ["A study could not be settled"]
+    with read_scope(engine) as session:
+        assert facts.study_facts(session, sound.study_id, lock=False).revision == 1
+    monkeypatch.setattr(facts, "freeze_report", freeze_report)
+    tasks.settle()
+    with read_scope(engine) as session:
+        assert facts.study_facts(session, broken.study_id, lock=False).revision == 0, "its minute is not over"
+
+
 def test_orphan_is_swept_and_named_files_stay(tasks: Tasks, store: ObjectStore, engine: Engine) -> None:
     orphan, young = store.place([b"orphan"]).path, store.place([b"young"]).path
     with session_scope(engine) as session:
@@ -101,6 +135,45 @@ def test_purge_takes_finished_old_studies_only(tmp_path: Path, store: ObjectStor
     with read_scope(engine) as session:
         assert facts.study_facts(session, accepted.study_id, lock=False).images, "rows stay"
         assert "study_purged" in [record.action for record in audit.tail(session, 5)]
+
+
+def quarantine(session: Session, store: ObjectStore, days_ago: float, instance_id: UUID | None = None) -> str:
+    path = store.place([b"unreadable"]).path
+    now = db_now(session) - timedelta(days=days_ago)
+    kept = {"path": path, "digest": "0" * 64, "size_bytes": 10, "reason": "not DICOM", "association_id": None}
+    facts.quarantine(session, **kept, now=now)
+    if instance_id is not None:
+        session.execute(update(Receipt).where(Receipt.path == path).values(instance_id=instance_id))
+    return path
+
+
+def test_purge_takes_quarantined_bytes_that_everybody_could_look_at(
+    tmp_path: Path, store: ObjectStore, engine: Engine
+) -> None:
+    with session_scope(engine) as session:
+        disputed = receive(session, store)
+        facts.hold_study(session, disputed.study_id, Hold.IDENTITY_CONFLICT, actor="a", now=db_now(session))
+        old, young = quarantine(session, store, 91), quarantine(session, store, 89)
+        evidence = quarantine(session, store, 91, disputed.instance_id)
+        received = facts.counts(session)
+    make_tasks(tmp_path, engine).purge()
+    assert [store.absolute(path).exists() for path in (old, young, evidence)] == [False, True, True]
+    with session_scope(engine) as session:
+        assert facts.counts(session) == received, "rows stay"
+        assert sorted(kept.is_purged for kept in facts.list_quarantined(session)[0]) == [False, False, True]
+        assert [r.action for r in audit.tail(session, 20)].count("quarantine_purged") == 1
+        facts.release_study(session, disputed.study_id, actor="a", now=db_now(session))
+    make_tasks(tmp_path, engine).purge()
+    assert not store.absolute(evidence).exists(), "the dispute is decided"
+
+
+def test_quarantine_is_kept_for_ever_where_the_config_says_so(
+    tmp_path: Path, store: ObjectStore, engine: Engine
+) -> None:
+    with session_scope(engine) as session:
+        path = quarantine(session, store, 4000)
+    make_tasks(tmp_path, engine, store={"quarantine_days": 0}).purge()
+    assert store.absolute(path).exists()
 
 
 def test_purge_that_crashed_is_ended_by_the_sweep(tmp_path: Path, store: ObjectStore, engine: Engine) -> None:

@@ -246,6 +246,9 @@ def test_metrics_add_up_and_name_no_patient(world: World) -> None:
 def test_model_info_counts_the_parameters(small_world: World) -> None:
     info = small_world.client().get("/model/info").json()
     assert (info["model_name"], info["version"], info["num_parameters"]) == ("drawn", "0.0.1", 24_559_170)
+    (population,) = info["populations"]
+    assert (population["name"], population["age_years"], population["temperature"]) == ("children", [1, 5], 1.0)
+    assert population["limits"]["pneumonia"]["operating_points"] == {"balanced": 0.5}
 
 
 def test_jobs_results_and_quarantine_are_listed(world: World) -> None:

@@ -36,6 +36,26 @@ def test_worklist_says_every_state_in_words(world: World) -> None:
         assert hidden not in page
 
 
+def test_study_whose_report_could_not_be_built_is_seen_everywhere(world: World) -> None:
+    accepted = world.receive(1)
+    study_id = accepted.study_id
+    world.judge(accepted.instance_id, 0.94)
+    job_id = world.break_report(study_id)
+    client = world.client()
+    (line,) = client.get("/api/v1/studies?state=failed").json()["items"]
+    assert (line["state"], line["failed_job_id"], line["answer"]) == ("failed", str(job_id), "present")
+    said = "its report could not be built, so no PACS has this answer; an administrator can run it again."
+    for page in (client.get("/?view=undelivered").text, client.get(f"/studies/{study_id}").text):
+        assert said in page
+        assert "secret traceback" not in page
+    assert "Not built" in client.get("/").text
+    assert "pneumonia suspected, not built" in client.get(f"/studies/{study_id}").text
+    metrics = client.get("/metrics").text
+    assert 'pacs_node_studies{state="failed"} 1.0' in metrics
+    assert 'pacs_node_studies{state="held"} 0.0' in metrics
+    assert "pacs_node_oldest_unreported_seconds 0.0" in metrics
+
+
 def test_worklist_groups_urgent_first_and_views_count(small_world: World) -> None:
     small_world.suspected()
     urgent = small_world.receive(2, priority=1)

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import numpy as np
 import pytest
 from sqlalchemy import Engine
 
 from db import facts, queue
 from db.engine import Session, db_now, make_engine, read_scope, session_scope
 from db.tables import InstanceState, JobKind
-from models.predictor import Predictor
+from models.predictor import DeviceOutOfMemory, Prediction, Predictor
 from models.registry import Registry
 from pacs_node import judging
 from pacs_node.decoding import DecodingPool
 from pacs_node.settings import Settings
 from pacs_node.store import ObjectStore
 from pacs_node.worker import run_worker
-from tests.builders import as_bytes, make_bundle, make_radiograph
+from tests.builders import as_bytes, make_bundle, make_population, make_radiograph
 from tests.records import POLICY, make_instance
 
 
@@ -93,6 +95,39 @@ def test_batch_ends_every_image_in_its_state(
     assert found[lateral].state is found[garbage].state is InstanceState.NOT_ANALYSED
     assert "no_pixels" in {w.code for w in found[garbage].warnings}
     assert not found[garbage].predictions
+
+
+def test_each_patient_is_judged_by_the_limits_of_their_age(
+    engine: Engine, store: ObjectStore, pool: DecodingPool, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = (make_population("children", (1, 5)), make_population("adults", (18, 90), threshold=0.3))
+    judge = Predictor(replace(registry.newest(), populations=both), device="cpu", precision="fp32")
+    whole, asked = judge.predict, []
+
+    def predict(image_B1HW: np.ndarray, age_years_B: Sequence[int | None]) -> list[tuple[Prediction, ...]]:
+        asked.append(list(age_years_B))
+        if len(image_B1HW) > 2:
+            raise DeviceOutOfMemory  # the batch is halved, and its ages with it
+        return whole(image_B1HW, age_years_B)
+
+    monkeypatch.setattr(judge, "predict", predict)
+    patients: list[dict[str, Any]] = [
+        {"patient_age": "003Y"},
+        {"patient_age": "044Y", "view_position": "LL"},
+        {"patient_age": "062Y"},
+        {"patient_age": None, "PatientBirthDate": ""},
+        {"patient_age": "018Y"},
+    ]
+    with session_scope(engine) as session:
+        received = [
+            receive(session, store, number, as_bytes(make_radiograph(seed=number, **patient)))
+            for number, patient in enumerate(patients, 1)
+        ]
+    judging.record(engine, run_batch(engine, store, pool, judge), policy=POLICY)
+    found = images(engine)
+    thresholds = [[told.threshold for told in found[instance_id].predictions] for instance_id in received]
+    assert thresholds == [[0.5], [], [0.3], [0.5], [0.3]]
+    assert asked == [[3, 62, None, 18], [3, 62], [None, 18]]
 
 
 def test_recording_twice_changes_nothing_the_second_time(

@@ -67,6 +67,7 @@ def test_decode_request_leaves_other_messages_alone(other: bytes) -> None:
         command(AffectedSOPClassUID=CR, AffectedSOPInstanceUID="1.2")[:-4],
         encoded(a_request()).replace(struct.pack("<HHLH", 0, 0x0110, 2, 7), struct.pack("<HHL", 0, 0x0110, 0)),
         encoded(a_request()).replace(b"1.2.34", b"1.\xff.34"),
+        encoded(a_request()).replace(b"1.2.34", b"\0" * 6),
     ],
 )
 def test_decode_request_refuses_one_that_is_malformed(malformed: bytes) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from db.engine import DatabaseAway, SchemaMismatch
 from db.queue import LostLease
-from models.errors import BundleConflict, CardError, ModelError, UnknownModel, WeightsMismatch
+from models.errors import BundleConflict, CardError, ModelError, UnknownModel, WeightsMismatch, WeightsUnavailable
 from pacs_node.errors import (
     ConfigError,
     DeliveryDelayed,
@@ -22,6 +22,7 @@ EXPECTED = {
     ConfigError: ErrorOutcome.EXIT,
     SchemaMismatch: ErrorOutcome.EXIT,
     WeightsMismatch: ErrorOutcome.EXIT,
+    WeightsUnavailable: ErrorOutcome.EXIT,
     UnknownModel: ErrorOutcome.EXIT,
     CardError: ErrorOutcome.EXIT,
     BundleConflict: ErrorOutcome.EXIT,

@@ -104,7 +104,7 @@ def test_read_header_survives_a_character_set_that_does_not_exist() -> None:
 
 
 @pytest.mark.parametrize("keyword", ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"])
-@pytest.mark.parametrize("value", [None, "", "1" * 65, "1.2\n3", "é"])
+@pytest.mark.parametrize("value", [None, "", "1" * 65, "1.2\n3", "1.2\\3", "é"])
 def test_read_header_cannot_understand_an_object_without_a_usable_uid(keyword: str, value: str | None) -> None:
     dataset = a_data_set()
     element = dataset[keyword]

@@ -171,6 +171,18 @@ def test_accept_refuses_a_data_set_that_is_not_what_the_command_said(small_world
         small_world.receive(make_radiograph(**RADIOGRAPH), **said)
     assert small_world.files() == []
     assert small_world.rows(Receipt) == []
+    (event,) = small_world.rows(AuditEvent)
+    assert (event.action, event.actor) == ("instance_refused", "ae:CR_ROOM_1")
+    assert event.details == {"status": "A900", "reason": "SOP Class or Instance UID differs from the command's"}
+
+
+def test_accept_puts_off_a_refusal_that_cannot_be_audited(small_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: Any, **__: Any) -> None:
+        raise DatabaseAway("gone")
+
+    monkeypatch.setattr(facts, "record_refusal", away)
+    with pytest.raises(OutOfResources):
+        small_world.receive(make_radiograph(**RADIOGRAPH), sop_instance_uid="9.9.9")
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import event
 
 from db import queue
 from db.engine import NoSuchRecord, Session
@@ -58,6 +60,7 @@ def test_claim_leaves_what_is_not_due_or_of_another_kind(session: Session, study
     assert take(session, limit=5) == []
     assert not queue.is_due(session, JobKind.INFER, now=NOON)
     assert queue.is_due(session, JobKind.INFER, now=NOON + MINUTE)
+    assert queue.due_kinds(session, list(JobKind), now=NOON) == {JobKind.REPORT}
     assert len(take(session, limit=5, now=NOON + MINUTE)) == 1
 
 
@@ -74,6 +77,37 @@ def test_priority_goes_first_until_waiting_has_lifted_the_others(
         "urgent": put(session, study_id, priority=1, now=NOON + waited_s * SECOND),
     }
     assert take(session, now=NOON + 10 * MINUTE)[0].subject_id == subjects[first]
+
+
+def test_claim_reads_from_the_index_and_sorts_no_queue(session: Session, study_id: UUID) -> None:
+    if session.get_bind().dialect.name != "sqlite":
+        pytest.skip("PostgreSQL plans by what it counted")
+    plans: list[str] = []
+
+    def explain(connection: Any, _: Any, statement: str, parameters: Any, *__: Any) -> None:
+        if statement.lstrip().startswith(("WITH", "UPDATE jobs")):
+            cursor = connection.connection.dbapi_connection.cursor()
+            plans.extend(row[-1] for row in cursor.execute(f"EXPLAIN QUERY PLAN {statement}", parameters))
+
+    put(session, study_id)
+    event.listen(session.connection(), "before_cursor_execute", explain)
+    take(session)
+    ordered = "ix_jobs_state_kind_priority_due_at (state=? AND kind=? AND priority=? AND due_at<?)"
+    assert sum(ordered in step for step in plans) == len(queue.PRIORITIES)
+    assert [step for step in plans if step.startswith("SCAN jobs")] == []
+
+
+def test_priority_beyond_the_known_counts_as_the_nearest(session: Session, study_id: UUID) -> None:
+    subjects = [put(session, study_id, priority=-3), put(session, study_id, priority=7)]
+    assert [(job.subject_id, job.priority) for job in take(session, limit=5)] == [(subjects[1], 1), (subjects[0], 0)]
+
+
+def test_job_whose_lease_expired_keeps_its_place(session: Session, study_id: UUID) -> None:
+    first, second = put(session, study_id), put(session, study_id, now=NOON + SECOND)
+    take(session)
+    queue.reclaim_expired(session, policy=POLICY, now=NOON + 5 * MINUTE)
+    later = NOON + 6 * MINUTE
+    assert [job.subject_id for job in take(session, now=later) + take(session, now=later)] == [first, second]
 
 
 def test_heartbeat_extends_only_leases_that_are_still_held(session: Session, study_id: UUID) -> None:

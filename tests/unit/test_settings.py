@@ -56,6 +56,17 @@ def test_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ('[[dicom.peers]]\nae_title = "CR"\naddresses = ["999.1.1.1"]\n', "dicom.peers.0.addresses"),
         ('[[destinations]]\nname="a"\nae_title="A"\nhost="h"\nport=1\n' * 2, "same name"),
         ("[dicom\n", "cannot be read"),
+        ("[study]\nidle_s = inf\n", "study.idle_s: "),
+        ("[queue]\nlease_s = nan\n", "queue.lease_s: "),
+        ("[store]\nretention_days = 99999999999\n", "store: retention_days = 1e+11 is more than a century"),
+        ("[schedule]\nverify_every_hours = 1e12\n", "more than a century"),
+        ("[schedule]\nsettle_every_s = 1e-9\n", "schedule.settle_every_s: "),
+        ('[database]\nurl = "mysql://host/name"\n', "database.url: begins with none of"),
+        ('[database]\nurl = "sqlite:///"\n', "database.url: begins with none of"),
+        ('[node]\ndata_dir = ""\n', "node.data_dir: name a folder"),
+        ('[[destinations]]\nname="a\\n"\nae_title="A"\nhost="h"\nport=1\n', "destinations.0.name"),
+        ('[[destinations]]\nname="a"\nae_title="A"\nhost=" "\nport=1\n', "destinations.0.host"),
+        ("[store]\nquarantine_days = 3\n", "store.quarantine_days: 3 days: nobody may have looked by then"),
     ],
 )
 def test_bad_config_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:

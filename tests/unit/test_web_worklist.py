@@ -19,6 +19,7 @@ def make_summary(name: str, answer: Answer | None, probability: float | None = N
         "last_received_at": NOON - 10 * MINUTE,
         "calling_ae_title": "CR_ROOM_1",
         "state": "answered" if answer else "judging",
+        "failed_job_id": None,
         "answer": answer,
         "probability": probability,
         "threshold": 0.5 if probability is not None else None,
@@ -128,3 +129,12 @@ def test_older_pages_and_searches_stand_still() -> None:
 
 def test_href_leaves_out_what_is_not_set_and_quotes_the_rest() -> None:
     assert worklist.href(view="open", sender="A B&C", cursor=None) == "/?view=open&sender=A+B%26C"
+
+
+def test_study_whose_report_failed_says_so_and_is_found_among_the_undelivered() -> None:
+    study = make_summary("failed", Answer.PRESENT, 0.9, state="failed", failed_job_id=uuid4())
+    (group,) = listed("undelivered", [study]).groups
+    (row,) = group.rows
+    assert (row.report.short, row.report.is_bad) == ("Not built", True)
+    assert row.sentences[0].lead == "Failed:"
+    assert "its report could not be built" in row.sentences[0].text

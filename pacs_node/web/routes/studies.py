@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse
 
 from db import facts
 from db.engine import read_scope
-from db.facts import BuiltObject, ReportFacts, StudyDetail
+from db.facts import STUDY_STATES, BuiltObject, ReportFacts, StudyDetail
 from db.tables import Answer
 from pacs_node.web.context import Web, WebContext
 from pacs_node.web.problems import documented
@@ -22,7 +22,7 @@ from pacs_node.web.schemas import Page, StudyLine, StudyOut, StudySearch
 
 router = APIRouter(prefix=f"{API}/studies", tags=["studies"], responses=documented(404, 422, 503))
 
-State = Annotated[str, Query(pattern="^(receiving|judging|reporting|answered|held)$", examples=["answered"])]
+State = Annotated[str, Query(pattern=f"^({'|'.join(STUDY_STATES)})$", examples=["answered"])]
 COMPREHENSIVE_3D_SR = "1.2.840.10008.5.1.4.1.1.88.34"
 PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}}, 304: {"description": "Not Modified"}}
 
