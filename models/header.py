@@ -42,6 +42,10 @@ _FRONTAL_VIEWS = {"PA", "AP"}
 _OTHER_VIEWS = {"LL", "RL", "LLD", "RLD", "LLO", "RLO", "RAO", "LAO", "RPO", "LPO", "LAT", "LATERAL", "OBL", "OBLIQUE"}
 _FRONTAL_CODES = {"272479007", "399348003", "399033003", "R-10214", "R-40888", "R-10206"}
 _FRONTAL_WORDS = re.compile(r"\b(PA|AP|FRONTAL|POSTERO-?ANTERIOR|ANTERO-?POSTERIOR)\b")
+_AP_CODES = {"399348003", "R-10206"}
+_AP_WORDS = re.compile(r"\b(AP|ANTERO-?POSTERIOR)\b")
+_PA_WORDS = re.compile(r"\b(PA|POSTERO-?ANTERIOR)\b")
+_PORTABLE_WORDS = re.compile(r"\b(PORTABLE|MOBILE|BEDSIDE|SUPINE)\b")
 _OTHER_WORDS = re.compile(r"\b(LAT|LATERAL|LL|OBLIQUE|DECUBITUS)\b")
 
 
@@ -138,6 +142,23 @@ def view_of(dataset: Dataset) -> str:
     if row_direction[:1] in {"A", "P"}:  # rows that run from front to back: a view from the side
         return "other"
     return _view_in(f"{position} {_words(dataset)}")
+
+
+def is_ap_or_portable(dataset: Dataset) -> bool:
+    """Whether the beam ran from front to back, or the device was brought to the patient."""
+    position = _code_string(dataset, "ViewPosition")
+    words = f"{position} {_words(dataset)}"
+    if _PORTABLE_WORDS.search(words) or position == "AP":
+        return True
+    codes = {str(item.get("CodeValue", "")) for item in _items(dataset, "ViewCodeSequence")}
+    if position == "PA" or codes:
+        return position != "PA" and codes <= _AP_CODES
+    return bool(_AP_WORDS.search(words)) and not _PA_WORDS.search(words)
+
+
+def is_identity_incomplete(dataset: Dataset) -> bool:
+    """Whether the patient's ID, name or birth date is empty (all type 2: PS3.3 C.7.1.1)."""
+    return not all(_text(dataset, keyword) for keyword in ("PatientID", "PatientName", "PatientBirthDate"))
 
 
 def is_turned(dataset: Dataset) -> bool:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
     JPEG2000TransferSyntaxes,
@@ -46,8 +47,11 @@ UNREADABLE: tuple[type[Exception], ...] = (
     BytesLengthException,
 )
 
+_ONE_SAMPLE = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
 PIXELS_MAX = 100_000_000  # five times the largest detector; a header may claim more than the memory holds
+CHANNELS_APART = 2 / 255  # of the range: what rounding to and from YBR leaves between the channels of a grey image
 LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
+BLOCK_ROWS = 64  # of one look-up: its positions stay in the processor's cache
 PERCENTILES = (0.5, 99.5)  # the window of an image that brings none
 
 # One decoder per transfer syntax, the fastest exact one; never a second attempt with another.
@@ -77,11 +81,15 @@ class Radiograph:
     grey_HW
         float32, shape (Rows, Columns), range [0, 1], lung dark.
     voi
-        Where the grey levels come from: "lut", "window", "given" or "percentile".
+        Where the grey levels come from: "lut", "window", "given", "percentile", or "displayed" for a grey image that
+        is stored in colour.
+    padding_share
+        Part of the pixels that Pixel Padding Value marks, 0 to 1.
     """
 
     grey_HW: np.ndarray
     voi: str
+    padding_share: float = 0.0
 
 
 def read_radiograph(dataset: Dataset, *, window: tuple[float, float] | None = None) -> Radiograph:
@@ -103,16 +111,22 @@ def read_radiograph(dataset: Dataset, *, window: tuple[float, float] | None = No
     """
     _refuse_unreadable_header(dataset)
     stored_HW = _as_grey(_decode(dataset))
+    pattern_HW = stored_HW.view(np.dtype(f"u{stored_HW.itemsize}"))
     try:
-        values, is_padding = _values_of(stored_HW.dtype, dataset)
-        grey, voi = _voi(values, is_padding, stored_HW, dataset, window)
+        stored = _stored_values(stored_HW.dtype, dataset)
+        is_padding = _is_padding(stored, stored_HW.dtype, dataset)
+        if _photometric(dataset).startswith("MONOCHROME"):
+            grey, voi = _voi(_modality_values(stored, dataset), is_padding, pattern_HW, dataset, window)
+        else:
+            grey, voi = _displayed(stored, pattern_HW, dataset, window)
     except UNREADABLE as error:
         raise ImageUnfit("undecodable", f"grey levels: {error}") from error
     if _photometric(dataset) == "MONOCHROME1":
         grey = 1.0 - grey
     grey[is_padding] = 0.0
-    table = grey.astype(np.float32)
-    return Radiograph(grey_HW=np.take(table, stored_HW.view(np.dtype(f"u{stored_HW.itemsize}"))), voi=voi)
+    padding_share = float(_pixels_of(is_padding, pattern_HW).mean()) if is_padding.any() else 0.0
+    grey_HW = _pixels_of(grey.astype(np.float32), pattern_HW)
+    return Radiograph(grey_HW=grey_HW, voi=voi, padding_share=padding_share)
 
 
 def from_array(pixels: np.ndarray) -> np.ndarray:
@@ -154,16 +168,14 @@ def _refuse_unreadable_header(dataset: Dataset) -> None:
     if frames > 1:
         raise ImageUnfit("several_frames")
     photometric = _photometric(dataset)
-    if photometric == "PALETTE COLOR":
-        raise ImageUnfit("colour")
-    if photometric not in ("MONOCHROME1", "MONOCHROME2") and not photometric.startswith(("RGB", "YBR")):
+    if photometric not in _ONE_SAMPLE and not photometric.startswith(("RGB", "YBR")):
         raise ImageUnfit("undecodable", f"photometric interpretation {photometric!r}")
     if rows < 1 or columns < 1 or rows * columns > PIXELS_MAX:
         raise ImageUnfit("undecodable", f"{rows} x {columns} pixels")
-    if high_bit != bits_stored - 1:  # pydicom would silently take the low bits
-        raise ImageUnfit("left_justified_bits")
     if bits_allocated not in (8, 16) or not 1 < bits_stored <= bits_allocated:
         raise ImageUnfit("undecodable", f"{bits_stored} bits stored in {bits_allocated}")
+    if not bits_stored - 1 <= high_bit < bits_allocated:
+        raise ImageUnfit("left_justified_bits")
 
 
 def _photometric(dataset: Dataset) -> str:
@@ -173,6 +185,8 @@ def _photometric(dataset: Dataset) -> str:
 def _decode(dataset: Dataset) -> np.ndarray:
     try:
         syntax = dataset.file_meta.TransferSyntaxUID
+        if int(dataset.HighBit) != int(dataset.BitsStored) - 1:
+            return _shifted_right(dataset)
         if not syntax.is_compressed:
             return pixel_array(dataset)
         return pixel_array(dataset, decoding_plugin=_PLUGINS.get(syntax, ""))
@@ -180,30 +194,95 @@ def _decode(dataset: Dataset) -> np.ndarray:
         raise ImageUnfit("undecodable", str(error)) from error
 
 
+def _shifted_right(dataset: Dataset) -> np.ndarray:
+    """Return left-justified pixels (High Bit above Bits Stored - 1) as right-justified ones, where there is no doubt.
+
+    pydicom takes the low bits in silence. High Bit itself may be false, so the pixels must prove it: nothing below the
+    stored bits, and values too large for the other reading.
+
+    References
+    ----------
+    PS3.5 8.1.1
+    """
+    bits_allocated, bits_stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
+    shift = int(dataset.HighBit) + 1 - bits_stored
+    if dataset.file_meta.TransferSyntaxUID.is_compressed or _photometric(dataset) not in _ONE_SAMPLE:
+        raise ImageUnfit("left_justified_bits")
+    pattern = pixel_array(dataset, bits_stored=bits_allocated, pixel_representation=0)
+    pattern &= 2 ** (bits_stored + shift) - 1  # above them: overlays
+    if (pattern & (2**shift - 1)).any() or int(pattern.max()) < 2**bits_stored:
+        raise ImageUnfit("left_justified_bits")
+    stored: np.ndarray = pattern >> shift
+    if int(dataset.PixelRepresentation) != 1:
+        return stored
+    unused = bits_allocated - bits_stored  # the sign bit to the top and back
+    signed: np.ndarray = (stored << unused).view(np.dtype(f"i{stored.itemsize}")) >> unused
+    return signed
+
+
 def _as_grey(stored: np.ndarray) -> np.ndarray:
-    """Return one native-endian grey plane; a colour image passes only if its channels are equal."""
+    """Return one native-endian grey plane; a colour image passes only if its channels agree."""
     if stored.ndim == 3 and stored.shape[2] == 3:
-        if not (np.array_equal(stored[..., 0], stored[..., 1]) and np.array_equal(stored[..., 0], stored[..., 2])):
+        if not _channels_agree(stored):
             raise ImageUnfit("colour")
-        stored = stored[..., 0]
+        stored = stored[..., 1]
     if stored.ndim != 2 or stored.dtype.itemsize > 2:
         raise ImageUnfit("undecodable", f"pixels of shape {stored.shape} and type {stored.dtype}")
     return np.ascontiguousarray(stored, dtype=stored.dtype.newbyteorder("="))
 
 
-def _values_of(dtype: np.dtype[Any], dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return, for every bit pattern of a stored pixel, its modality value (float64) and whether it is padding."""
-    bits = 8 * dtype.itemsize
-    stored = np.arange(2**bits, dtype=np.dtype(f"u{dtype.itemsize}")).view(dtype).astype(np.int64)
+def _channels_agree(stored_C: np.ndarray) -> bool:
+    """Whether the three channels of the last axis differ by rounding at most."""
+    one, *others = (stored_C[..., channel] for channel in range(3))
+    if all(np.array_equal(one, other) for other in others):
+        return True
+    apart = CHANNELS_APART * np.iinfo(stored_C.dtype).max
+    return all(np.abs(one.astype(np.int32) - other).max() <= apart for other in others)
+
+
+def _stored_values(dtype: np.dtype[Any], dataset: Dataset) -> np.ndarray:
+    """Return the stored value (float64) of every bit pattern that a pixel can have."""
+    patterns = np.arange(2 ** (8 * dtype.itemsize), dtype=np.dtype(f"u{dtype.itemsize}"))
     is_signed = dtype.kind == "i"
     depth = int(dataset.BitsStored) - is_signed
-    stored = np.clip(stored, -(2**depth) if is_signed else 0, 2**depth - 1)
-    is_padding = np.zeros(stored.shape, dtype=bool)
-    padding = dataset.get("PixelPaddingValue")
-    if padding is not None:
-        limit = dataset.get("PixelPaddingRangeLimit", padding)
-        is_padding = (stored >= min(padding, limit)) & (stored <= max(padding, limit))
-    return _modality_values(stored.astype(np.float64), dataset), is_padding
+    return np.clip(patterns.view(dtype).astype(np.float64), -(2.0**depth) if is_signed else 0.0, 2.0**depth - 1)
+
+
+def _is_padding(stored: np.ndarray, dtype: np.dtype[Any], dataset: Dataset) -> np.ndarray:
+    """Return which stored values are no anatomy (PS3.3 C.7.5.1.1.2).
+
+    The two attributes are US or SS as Pixel Representation says; some writers use the other one.
+    """
+    if dataset.get("PixelPaddingValue") in (None, ""):
+        return np.zeros(stored.shape, dtype=bool)
+    bits = 8 * dtype.itemsize
+    lowest = -(2 ** (bits - 1)) if dtype.kind == "i" else 0
+    value = (int(dataset.PixelPaddingValue) - lowest) % 2**bits + lowest
+    limit = dataset.get("PixelPaddingRangeLimit")
+    limit = value if limit in (None, "") else (int(limit) - lowest) % 2**bits + lowest
+    is_padding: np.ndarray = (stored >= min(value, limit)) & (stored <= max(value, limit))
+    return is_padding
+
+
+def _displayed(
+    stored: np.ndarray, pattern_HW: np.ndarray, dataset: Dataset, window: tuple[float, float] | None
+) -> tuple[np.ndarray, str]:
+    """Return the grey in [0, 1] of a grey image stored in colour, and "displayed", or "given" for another window.
+
+    Neither modality LUT nor VOI applies to colour (PS3.3 C.11.2): what is stored is what is to be seen. A window in the
+    header is a leftover of the radiograph that was converted.
+    """
+    top = 2.0 ** int(dataset.BitsStored) - 1
+    values = stored.copy()
+    if _photometric(dataset) == "PALETTE COLOR":
+        used = np.unique(pattern_HW)
+        entries_C = np.asarray(apply_color_lut(used, dataset))[..., :3]
+        if not _channels_agree(entries_C):
+            raise ImageUnfit("colour")
+        values[used], top = entries_C[..., 1], float(np.iinfo(entries_C.dtype).max)
+    if window is not None:
+        return _windowed(values, window[0], max(window[1], 1e-6), function="LINEAR_EXACT"), "given"
+    return np.clip(values / top, 0.0, 1.0), "displayed"
 
 
 def _modality_values(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
@@ -211,7 +290,10 @@ def _modality_values(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
     if dataset.get("ModalityLUTSequence"):
         return _looked_up(stored, dataset.ModalityLUTSequence[0], dataset)
     slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
-    return np.asarray(stored * float(1 if slope is None else slope) + float(intercept or 0))
+    values = np.asarray(stored * float(1 if slope is None else slope) + float(intercept or 0))
+    if not (np.abs(values) <= np.finfo(np.float32).max).all():  # a header may say NaN, and NaN compares as false
+        raise ImageUnfit("undecodable", "Rescale Slope or Intercept is no usable number")
+    return values
 
 
 def _looked_up(values: np.ndarray, item: Dataset, dataset: Dataset) -> np.ndarray:
@@ -221,7 +303,7 @@ def _looked_up(values: np.ndarray, item: Dataset, dataset: Dataset) -> np.ndarra
     """
     count, first, bits = (int(number) for number in item.LUTDescriptor)
     count = count or 2**16  # 0 stands for 65536, which does not fit
-    if dataset.PixelRepresentation == 1 and first >= 2**15:
+    if first >= 2**15 and values.min() < 0:  # written as US, meant as SS
         first -= 2**16
     entries = item.LUTData
     if isinstance(entries, bytes):
@@ -237,7 +319,7 @@ def _looked_up(values: np.ndarray, item: Dataset, dataset: Dataset) -> np.ndarra
 def _voi(
     values: np.ndarray,
     is_padding: np.ndarray,
-    stored_HW: np.ndarray,
+    pattern_HW: np.ndarray,
     dataset: Dataset,
     window: tuple[float, float] | None,
 ) -> tuple[np.ndarray, str]:
@@ -252,7 +334,7 @@ def _voi(
     own = _own_window(dataset, function)
     if own is not None:
         return _windowed(values, *own, function=function), "window"
-    return _windowed(values, *_percentile_window(values, is_padding, stored_HW), function="LINEAR_EXACT"), "percentile"
+    return _windowed(values, *_percentile_window(values, is_padding, pattern_HW), function="LINEAR_EXACT"), "percentile"
 
 
 def _own_window(dataset: Dataset, function: str) -> tuple[float, float] | None:
@@ -263,7 +345,8 @@ def _own_window(dataset: Dataset, function: str) -> tuple[float, float] | None:
     except UNREADABLE:
         return None
     smallest = 1.0 if function == "LINEAR" else np.finfo(np.float64).tiny
-    return (float(center), float(width)) if np.isfinite(center) and width >= smallest else None
+    is_meant = np.isfinite(center) and np.isfinite(width) and width >= smallest
+    return (float(center), float(width)) if is_meant else None
 
 
 def _windowed(values: np.ndarray, center: float, width: float, *, function: str) -> np.ndarray:
@@ -277,10 +360,22 @@ def _windowed(values: np.ndarray, center: float, width: float, *, function: str)
     return np.clip((values - (center - 0.5)) / (width - 1.0) + 0.5, 0.0, 1.0)
 
 
-def _percentile_window(values: np.ndarray, is_padding: np.ndarray, stored_HW: np.ndarray) -> tuple[float, float]:
+def _pixels_of(table: np.ndarray, pattern_HW: np.ndarray) -> np.ndarray:
+    """Return the table's entry for every pixel.
+
+    By blocks of rows, because numpy widens the positions to 64 bits: half the time, and no copy of eight bytes a pixel.
+    There is an entry for every pattern, so "clip" only saves the check.
+    """
+    found_HW = np.empty(pattern_HW.shape, dtype=table.dtype)
+    for start in range(0, len(pattern_HW), BLOCK_ROWS):
+        block = slice(start, start + BLOCK_ROWS)
+        np.take(table, pattern_HW[block], out=found_HW[block], mode="clip")
+    return found_HW
+
+
+def _percentile_window(values: np.ndarray, is_padding: np.ndarray, pattern_HW: np.ndarray) -> tuple[float, float]:
     """Return (center, width) that spans the percentiles of the modality values that are not padding."""
-    pattern = stored_HW.view(np.dtype(f"u{stored_HW.itemsize}")).ravel()
-    count = np.bincount(pattern, minlength=values.size).astype(np.float64)
+    count = np.bincount(pattern_HW.ravel(), minlength=values.size).astype(np.float64)
     count[is_padding] = 0
     order = np.argsort(values, kind="stable")
     share = np.cumsum(count[order]) / max(count.sum(), 1.0)

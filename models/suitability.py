@@ -8,7 +8,6 @@ and everything that goes in and out can be pickled: it runs in a process that ma
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,55 +15,30 @@ import pydicom.config
 from pydicom.dataset import Dataset
 
 from models import header
+from models.appearance import appearance_codes
 from models.card import ModelCard
+from models.codes import CODES, Severity
 from models.preprocess import UNREADABLE, ImageUnfit, read_radiograph, squash
 
 if TYPE_CHECKING:
     from models.predictor import Prediction
 
 
-class Severity(StrEnum):
-    """What a warning does to the answer."""
+__all__ = [
+    "CODES",
+    "Examination",
+    "ImageWarning",
+    "Severity",
+    "examine",
+    "examine_file",
+    "header_warnings",
+    "make_warning",
+    "warnings_of",
+]
 
-    NOTE = "note"
-    WARNING = "warning"
-    FORBIDS = "forbids"
 
-
-CODES: dict[str, tuple[Severity, str]] = {
-    "wrong_modality": (Severity.FORBIDS, "The object is not a CR or DX radiograph."),
-    "not_chest": (Severity.FORBIDS, "The body part is not the chest."),
-    "body_part_unknown": (Severity.FORBIDS, "The body part is not stated; only the chest is judged."),
-    "not_frontal": (Severity.FORBIDS, "The view is lateral, oblique or decubitus; only frontal views are judged."),
-    "turned": (Severity.FORBIDS, "The stored image is rotated or mirrored (Patient Orientation)."),
-    "not_human": (Severity.FORBIDS, "The image is marked as a veterinary one."),
-    "for_processing": (Severity.FORBIDS, "The image is raw detector data (For Processing)."),
-    "derived_secondary": (Severity.FORBIDS, "The image is a derived secondary image, not an original radiograph."),
-    "no_pixels": (Severity.FORBIDS, "The object holds no pixel data."),
-    "undecodable": (Severity.FORBIDS, "The pixel data cannot be decoded."),
-    "left_justified_bits": (Severity.FORBIDS, "The pixels are stored left-justified, which is not supported."),
-    "colour": (Severity.FORBIDS, "The image is in colour."),
-    "several_frames": (Severity.FORBIDS, "The image has several frames."),
-    "low_resolution": (Severity.FORBIDS, "The image has fewer pixels than the model needs."),
-    "blank_image": (Severity.FORBIDS, "The image shows one grey level only."),
-    "age_outside_card": (Severity.FORBIDS, "The patient's age is outside the {ages} of the validation."),
-    "processing_failed": (Severity.FORBIDS, "Processing failed."),
-    "decode_timeout": (Severity.FORBIDS, "Decoding the pixel data took too long."),
-    "age_unknown": (Severity.WARNING, "The patient's age is unknown; the model was validated at {ages}."),
-    "view_unknown": (Severity.WARNING, "The view is not stated; the model judges frontal views only."),
-    "secondary_capture": (Severity.WARNING, "The image is a secondary capture; its grey levels may have been changed."),
-    "lut_shape_contradicts": (
-        Severity.WARNING,
-        "Presentation LUT Shape contradicts the Photometric Interpretation, which was followed.",
-    ),
-    "burned_in_annotation": (Severity.WARNING, "The pixels contain burned-in annotation."),
-    "low_confidence": (
-        Severity.WARNING,
-        "Low confidence: the probability lies in the band of {low} to {high} % where the model abstains.",
-    ),
-    "lossy_source": (Severity.NOTE, "The image was compressed with loss."),
-    "no_window": (Severity.NOTE, "The image brings no window; its grey levels were spread by percentiles."),
-}
+BLANK_STD = 0.005  # of grey; the flattest of 5,836 radiographs has 0.078
+_GREY_CODES = {"percentile": "no_window", "displayed": "stored_in_colour"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +61,7 @@ class Examination:
     rows, columns
         Pixels of the stored image, 0 where not stated.
     voi
-        "lut", "window" or "percentile", as in `preprocess.Radiograph`; "" if the pixels were not read.
+        "lut", "window", "percentile" or "displayed", as in `preprocess.Radiograph`; "" if the pixels were not read.
     age_years
         The patient's, in completed years; None if unknown. It chooses the card's population.
     """
@@ -147,11 +121,10 @@ def examine(dataset: Dataset, card: ModelCard, *, age_policy: str = "refuse") ->
     voi, image_1HW = "", None
     if not any(warning.severity is Severity.FORBIDS for warning in warnings):
         try:
-            voi, image_1HW = _read(dataset, card.input_size)
+            voi, image_1HW, codes = _read(dataset, card.input_size)
         except ImageUnfit as unfit:
-            warnings.append(make_warning(unfit.code))
-    if voi == "percentile":
-        warnings.append(make_warning("no_window"))
+            codes = [unfit.code]
+        warnings += [make_warning(code) for code in codes]
     if image_1HW is None:  # beside the reasons why there is no answer, remarks on the answer would only distract
         warnings = [warning for warning in warnings if warning.severity is Severity.FORBIDS]
     return Examination(
@@ -179,6 +152,8 @@ def header_warnings(dataset: Dataset, card: ModelCard, age_policy: str) -> list[
             ("lut_shape_contradicts", header.is_lut_shape_contradicting(dataset)),
             ("burned_in_annotation", header.is_annotated(dataset)),
             ("lossy_source", header.is_lossy(dataset)),
+            ("ap_or_portable", header.is_ap_or_portable(dataset)),
+            ("identity_incomplete", header.is_identity_incomplete(dataset)),
         )
         if applies
     ]
@@ -203,12 +178,16 @@ def _age_warnings(dataset: Dataset, card: ModelCard, age_policy: str) -> list[Im
     return [make_warning("age_outside_card", severity=severity, ages=card.ages_text)]
 
 
-def _read(dataset: Dataset, size: int) -> tuple[str, np.ndarray]:
+def _read(dataset: Dataset, size: int) -> tuple[str, np.ndarray, list[str]]:
+    """Return where the grey levels come from, image_1HW, and the codes of what the pixels say."""
     radiograph = read_radiograph(dataset)
     image_1HW: np.ndarray = squash(radiograph.grey_HW, size).numpy()
-    if float(image_1HW.std()) < 0.005:
+    if float(image_1HW.std()) < BLANK_STD:
         raise ImageUnfit("blank_image")
-    return radiograph.voi, image_1HW
+    codes = appearance_codes(image_1HW, padding_share=radiograph.padding_share)
+    if radiograph.voi in _GREY_CODES:
+        codes.append(_GREY_CODES[radiograph.voi])
+    return radiograph.voi, image_1HW, codes
 
 
 def _unfit(code: str) -> Examination:

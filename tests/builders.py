@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 from pydicom.dataset import Dataset, FileDataset
@@ -24,7 +25,10 @@ __all__ = [
     "make_population",
     "make_radiograph",
     "radiograph_from_jpeg",
+    "reread",
     "save",
+    "store_pixels",
+    "transcoded_by_gdcm",
 ]
 
 
@@ -40,6 +44,55 @@ def save(dataset: Dataset, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     dataset.save_as(path, enforce_file_format=True)
     return path
+
+
+def reread(dataset: Dataset) -> FileDataset:
+    """Return the data set as a reader finds it: written to a Part 10 file and parsed again."""
+    return pydicom.dcmread(io.BytesIO(as_bytes(dataset)))
+
+
+def store_pixels(dataset: FileDataset, stored: np.ndarray, **attributes: Any) -> FileDataset:
+    """Put the bit patterns of those integers into the native pixel data, then set DICOM keywords; None deletes."""
+    bits = int(attributes.get("BitsAllocated", dataset.BitsAllocated))
+    content = (stored.astype(np.int64) & (2**bits - 1)).astype(f"<u{bits // 8}").tobytes()
+    dataset.PixelData = content + b"\0" * (len(content) % 2)
+    dataset["PixelData"].VR = "OB" if bits == 8 else "OW"
+    for keyword, value in attributes.items():
+        if value is not None:
+            setattr(dataset, keyword, value)
+        elif keyword in dataset:
+            delattr(dataset, keyword)
+    return dataset
+
+
+def transcoded_by_gdcm(dataset: Dataset, syntax: str, folder: Path, *, is_lossy: bool = False) -> FileDataset:
+    """Return the data set compressed by GDCM: the JPEG processes that pydicom cannot write.
+
+    Parameters
+    ----------
+    syntax
+        A name of `gdcm.TransferSyntax`.
+    """
+    import gdcm
+
+    source, target = save(dataset, folder / "native.dcm"), folder / f"{syntax}.dcm"
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(source))
+    assert reader.Read()
+    change, codec = gdcm.ImageChangeTransferSyntax(), gdcm.JPEGCodec()
+    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
+    change.SetInput(reader.GetImage())
+    if is_lossy:
+        codec.SetLossless(False)
+        codec.SetQuality(95)
+        change.SetUserCodec(codec)
+    assert change.Change()
+    writer = gdcm.ImageWriter()
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    writer.SetFileName(str(target))
+    assert writer.Write()
+    return pydicom.dcmread(target)
 
 
 def radiograph_from_jpeg(path: Path, **options: Any) -> FileDataset:

@@ -185,7 +185,7 @@ def test_colour_is_unfit() -> None:
         ("no_pixels", {"PixelData": None}),
         ("left_justified_bits", {"HighBit": 15}),
         ("several_frames", {"NumberOfFrames": 3}),
-        ("colour", {"PhotometricInterpretation": "PALETTE COLOR"}),
+        ("undecodable", {"PhotometricInterpretation": "PALETTE COLOR"}),
         ("undecodable", {"PixelData": b"\0" * 100}),
         ("undecodable", {"Rows": 65535, "Columns": 65535}),
         ("undecodable", {"Rows": 0}),
@@ -199,6 +199,16 @@ def test_unfit_pixels_are_named(code: str, changes: dict[str, Any]) -> None:
     with pytest.raises(ImageUnfit) as unfit:
         read_radiograph(make_radiograph(**SMALL, **changes))
     assert unfit.value.code == code
+
+
+@pytest.mark.parametrize("key", ["RescaleSlope", "RescaleIntercept"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e308"])
+def test_grey_levels_beyond_all_numbers_are_unfit(key: str, value: str) -> None:
+    dataset = make_radiograph(**SMALL, RescaleSlope="1e10", RescaleIntercept="0")
+    dataset[key].value = value
+    with pytest.raises(ImageUnfit) as caught:
+        grey_of(dataset)
+    assert caught.value.code == "undecodable"
 
 
 def test_twelve_bit_jpeg_extended_is_unfit_not_a_crash() -> None:

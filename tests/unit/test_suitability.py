@@ -18,12 +18,14 @@ from pydicom.uid import (
     JPEGBaseline8Bit,
 )
 
+from models.codes import ADVICE
 from models.predictor import Prediction
 from models.suitability import CODES, Examination, Severity, examine, examine_file, warnings_of
-from tests.builders import data_folder, make_card, make_population, make_radiograph
+from tests.builders import data_folder, draw_chest, make_card, make_population, make_radiograph, store_pixels
 
 CARD = make_card()
 SIZE = {"rows": 240, "columns": 232}
+OTHER_DATES = ("AcquisitionDate", "SeriesDate", "ContentDate")
 
 
 def examined(age_policy: str = "refuse", **options: Any) -> Examination:
@@ -32,6 +34,10 @@ def examined(age_policy: str = "refuse", **options: Any) -> Examination:
 
 def codes_of(examination: Examination) -> set[str]:
     return {warning.code for warning in examination.warnings}
+
+
+def forbidden_by(examination: Examination) -> set[str]:
+    return {warning.code for warning in examination.warnings if warning.severity is Severity.FORBIDS}
 
 
 def item(value: str, meaning: str = "") -> Dataset:
@@ -91,7 +97,7 @@ def test_unfit_image_is_not_answered_and_its_code_says_why(code: str, options: d
 @pytest.mark.parametrize(
     ("code", "severity", "options"),
     [
-        ("age_unknown", "warning", {"patient_age": None, "PatientBirthDate": ""}),
+        ("age_unknown", "warning", {"PatientAge": "", "StudyDate": "", **dict.fromkeys(OTHER_DATES, "")}),
         ("view_unknown", "warning", {"view_position": None}),
         ("view_unknown", "warning", {"view_position": None, "SeriesDescription": "PA and LAT"}),
         ("secondary_capture", "warning", {"modality": "SC"}),
@@ -99,6 +105,20 @@ def test_unfit_image_is_not_answered_and_its_code_says_why(code: str, options: d
         ("burned_in_annotation", "warning", {"BurnedInAnnotation": "YES"}),
         ("lossy_source", "note", {"LossyImageCompression": "01"}),
         ("no_window", "note", {"WindowWidth": None}),
+        ("ap_or_portable", "note", {"view_position": "AP"}),
+        ("ap_or_portable", "note", {"view_position": None, "ViewPosition": "AP PORTABLE"}),
+        ("ap_or_portable", "note", {"ViewPosition": "", "ViewCodeSequence": [item("399348003")]}),
+        ("ap_or_portable", "note", {"SeriesDescription": "Chest, bedside"}),
+        ("ap_or_portable", "note", {"view_position": None, "SeriesDescription": "chest a.p. / AP"}),
+        ("identity_incomplete", "note", {"PatientID": ""}),
+        ("identity_incomplete", "note", {"PatientName": None}),
+        ("identity_incomplete", "note", {"PatientBirthDate": ""}),
+        ("inverted", "warning", {"pixels": 1 - draw_chest(240, 232)}),
+        ("looks_turned", "warning", {"pixels": draw_chest(240, 232)[::-1]}),
+        ("exposure_out_of_range", "warning", {"pixels": 0.4 * draw_chest(240, 232)}),
+        ("low_contrast", "warning", {"pixels": 0.4 + 0.2 * draw_chest(240, 232)}),
+        ("clipped", "warning", {"pixels": np.clip(1.5 * draw_chest(240, 232) - 0.1, 0, 1)}),
+        ("much_padding", "warning", {"pixels": np.where(np.arange(240)[:, None] < 85, 0, draw_chest(240, 232))}),
     ],
 )
 def test_remark_travels_with_the_image(code: str, severity: str, options: dict[str, Any]) -> None:
@@ -114,9 +134,9 @@ def test_remark_travels_with_the_image(code: str, severity: str, options: dict[s
         {"BodyPartExamined": "LUNG"},
         {"modality": "CR", "body_part": None, "StudyDescription": "Rx torax pa", "ProcedureCodeSequence": None},
         {"body_part": None, "AnatomicRegionSequence": [item("816094009", "Chest")], "StudyDescription": None},
-        {"ViewPosition": "", "ViewCodeSequence": [item("399348003")]},
+        {"ViewPosition": "", "ViewCodeSequence": [item("272479007")]},
         {"view_position": None, "SeriesDescription": "view: PA"},
-        {"view_position": None, "ViewPosition": "AP PORTABLE"},
+        {"view_position": "PA", "SeriesDescription": "AP and PA"},
         {"PatientSpeciesDescription": "Homo sapiens"},
         {"PatientSpeciesCodeSequence": [item("337915000", "Homo sapiens")]},
         {"ImageType": ["DERIVED", "PRIMARY"]},
@@ -146,7 +166,7 @@ def test_usual_spellings_are_understood(options: dict[str, Any]) -> None:
 def test_age_is_taken_from_age_or_birth_date(age: str | None, birth_date: str | None, is_fit: bool) -> None:
     examination = examined(patient_age=None, PatientAge=age, PatientBirthDate=birth_date, study_date=date(2026, 3, 1))
     assert examination.is_fit is is_fit
-    assert codes_of(examination) == (set() if is_fit else {"age_outside_card"})
+    assert codes_of(examination) - {"identity_incomplete"} == (set() if is_fit else {"age_outside_card"})
 
 
 def test_age_policy_warn_answers_and_warns() -> None:
@@ -178,7 +198,7 @@ SEVERAL = make_card(
     ],
 )
 def test_age_between_two_populations_is_refused_unless_the_policy_warns(age: str | None, code: str) -> None:
-    dataset = make_radiograph(**SIZE, patient_age=age, PatientBirthDate="")
+    dataset = make_radiograph(**SIZE, patient_age=None, PatientAge=age or "", PatientBirthDate="20990101")
     refused, warned = (examine(dataset, SEVERAL, age_policy=policy) for policy in ("refuse", "warn"))
     assert codes_of(refused) == codes_of(warned) == ({code} if code else set())
     assert refused.is_fit is (code != "age_outside_card")
@@ -196,7 +216,43 @@ def test_no_text_carries_a_patient_attribute_or_an_open_blank() -> None:
     texts = " ".join(warning.text for warning in examination.warnings)
     assert "1 to 5 years" in texts
     assert not any(word in texts for word in ("Secret", "SECRET", "56", "{"))
-    assert all(text.endswith(".") for _, text in CODES.values())
+
+
+def test_every_code_has_a_sentence_for_the_radiologist_and_one_for_the_admin() -> None:
+    assert list(CODES) == list(ADVICE)
+    for code, (severity, text) in CODES.items():
+        assert severity in Severity
+        assert text.endswith("."), code
+        assert ADVICE[code].endswith("."), code
+        assert "{" not in ADVICE[code], code
+
+
+STABLE = {
+    "forbids": "wrong_modality not_chest body_part_unknown not_frontal turned not_human for_processing "
+    "derived_secondary no_pixels undecodable left_justified_bits colour several_frames low_resolution blank_image "
+    "age_outside_card processing_failed decode_timeout",
+    "warning": "age_unknown view_unknown secondary_capture lut_shape_contradicts burned_in_annotation low_confidence "
+    "inverted looks_turned exposure_out_of_range low_contrast clipped much_padding",
+    "note": "lossy_source no_window stored_in_colour ap_or_portable identity_incomplete",
+}
+"""Names and severities stand in databases, reports and other programs: they may be added to, not changed."""
+
+
+def test_codes_keep_their_names_and_severities() -> None:
+    found = {code: severity.value for code, (severity, _) in CODES.items()}
+    assert found == {code: severity for severity, codes in STABLE.items() for code in codes.split()}
+
+
+def test_grey_image_in_colour_is_answered_with_a_note() -> None:
+    dataset = make_radiograph(**SIZE, modality="SC", bits_stored=8)
+    grey_HW = np.frombuffer(dataset.PixelData, np.uint8).reshape(240, 232)
+    store_pixels(
+        dataset, np.repeat(grey_HW[..., None], 3, axis=2), SamplesPerPixel=3, PlanarConfiguration=0,
+        PhotometricInterpretation="RGB",
+    )  # fmt: skip
+    examination = examine(dataset, CARD)
+    assert examination.voi == "displayed"
+    assert codes_of(examination) == {"secondary_capture", "stored_in_colour"}
 
 
 def test_examination_survives_pickling() -> None:
@@ -234,7 +290,7 @@ def test_real_frontal_chest_radiographs_are_refused_for_age_only() -> None:
     folder = data_folder("dicom", "chest")
     for path in sorted(folder.glob("*.dcm")):
         if path.name != "dx_image.dcm":
-            assert codes_of(examine_file(str(path), CARD)) <= {"age_outside_card", "age_unknown"}, path.name
+            assert forbidden_by(examine_file(str(path), CARD)) <= {"age_outside_card"}, path.name
             assert examine_file(str(path), CARD, age_policy="warn").is_fit, path.name
 
 
