@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import subprocess
 import sys
 import tomllib
@@ -236,7 +237,7 @@ def _out_of_distribution(training_ND: Tensor, validation_ND: Tensor) -> tuple[by
     directions = min(DIRECTIONS, len(training_ND) // 2, training_ND.shape[1] // 2)  # few images span few directions
     statistics = fit_statistics(training_ND, directions)
     score_N = statistics.score(validation_ND).numpy()
-    limit = round(float(np.quantile(score_N, 1 - FALSE_ALARMS)), 3)
+    limit = math.ceil(1000 * float(np.quantile(score_N, 1 - FALSE_ALARMS))) / 1000  # rounded up: scores may lie close
     content = statistics.to_bytes()
     alarms = round(float(np.mean(score_N > limit)), 4)
     return content, {"sha256": hashlib.sha256(content).hexdigest(), "limit": limit, "false_alarm_rate": alarms}
