@@ -215,7 +215,7 @@ port = {_free_port()}
 [model]
 age_policy = "{images.age_policy}"
 [study]
-max_study_age_days = 100000
+max_study_age_days = 36500
 [[destinations]]
 name = "demo"
 ae_title = "DEMO_PACS"
