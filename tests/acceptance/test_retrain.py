@@ -8,14 +8,13 @@ import sys
 import tomllib
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tomli_w
-from PIL import Image
 
 from models.registry import Registry
 from pacs_node.wiring import BUNDLED_MODELS
 from tests.acceptance.node import ROOT, Node
+from tests.labelled import make_patients
 from training.export import CARDS
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
@@ -31,21 +30,6 @@ batch_size = 8
 """
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    """Twenty-four synthetic patients, with a test folder of four more: the sick are brighter."""
-    root = tmp_path / "ours"
-    random = np.random.default_rng(1)
-    for folder, count in (("train", 12), ("test", 2)):
-        for output, stem in (("NORMAL", "IM-{:04}-0001"), ("PNEUMONIA", "person{}_virus_1")):
-            (root / folder / output).mkdir(parents=True)
-            for number in range(count):
-                pixels = random.integers(0, 128, (40, 40)) + (100 if output == "PNEUMONIA" else 0)
-                name = stem.format(number + (500 if folder == "test" else 0))
-                Image.fromarray(pixels.astype(np.uint8)).save(root / folder / output / f"{name}.png")
-    return root
-
-
 def python(*arguments: str | Path) -> str:
     done = subprocess.run(
         [sys.executable, "-m", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
@@ -54,7 +38,8 @@ def python(*arguments: str | Path) -> str:
     return done.stdout
 
 
-def test_from_a_folder_to_a_running_version_in_four_commands(images: Path, tmp_path: Path) -> None:
+def test_from_a_folder_to_a_running_version_in_four_commands(tmp_path: Path) -> None:
+    images = make_patients(tmp_path / "ours", test=2)
     (recipe := tmp_path / "tiny.toml").write_text(RECIPE)
     spoken = tomllib.loads((CARDS / "chest-pneumonia.toml").read_text())
     spoken["populations"] = [spoken["populations"][0] | {"sources": ["ours"], "least_auc": 0.0}]

@@ -17,6 +17,7 @@ from models.card import CARD_FILE, load_card
 from models.predictor import Predictor
 from models.preprocess import from_array, squash
 from models.registry import Registry
+from tests.labelled import make_patients
 from training import export, train
 
 RECIPE = """\
@@ -33,15 +34,7 @@ batch_size = 8
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty-four synthetic patients: the sick are brighter."""
-    root = tmp_path_factory.mktemp("data") / "kermany224"
-    random = np.random.default_rng(1)
-    for output, stem in (("NORMAL", "IM-{:04}-0001"), ("PNEUMONIA", "person{}_virus_1")):
-        (root / "train" / output).mkdir(parents=True)
-        for number in range(12):
-            pixels = random.integers(0, 128, (40, 40), dtype=np.uint8) + (100 if output == "PNEUMONIA" else 0)
-            Image.fromarray(pixels.astype(np.uint8)).save(root / "train" / output / f"{stem.format(number)}.png")
-    return root
+    return make_patients(tmp_path_factory.mktemp("data") / "kermany224")
 
 
 @pytest.fixture(scope="module")

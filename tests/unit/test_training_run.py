@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from models.networks import make_network
+from tests.labelled import make_patients
 from training import train
 from training.augment import Augment, Mix
 from training.batches import Batches, class_weights
@@ -52,15 +52,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve synthetic patients of each class: the sick are brighter."""
-    root = tmp_path_factory.mktemp("data")
-    random = np.random.default_rng(1)
-    for output, stem in (("NORMAL", "IM-{:04}-0001"), ("PNEUMONIA", "person{}_virus_1")):
-        (root / "train" / output).mkdir(parents=True)
-        for number in range(12):
-            pixels = random.integers(0, 128, (40, 40), dtype=np.uint8) + (100 if output == "PNEUMONIA" else 0)
-            Image.fromarray(pixels.astype(np.uint8)).save(root / "train" / output / f"{stem.format(number)}.png")
-    return root
+    return make_patients(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture
