@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -120,5 +119,5 @@ def resized(image_B1HW: Tensor, size: int) -> Tensor:
     return functional.interpolate(image_B1HW, (size, size), mode="area")
 
 
-def _one_thread(worker: int, *_: Any) -> None:
+def _one_thread(_: int) -> None:
     torch.set_num_threads(1)

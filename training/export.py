@@ -25,19 +25,18 @@ import safetensors.torch
 import tomli_w
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from models.card import BALANCED, CARD_FILE, FEATURES_FILE, WEIGHTS_FILE, ModelCard, load_card
 from models.errors import CardError, WeightsMismatch
 from models.feature_statistics import DIRECTIONS, fit_statistics
-from models.networks import Classifier, make_network
+from models.networks import make_network
 from training import metrics
-from training.batches import resized
 from training.data import Images, data_sha256
 from training.monai_bundle import write_monai_bundle
 from training.settings import Recipe, RecipeError, recipe_from
 from training.sources import DataError, Item
 from training.train import CHECKPOINT, images_of
+from training.trainer import outputs_of
 
 ABSTAIN_SHARE = 0.05  # of a population's validation images lie in the band
 FALSE_ALARMS = 0.01  # of the validation images lie above the out-of-distribution limit
@@ -52,11 +51,10 @@ class ExportRefused(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """Images and what the rounded network makes of them: logit_NL, feature_ND, float32."""
+    """Images and what the rounded network makes of them: logit_NL, float32."""
 
     images: Images
     logit_NL: Tensor
-    feature_ND: Tensor
 
     def part(self, indices: Sequence[int]) -> tuple[list[Item], np.ndarray, np.ndarray]:
         """Return (items, logit_NL, label_N) of some of the images."""
@@ -89,17 +87,21 @@ def export(run: Path, data: Sequence[Path], about: Path, *, name: str, version: 
     }
     network = make_network(recipe.network, len(recipe.outputs))
     network.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in halved.items()})
-    seen = _judge(network.eval(), training, recipe, "training images", is_exact=False)
-    judged = _judge(network.eval(), validation, recipe, "validation images", is_exact=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    size = recipe.stages[-1].size
+    _, seen_ND = outputs_of(network, training, size, device, title="training images")
+    logit_NL, feature_ND = outputs_of(network, validation, size, device, title="validation images", is_exact=True)
+    judged = Judged(images=validation, logit_NL=logit_NL)
     populations, figures, refused = _populations(recipe, spoken, judged)
     weights = safetensors.torch.save(halved)
-    features, out_of_distribution = _out_of_distribution(seen.feature_ND, judged.feature_ND)
+    features, out_of_distribution = _out_of_distribution(seen_ND, feature_ND)
     card = {
         "name": name,
         "version": version,
         "network": recipe.network,
         "outputs": list(recipe.outputs),
-        "input_size": recipe.stages[-1].size,
+        "input_size": size,
         "recipe": recipe.name,
         "git_revision": git_revision(),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
@@ -140,26 +142,22 @@ def _checkpoint(run: Path) -> dict[str, Any]:
     return state
 
 
-@torch.inference_mode()
-def _judge(network: Classifier, images: Images, recipe: Recipe, title: str, *, is_exact: bool) -> Judged:
-    """Run the network as it serves; the validation images in float32, the many training images in bf16."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    logits, features = [], []
-    for start in tqdm(range(0, len(images.items), 32), desc=title, unit="batch"):
-        batch = [images[index] for index in range(start, min(start + 32, len(images.items)))]
-        image_B1HW = resized(torch.stack(batch), recipe.stages[-1].size).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=not is_exact):
-            feature_BD = network.backbone(Classifier.to_three_channels(image_B1HW))
-        features.append(feature_BD.float().cpu())
-        logits.append(network.head(feature_BD.float()).float().cpu())
-    return Judged(images=images, logit_NL=torch.cat(logits), feature_ND=torch.cat(features))
-
-
 def _populations(
     recipe: Recipe, spoken: dict[str, Any], judged: Judged
 ) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:
     """Return the populations that are good enough, the figures of all, and a limitation for each that is not."""
+    unknown = [found["name"] for found in spoken["findings"] if found["name"] not in recipe.outputs[1:]]
+    if unknown:
+        raise ExportRefused(
+            f"the run has no output {', '.join(unknown)} (it has {', '.join(recipe.outputs)}): see --about"
+        )
+    named = {source for described in spoken["populations"] for source in described["sources"]}
+    unnamed = sorted({item.source for item in judged.images.items} - named)
+    if unnamed:
+        raise ExportRefused(
+            f"no population has the source {', '.join(unnamed)} (the name of the data's folder): name it in a copy of "
+            "training/cards/chest-pneumonia.toml, with the ages of its patients, and give it by --about"
+        )
     claimed, figures, refused = [], {}, []
     for described in spoken["populations"]:
         members = [i for i, item in enumerate(judged.images.items) if _is_member(item, described)]

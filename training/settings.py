@@ -82,7 +82,6 @@ class Recipe:
     schedule: str = "cosine"
     warmup_epochs: float = 0.0  # straight up from a twenty-fifth
     lowest_share: float = 0.001  # of the learning rate, at the end of the cosine
-    cycle_epochs: int = 0  # length of the cosine; 0 is all epochs, more ends the run before the rate has quite fallen
     patience: int = 2  # epochs without progress after which `plateau` divides the rate by ten
     class_weights: bool = True  # within every source each class counts the same in the loss
     label_smoothing: float = 0.05

@@ -189,7 +189,7 @@ class Trainer:
         judge.load_state_dict(self.averaged)
         judge.to(device=self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         mine = range(self._processes.rank, len(self.validation.items), self._processes.world_size)
-        logit_NL = self._processes.gathered(mine, logits(judge, self.validation, size, self._device, mine))
+        logit_NL = self._processes.gathered(mine, outputs_of(judge, self.validation, size, self._device, mine)[0])
         probability_N = 1 - torch.softmax(logit_NL, 1)[:, 0].numpy()  # the first output is "nothing found"
         truth_N = (self.validation.label_N != 0).numpy().astype(int)
         source_N = np.array([item.source for item in self.validation.items])
@@ -254,31 +254,44 @@ class Trainer:
 
 def cosine(epoch: float, recipe: Recipe) -> float:
     """Return the share of the learning rate: a straight line up from 1/25, then half a cosine down."""
-    end = recipe.cycle_epochs or recipe.epochs
     if epoch < recipe.warmup_epochs:
         return 0.04 + 0.96 * epoch / recipe.warmup_epochs
-    fall = 0.5 * (1 + math.cos(math.pi * (epoch - recipe.warmup_epochs) / max(1e-9, end - recipe.warmup_epochs)))
+    fall = 0.5 * (
+        1 + math.cos(math.pi * (epoch - recipe.warmup_epochs) / max(1e-9, recipe.epochs - recipe.warmup_epochs))
+    )
     return recipe.lowest_share + (1 - recipe.lowest_share) * fall
 
 
 @torch.inference_mode()
-def logits(
-    network: nn.Module,
+def outputs_of(
+    network: Classifier,
     images: Images,
     size: int,
     device: torch.device,
     indices: range | None = None,
     *,
     is_exact: bool = False,
-) -> Tensor:
-    """Return logit_NL on the CPU, float32; in bf16 autocast as in training, unless exact."""
+    title: str = "",
+) -> tuple[Tensor, Tensor]:
+    """Return (logit_NL, feature_ND) on the CPU, float32, as served: the backbone in bf16 unless exact.
+
+    Parameters
+    ----------
+    indices
+        Of the images; all of them unless given.
+    title
+        Of a progress bar; none without.
+    """
     network.eval()
-    found = []
-    for part in torch.split(torch.tensor(indices or range(len(images.items)), dtype=torch.int64), 32):
-        image_B1HW = resized(torch.stack([images[int(index)] for index in part]), size)
+    logits, features = [], []
+    parts = torch.split(torch.tensor(indices or range(len(images.items)), dtype=torch.int64), 32)
+    for part in tqdm(parts, desc=title, unit="batch", disable=not title):
+        image_B1HW = resized(torch.stack([images[int(index)] for index in part]), size).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=not is_exact):
-            found.append(network(image_B1HW.to(device)).float().cpu())
-    return torch.cat(found)
+            feature_BD = network.backbone(Classifier.to_three_channels(image_B1HW))
+        features.append(feature_BD.float().cpu())
+        logits.append(network.head(feature_BD.float()).float().cpu())
+    return torch.cat(logits), torch.cat(features)
 
 
 def _optimizer(network: Classifier, recipe: Recipe) -> torch.optim.Optimizer:

@@ -110,6 +110,8 @@ def test_figures_of_the_card_are_those_of_serving(finished: Path, data: Path, ab
         ("no run", "--run"),
         ("no about", "in your words"),
         ("broken about", "about.toml"),
+        ("other finding", "no output fracture"),
+        ("other source", "has the source kermany224"),
     ],
 )
 def test_refusals_say_what_to_do(
@@ -122,6 +124,10 @@ def test_refusals_say_what_to_do(
         run = tmp_path / "nothing"
     elif problem == "no about":
         about = tmp_path / "nothing.toml"
+    elif problem == "other finding":
+        about.write_text(about.read_text().replace('name = "pneumonia"', 'name = "fracture"'))
+    elif problem == "other source":
+        about.write_text(about.read_text().replace('"kermany224"', '"elsewhere"'))
     elif problem == "broken about":
         about.write_text("intended_use = ")
     assert main(run, data, about, tmp_path) == 2
