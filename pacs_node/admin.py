@@ -14,6 +14,7 @@ from uuid import UUID
 from db import audit, facts, queue
 from db.engine import check_revision, db_now, make_engine, read_scope, session_scope
 from db.tables import JobState
+from models.codes import ADVICE
 from pacs_node.errors import ConfigError
 from pacs_node.settings import Settings
 from pacs_node.wiring import audit_key
@@ -136,7 +137,10 @@ def _studies(settings: Settings, options: argparse.Namespace) -> int:
         with read_scope(engine) as session:
             study_id = _needed(options)
             failed_job_id = facts.study_detail(session, study_id).summary.failed_job_id
-            _pairs(vars_of(facts.study_facts(session, study_id, lock=False)))
+            study = facts.study_facts(session, study_id, lock=False)
+            _pairs(vars_of(study))
+            for code in sorted({warning.code for image in study.images for warning in image.warnings} & ADVICE.keys()):
+                print(f"{'what to do':24} {code}: {ADVICE[code]}")
             if failed_job_id is not None:
                 print(f"{'failed':24} its report could not be built: {queue.show(session, failed_job_id).error}")
                 print(f"{'':24} mend the cause, then: pacs-node jobs retry {failed_job_id}")

@@ -9,8 +9,10 @@ from sqlalchemy import Engine
 
 from db import facts, queue
 from db.engine import db_now, session_scope
+from db.facts import NewWarning
 from db.queue import JobKind
 from db.tables import Answer
+from models.codes import ADVICE
 from pacs_node import cli
 from tests.listening import settings_for
 from tests.records import POLICY, add_image, freeze, judge
@@ -54,3 +56,12 @@ def test_quarantine_says_where_the_bytes_are(told, sqlite_engine: Engine, tmp_pa
     listed = told("quarantine", "list")
     assert "not DICOM" in listed
     assert str(tmp_path / "store" / "quarantine/ab/abc.dcm") in listed
+
+
+def test_study_says_what_to_do_about_what_was_not_judged(told, sqlite_engine: Engine) -> None:
+    with session_scope(sqlite_engine) as session:
+        now = db_now(session)
+        accepted = add_image(session, now=now)
+        turned = NewWarning(code="turned", severity="forbids", text="The stored image is rotated.")
+        facts.record_judgement(session, accepted.instance_id, predictions=[], warnings=[turned], voi=None, now=now)
+    assert f"turned: {ADVICE['turned']}" in told("studies", "show", str(accepted.study_id))
