@@ -253,11 +253,17 @@ def _training_data(
         "epochs": epochs,
         "seed": recipe.seed,
         "stages": [f"{stage.epochs} epochs at {stage.size} px" for stage in recipe.stages],
-        "initial_weights": recipe.weights if recipe.weights in ("none", "imagenet") else Path(recipe.weights).name,
+        "initial_weights": _named(recipe.weights),
     } | {
         side: {"sha256": data_sha256(items)} | {name: _counts(recipe, items, name) for name in names}
         for side, items in sides.items()
     }
+
+
+def _named(weights: str) -> str:
+    """Return what a run started from without a path of its machine: a bundle's name and version, or the file's name."""
+    path = Path(weights)
+    return "/".join(path.parts[-3:-1]) if path.name == WEIGHTS_FILE else path.name
 
 
 def _counts(recipe: Recipe, items: Sequence[Item], source: str) -> dict[str, int]:
