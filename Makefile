@@ -4,9 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= config.toml
 # Programs the acceptance tests use as peers and judges: modality and PACS (dcmtk, Orthanc), validators, a browser.
-PEERS := dcmtk dicom3tools pixelmed-apps default-jdk-headless orthanc chromium
+PEERS := dcmtk dicom3tools pixelmed-apps default-jdk-headless orthanc orthanc-dicomweb chromium
 PEER_COMMANDS := /usr/bin/storescu /usr/bin/dciodvfy /usr/bin/javac /usr/sbin/Orthanc /usr/bin/chromium
-.PHONY: run demo test check bench train setup peers clean
+.PHONY: run demo test check validate fuzz bench train setup peers clean
 
 run: .venv/installed
 	@$(BIN)/pacs-node --config $(CONFIG) migrate
@@ -22,6 +22,15 @@ check: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Every kind of every object we make before every judge, one JVM for all; `make test` judges a pairwise subset.
+validate: setup
+	JUDGE_EVERYTHING=1 $(BIN)/python -m pytest tests/acceptance/test_sr_judges.py --timeout 3600
+
+# make fuzz SECONDS=120: broken radiographs through every door that reads a stranger's bytes
+SECONDS ?= 120
+fuzz: .venv/installed-dev
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
 bench: setup
 	$(BIN)/python -m bench

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import inference, ingest, training, turnaround
+from bench import inference, ingest, predict, training, turnaround, worklist
 from bench.table import Table
 from tests.acceptance.peers import program
 
@@ -19,8 +19,17 @@ BENCHES: dict[str, Callable[..., Table]] = {
     "turnaround": turnaround.run,
     "inference": inference.run,
     "training": training.run,
+    "predict": predict.run,
+    "worklist": worklist.run,
 }
-PEERS = {"ingest": ("storescu", "storescp", "Orthanc"), "turnaround": (), "inference": ("storescu",), "training": ()}
+PEERS = {
+    "ingest": ("storescu", "storescp", "Orthanc"),
+    "turnaround": (),
+    "inference": ("storescu",),
+    "training": (),
+    "predict": (),
+    "worklist": (),
+}
 
 
 def main() -> int:

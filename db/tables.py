@@ -66,10 +66,10 @@ class Table(DeclarativeBase):
     type_annotation_map = {datetime: UtcDateTime(), dict[str, Any]: JSON(), list[dict[str, Any]]: JSON()}  # noqa: RUF012
 
 
-def _names(kind: type[enum.StrEnum]) -> Enum:
-    """Store an enumeration by value as text with a CHECK, so that both databases agree."""
+def _names(kind: type[enum.StrEnum], *, is_checked: bool = True) -> Enum:
+    """Store an enumeration by value as text with a CHECK (a copy needs none), so that both databases agree."""
     return Enum(
-        kind, native_enum=False, length=32, values_callable=lambda k: [m.value for m in k], create_constraint=True
+        kind, native_enum=False, length=32, values_callable=lambda k: [m.value for m in k], create_constraint=is_checked
     )
 
 
@@ -147,16 +147,43 @@ class DeliveryState(enum.StrEnum):
     SENT = "sent"
     HELD = "held"
     FAILED = "failed"
+    WITHDRAWN = "withdrawn"
+    """No longer said: nothing of it was sent, or the destination has been told as far as it wants to be."""
 
 
+NOT_REVIEWED = -1
+"""No reader's verdict stands; below every revision, so that reviewed < current says: not reviewed."""
 PRIOR = "prior"
 """Reason of a HELD delivery: the study is old (a prior, a migration); its report is not sent by itself."""
+
+
+class ObjectKind(enum.StrEnum):
+    """What a SOP Instance of ours is."""
+
+    SR = "sr"
+    HEATMAP = "heatmap"
+    GSPS = "gsps"
+    SEG = "seg"
+    REJECTION = "rejection"
 
 
 class Verdict(enum.StrEnum):
     AGREE = "agree"
     DISAGREE = "disagree"
+    UNSURE = "unsure"
     COMMENT = "comment"
+    """Words beside a verdict; they neither stand nor fall with one."""
+    WITHDRAW = "withdraw"
+    """Takes the reader's own standing verdict back."""
+
+
+class Role(enum.StrEnum):
+    """What an account or a token may be; nobody is given PUBLIC, it is what everyone has."""
+
+    PUBLIC = "public"
+    RADIOLOGIST = "radiologist"
+    ADMIN = "admin"
+    SERVICE = "service"
 
 
 class ModelState(enum.StrEnum):
@@ -190,6 +217,13 @@ class Association(Table):
     """released, aborted or lost"""
 
 
+WORKLIST_COLUMNS = (
+    *("first_received_at", "id", "answer", "probability", "model_version", "calling_ae_title", "priority"),
+    *("revision", "reviewed_revision", "hold", "unreported_since"),
+)
+"""The order of a worklist, then what its filters ask: a page is found in one index, whatever is filtered."""
+
+
 class Study(Table):
     """Patient attributes are unbounded text: peers send longer values than their VR allows (PS3.5 6.2)."""
 
@@ -197,6 +231,10 @@ class Study(Table):
     __table_args__ = (
         _index_where("ix_studies_not_purged", "last_received_at", where="purged_at IS NULL"),
         _index_where("ix_studies_unreported", "unreported_since", where="unreported_since IS NOT NULL"),
+        Index("ix_studies_worklist", *WORKLIST_COLUMNS),
+        Index(None, "calling_ae_title", "first_received_at", "id"),
+        Index(None, "priority", "first_received_at", "id"),
+        Index(None, "probability", "id"),
     )
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
     study_instance_uid: Mapped[str] = mapped_column(String(64), unique=True)
@@ -211,13 +249,19 @@ class Study(Table):
     calling_ae_title: Mapped[str] = mapped_column(String(16))
     """Who sent its first image."""
     priority: Mapped[int] = mapped_column(default=0)
-    first_received_at: Mapped[datetime] = mapped_column(index=True)
+    first_received_at: Mapped[datetime]
     last_received_at: Mapped[datetime]
     hold: Mapped[Hold | None] = mapped_column(_names(Hold))
     unreported_since: Mapped[datetime | None]
     """When its facts first changed after the last report was frozen; NULL = nothing to report."""
     revision: Mapped[int] = mapped_column(default=0)
     """Of the current report; 0 = none yet."""
+    answer: Mapped[Answer | None] = mapped_column(_names(Answer, is_checked=False))
+    """Of the current report, as are the next two: a copy, so that a worklist is filtered without a look elsewhere."""
+    probability: Mapped[float | None]
+    model_version: Mapped[str | None] = mapped_column(String(32))
+    reviewed_revision: Mapped[int] = mapped_column(default=NOT_REVIEWED)
+    """The current report is reviewed while this is its revision."""
     purged_at: Mapped[datetime | None]
 
 
@@ -234,6 +278,7 @@ class Instance(Table):
     """One SOP Instance, stored once, with its end state."""
 
     __tablename__ = "instances"
+    __table_args__ = (Index(None, "state", "received_at", "id"), Index(None, "received_at", "id"))
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
     study_id: Mapped[UUID] = mapped_column(ForeignKey("studies.id"), index=True)
     series_id: Mapped[UUID] = mapped_column(ForeignKey("series.id"), index=True)
@@ -246,8 +291,8 @@ class Instance(Table):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     path: Mapped[str] = mapped_column(String(256), unique=True)
     """Key in the object store."""
-    received_at: Mapped[datetime] = mapped_column(index=True)
-    state: Mapped[InstanceState] = mapped_column(_names(InstanceState), index=True)
+    received_at: Mapped[datetime]
+    state: Mapped[InstanceState] = mapped_column(_names(InstanceState))
     is_judged: Mapped[bool]
     """False for what is stored and never judged (our own objects, DERIVED\\SECONDARY, states, FOR PROCESSING)."""
     voi: Mapped[str | None] = mapped_column(String(32))
@@ -299,12 +344,17 @@ class Job(Table):
     error: Mapped[str | None] = mapped_column(Text)
 
 
+PREDICTION_COLUMNS = ("created_at", "id", "finding", "probability", "model_version", "instance_id")
+"""The order of a list of results, then what its filters ask."""
+
+
 class Prediction(Table):
     """What the model said; a newer judgement supersedes it, nothing is deleted."""
 
     __tablename__ = "predictions"
     __table_args__ = (
         _index_where("ix_predictions_current", "instance_id", "finding", where="superseded_at IS NULL", unique=True),
+        _index_where("ix_predictions_listed", *PREDICTION_COLUMNS, where="superseded_at IS NULL"),
         CheckConstraint("probability BETWEEN 0 AND 1", name="probability"),
         CheckConstraint("confidence BETWEEN 50 AND 100", name="confidence"),
     )
@@ -333,6 +383,8 @@ class Warning(Table):
     __tablename__ = "warnings"
     __table_args__ = (
         _index_where("ix_warnings_current", "instance_id", "code", where="superseded_at IS NULL", unique=True),
+        _index_where("ix_warnings_coded", "code", "created_at", "id", "instance_id", where="superseded_at IS NULL"),
+        _index_where("ix_warnings_listed", "created_at", "id", where="superseded_at IS NULL"),
     )
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
     instance_id: Mapped[UUID] = mapped_column(ForeignKey("instances.id"))
@@ -344,16 +396,36 @@ class Warning(Table):
     """NULL = of the newest judgement."""
 
 
+class Device(Table):
+    """A device model whose images this node has judged; no patient and no single device."""
+
+    __tablename__ = "devices"
+    __table_args__ = (UniqueConstraint("manufacturer", "model_name", "detector_type"),)
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    manufacturer: Mapped[str] = mapped_column(String(64))
+    model_name: Mapped[str] = mapped_column(String(64))
+    detector_type: Mapped[str] = mapped_column(String(64))
+    first_instance_id: Mapped[UUID] = mapped_column(ForeignKey("instances.id"))
+    """Its image says so."""
+    first_seen_at: Mapped[datetime]
+
+
 class Report(Table):
     """A frozen answer: what it says is decided here, before any DICOM object is built from it."""
 
     __tablename__ = "reports"
-    __table_args__ = (UniqueConstraint("study_id", "revision"),)
+    __table_args__ = (
+        UniqueConstraint("study_id", "revision"),
+        Index(None, "answer", "content_at", "id"),
+        Index(None, "content_at", "id"),
+        _index_where("ix_reports_unbuilt", "study_id", where="built_at IS NULL"),
+        _index_where("ix_reports_review_id", "review_id", where="review_id IS NOT NULL", unique=True),
+    )
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
     study_id: Mapped[UUID] = mapped_column(ForeignKey("studies.id"))
     revision: Mapped[int]
     predecessor_id: Mapped[UUID | None] = mapped_column(ForeignKey("reports.id"))
-    answer: Mapped[Answer] = mapped_column(_names(Answer), index=True)
+    answer: Mapped[Answer] = mapped_column(_names(Answer))
     probability: Mapped[float | None]
     contents: Mapped[dict[str, Any]]
     """{"images": [{"instance_id", "state", "prediction_ids": [...], "codes": [...]}, ...]} in order of reception."""
@@ -366,15 +438,24 @@ class Report(Table):
     is_sent: Mapped[bool]
     """False when the study's answer stays in the house (no chest image in it)."""
     built_at: Mapped[datetime | None]
+    review_id: Mapped[UUID | None]
+    """Whose word it is: NULL = the model's. No foreign key, for reviews point here."""
 
 
 class Delivery(Table):
+    """A report on its way to one destination, with everything that this destination gets of it."""
+
     __tablename__ = "deliveries"
-    __table_args__ = (UniqueConstraint("report_id", "destination"),)
+    __table_args__ = (
+        UniqueConstraint("report_id", "destination"),
+        Index(None, "state", "created_at", "id"),
+        Index(None, "created_at", "id"),
+        _index_where("ix_deliveries_commit_due_at", "commit_due_at", where="commit_due_at IS NOT NULL"),
+    )
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
     report_id: Mapped[UUID] = mapped_column(ForeignKey("reports.id"))
     destination: Mapped[str] = mapped_column(String(64))
-    state: Mapped[DeliveryState] = mapped_column(_names(DeliveryState), index=True)
+    state: Mapped[DeliveryState] = mapped_column(_names(DeliveryState))
     reason: Mapped[str] = mapped_column(Text, default="")
     """Why it is held, or what the peer said last."""
     sop_class_uid: Mapped[str | None] = mapped_column(String(64))
@@ -382,6 +463,90 @@ class Delivery(Table):
     sop_instance_uid: Mapped[str | None] = mapped_column(String(64), index=True)
     created_at: Mapped[datetime]
     sent_at: Mapped[datetime | None]
+    commit_due_at: Mapped[datetime | None]
+    """When the destination is asked (again) whether it keeps what it got; NULL = nothing to ask."""
+    commit_asked: Mapped[int] = mapped_column(default=0)
+    """How often it was asked since it last answered."""
+    commit_failures: Mapped[int] = mapped_column(default=0)
+    """How often it answered that it does not keep everything."""
+    archived_at: Mapped[datetime | None]
+    """When it had promised to keep everything (storage commitment)."""
+    withdrawn_at: Mapped[datetime | None]
+    """When the node decided that this result must no longer be shown there."""
+    withdrawal: Mapped[str | None] = mapped_column(String(32))
+    """Why: the code value of the rejection note's title (PS3.16 CID 7011)."""
+
+
+class DeliveredObject(Table):
+    """One object of a delivery: stored by the destination, refused by it, or to be sent to it again."""
+
+    __tablename__ = "delivered_objects"
+    delivery_id: Mapped[UUID] = mapped_column(ForeignKey("deliveries.id"), primary_key=True)
+    sop_instance_uid: Mapped[str] = mapped_column(String(64), primary_key=True, index=True)
+    sop_class_uid: Mapped[str] = mapped_column(String(64))
+    kind: Mapped[ObjectKind] = mapped_column(_names(ObjectKind))
+    sent_at: Mapped[datetime | None]
+    """NULL: refused, or, without a refusal, to be sent again."""
+    refusal: Mapped[str] = mapped_column(Text, default="")
+    archived_at: Mapped[datetime | None]
+
+
+class Commitment(Table):
+    """One question to a destination whether it keeps what it got (PS3.4 J.3.2), under its Transaction UID."""
+
+    __tablename__ = "commitments"
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    transaction_uid: Mapped[str] = mapped_column(String(64), unique=True)
+    destination: Mapped[str] = mapped_column(String(64))
+    asked_at: Mapped[datetime]
+    answered_at: Mapped[datetime | None]
+
+
+class CommitmentRequest(Table):
+    """One question of a peer whether this node keeps what the peer sent; answered later, on an association of ours."""
+
+    __tablename__ = "commitment_requests"
+    __table_args__ = (
+        UniqueConstraint("calling_ae_title", "transaction_uid"),
+        _index_where("ix_commitment_requests_due_at", "due_at", where="due_at IS NOT NULL"),
+    )
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    calling_ae_title: Mapped[str] = mapped_column(String(16))
+    transaction_uid: Mapped[str] = mapped_column(String(64))
+    objects: Mapped[list[dict[str, Any]]]
+    """{"sop_class_uid", "sop_instance_uid"}"""
+    received_at: Mapped[datetime]
+    due_at: Mapped[datetime | None]
+    """NULL = answered, or given up."""
+    attempts: Mapped[int] = mapped_column(default=0)
+    answered_at: Mapped[datetime | None]
+
+
+class Recall(Table):
+    """A report that was called back because of what its model said."""
+
+    __tablename__ = "recalls"
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    report_id: Mapped[UUID] = mapped_column(ForeignKey("reports.id"), unique=True)
+    model_name: Mapped[str] = mapped_column(String(64))
+    model_version: Mapped[str] = mapped_column(String(32))
+    actor: Mapped[str] = mapped_column(String(64))
+    recalled_at: Mapped[datetime]
+
+
+class RejectedObject(Table):
+    """An object that its sender rejected by a Key Object note (IHE IOCM), known here or not yet."""
+
+    __tablename__ = "rejected_objects"
+    sop_instance_uid: Mapped[str] = mapped_column(String(64), primary_key=True)
+    study_instance_uid: Mapped[str] = mapped_column(String(64))
+    code: Mapped[str] = mapped_column(String(32))
+    """The code value of the note's title (PS3.16 CID 7011)."""
+    note_uid: Mapped[str] = mapped_column(String(64))
+    calling_ae_title: Mapped[str] = mapped_column(String(16))
+    received_at: Mapped[datetime]
+    applied_at: Mapped[datetime | None]
+    """When the image was taken out of its study's answer; NULL = it has not come."""
 
 
 class OwnObject(Table):
@@ -390,20 +555,40 @@ class OwnObject(Table):
     __tablename__ = "own_objects"
     sop_instance_uid: Mapped[str] = mapped_column(String(64), primary_key=True)
     report_id: Mapped[UUID] = mapped_column(ForeignKey("reports.id"), index=True)
+    kind: Mapped[ObjectKind] = mapped_column(_names(ObjectKind))
     sop_class_uid: Mapped[str] = mapped_column(String(64))
     path: Mapped[str] = mapped_column(String(256))
     digest: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[datetime]
 
 
+class Heatmap(Table):
+    """Where in an image a model version saw its finding: a grey PNG in the object store, 0 to 255 for 0 to 1."""
+
+    __tablename__ = "heatmaps"
+    instance_id: Mapped[UUID] = mapped_column(ForeignKey("instances.id"), primary_key=True)
+    model_name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    model_version: Mapped[str] = mapped_column(String(32), primary_key=True)
+    path: Mapped[str] = mapped_column(String(256))
+    created_at: Mapped[datetime]
+
+
 class Review(Table):
     __tablename__ = "reviews"
+    __table_args__ = (Index(None, "created_at", "id"),)
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
     study_id: Mapped[UUID] = mapped_column(ForeignKey("studies.id"), index=True)
     report_id: Mapped[UUID | None] = mapped_column(ForeignKey("reports.id"))
     verdict: Mapped[Verdict] = mapped_column(_names(Verdict))
     comment: Mapped[str] = mapped_column(Text, default="")
     reviewer: Mapped[str] = mapped_column(String(64))
+    predecessor_id: Mapped[UUID | None] = mapped_column(ForeignKey("reviews.id"), unique=True)
+    """The same reader's review that this one takes the place of; no review is changed or deleted."""
+    reading: Mapped[int] = mapped_column(default=1)
+    """1 = the first reader's word, 2 = the second reader's, ..."""
+    corrected_finding: Mapped[str | None] = mapped_column(String(64))
+    region: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """{"instance_id", "left", "top", "right", "bottom"}: a rectangle of whole pixels, the far edges outside it."""
     created_at: Mapped[datetime]
 
 
@@ -426,9 +611,10 @@ class AuditEvent(Table):
     """Appended with its fact; numbered and chained later by the one sealer (`db.audit`)."""
 
     __tablename__ = "audit_events"
+    __table_args__ = (Index(None, "action", "at", "id"), Index(None, "at", "id"))
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
-    at: Mapped[datetime] = mapped_column(index=True)
-    action: Mapped[str] = mapped_column(String(64), index=True)
+    at: Mapped[datetime]
+    action: Mapped[str] = mapped_column(String(64))
     actor: Mapped[str] = mapped_column(String(64))
     subject_id: Mapped[UUID | None] = mapped_column(index=True)
     details: Mapped[dict[str, Any]]
@@ -455,3 +641,64 @@ class TaskLock(Table):
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     holder: Mapped[str] = mapped_column(String(64))
     held_until: Mapped[datetime]
+
+
+class AccountRow(Table):
+    """A person who may log in: by a password of this node, or by the hospital's account."""
+
+    __tablename__ = "accounts"
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(String(64), unique=True)
+    """In lower case: `Anna` and `anna` are one person."""
+    password_hash: Mapped[str | None] = mapped_column(String(256))
+    """Argon2id in PHC format, parameters and salt included; NULL = no password yet, or never one of this node."""
+    hospital_id: Mapped[str | None] = mapped_column(String(512), unique=True)
+    """Issuer and subject of an OpenID Connect login; NULL = local."""
+    roles: Mapped[str] = mapped_column(String(64))
+    """Names of `Role` with a space between them."""
+    groups: Mapped[str] = mapped_column(Text, default="")
+    """Names of `[[web.groups]]` with a space between them."""
+    failed_logins: Mapped[int] = mapped_column(default=0)
+    """In a row, since the last success or rest."""
+    rests_until: Mapped[datetime | None]
+    is_locked: Mapped[bool] = mapped_column(default=False)
+    """By an administrator, until one opens it."""
+    created_at: Mapped[datetime]
+    last_login_at: Mapped[datetime | None]
+
+
+class WebSession(Table):
+    """A browser in which somebody is logged in; the row goes at logout."""
+
+    __tablename__ = "web_sessions"
+    token_sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """The cookie itself is nowhere but in the browser."""
+    account_id: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"), index=True)
+    created_at: Mapped[datetime]
+    seen_at: Mapped[datetime]
+
+
+class AccountLink(Table):
+    """A one-time link by which a person chooses a password; the row goes when it is used."""
+
+    __tablename__ = "account_links"
+    token_sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    account_id: Mapped[UUID | None] = mapped_column(ForeignKey("accounts.id"), index=True)
+    """NULL = makes the first administrator."""
+    expires_at: Mapped[datetime]
+
+
+class ApiToken(Table):
+    """What a program shows in place of a login; it stays listed after it was revoked."""
+
+    __tablename__ = "api_tokens"
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(String(64), unique=True)
+    token_sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    roles: Mapped[str] = mapped_column(String(64))
+    groups: Mapped[str] = mapped_column(Text, default="")
+    created_by: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]

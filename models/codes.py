@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -13,98 +14,271 @@ class Severity(StrEnum):
     FORBIDS = "forbids"
 
 
-CODES: dict[str, tuple[Severity, str]] = {
-    "wrong_modality": (Severity.FORBIDS, "The object is not a CR or DX radiograph."),
-    "not_chest": (Severity.FORBIDS, "The body part is not the chest."),
-    "body_part_unknown": (Severity.FORBIDS, "The body part is not stated; only the chest is judged."),
-    "not_frontal": (Severity.FORBIDS, "The view is lateral, oblique or decubitus; only frontal views are judged."),
-    "turned": (Severity.FORBIDS, "The stored image is rotated or mirrored (Patient Orientation)."),
-    "not_human": (Severity.FORBIDS, "The image is marked as a veterinary one."),
-    "for_processing": (Severity.FORBIDS, "The image is raw detector data (For Processing)."),
-    "derived_secondary": (Severity.FORBIDS, "The image is a derived secondary image, not an original radiograph."),
-    "no_pixels": (Severity.FORBIDS, "The object holds no pixel data."),
-    "undecodable": (Severity.FORBIDS, "The pixel data cannot be decoded."),
-    "left_justified_bits": (Severity.FORBIDS, "The pixels are stored left-justified, which is not supported."),
-    "colour": (Severity.FORBIDS, "The image is in colour."),
-    "several_frames": (Severity.FORBIDS, "The image has several frames."),
-    "low_resolution": (Severity.FORBIDS, "The image has fewer pixels than the model needs."),
-    "blank_image": (Severity.FORBIDS, "The image shows one grey level only."),
-    "age_outside_card": (Severity.FORBIDS, "The patient's age is outside the {ages} of the validation."),
-    "processing_failed": (Severity.FORBIDS, "Processing failed."),
-    "decode_timeout": (Severity.FORBIDS, "Decoding the pixel data took too long."),
-    "inverted": (
-        Severity.WARNING,
-        "The grey levels look inverted (lungs lighter than the mediastinum): the answer is not reliable.",
-    ),
-    "looks_turned": (Severity.WARNING, "The chest looks rotated in the image: the answer is not reliable."),
-    "exposure_out_of_range": (
-        Severity.WARNING,
-        "The image is much darker or lighter than the model's training images.",
-    ),
-    "low_contrast": (Severity.WARNING, "The image has much less contrast than the model's training images."),
-    "clipped": (Severity.WARNING, "Large parts of the image are plain white or plain black: detail is lost."),
-    "much_padding": (Severity.WARNING, "More than a third of the image is padding or an even border."),
-    "age_unknown": (Severity.WARNING, "The patient's age is unknown; the model was validated at {ages}."),
-    "view_unknown": (Severity.WARNING, "The view is not stated; the model judges frontal views only."),
-    "secondary_capture": (Severity.WARNING, "The image is a secondary capture; its grey levels may have been changed."),
-    "lut_shape_contradicts": (
-        Severity.WARNING,
-        "Presentation LUT Shape contradicts the Photometric Interpretation, which was followed.",
-    ),
-    "burned_in_annotation": (Severity.WARNING, "The pixels contain burned-in annotation."),
-    "low_confidence": (
-        Severity.WARNING,
-        "Low confidence: the probability lies in the band of {low} to {high} % where the model abstains.",
-    ),
-    "lossy_source": (Severity.NOTE, "The image was compressed with loss."),
-    "no_window": (Severity.NOTE, "The image brings no window; its grey levels were spread by percentiles."),
-    "stored_in_colour": (
-        Severity.NOTE,
-        "The image is grey but stored in colour; its grey levels were taken as displayed.",
-    ),
-    "ap_or_portable": (
-        Severity.NOTE,
-        "The view is AP or portable: heart and mediastinum look wider than in a PA view.",
-    ),
-    "identity_incomplete": (Severity.NOTE, "The patient's ID, name or birth date is missing in the image."),
-}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Code:
+    """One row of the table.
 
-ADVICE: dict[str, str] = {
-    "wrong_modality": "Send CR, DX or Secondary Capture of Modality CR or DX only; check the sender's routing rule.",
-    "not_chest": "Nothing is to be done, unless Body Part Examined is wrong: then correct the modality's protocol.",
-    "body_part_unknown": "Have the modality fill Body Part Examined or the study description.",
-    "not_frontal": "Nothing is to be done, unless View Position is wrong: then correct the modality's protocol.",
-    "turned": "Have the image turned at the modality and sent again. The node does not: a false orientation would swap "
-    "left and right.",
-    "not_human": "Nothing is to be done, unless it is a person: then correct species and description.",
-    "for_processing": "Have the modality send its For Presentation images.",
-    "derived_secondary": "Send the original image; take derived images out of the routing rule.",
-    "no_pixels": "Check that the sender sends images and not their references alone.",
-    "undecodable": "Look at the transfer syntax first: 12-bit JPEG Extended is not supported. Else have it sent again.",
-    "left_justified_bits": "High Bit is not Bits Stored - 1 and the pixels do not prove what is meant: ask the vendor.",
-    "colour": "Have the grey radiograph sent instead of a colour screenshot.",
-    "several_frames": "Send single images; cine and tomosynthesis are stored only.",
-    "low_resolution": "Send the full image, not a thumbnail.",
-    "blank_image": "Check detector and window at the modality.",
-    "age_outside_card": 'Allow it by age_policy = "warn", or install a model that was validated at this age.',
-    "processing_failed": "Read the error on the Failed page, then run it again.",
-    "decode_timeout": "Look at the file's size and transfer syntax; run it again, or raise the worker's time limit.",
-    "inverted": "Compare Photometric Interpretation with the pixels; correct the modality or converter that writes it.",
-    "looks_turned": "Have images turned upright at the modality; Patient Orientation is missing or false.",
-    "exposure_out_of_range": "Compare window and exposure index with other images of this device.",
-    "low_contrast": "Check the window or VOI LUT that the device writes.",
-    "clipped": "Check the window that the device writes; the stored values may still hold the detail.",
-    "much_padding": "Have the image cropped to the exposed field at the modality.",
-    "age_unknown": "Have Patient's Age or Patient's Birth Date filled in, by a modality worklist for instance.",
-    "view_unknown": "Have View Position or View Code Sequence filled in at the modality.",
-    "secondary_capture": "Send the modality's own CR or DX object where there is one.",
-    "lut_shape_contradicts": "Tell the vendor; check on one image that lungs are dark in the viewer.",
-    "burned_in_annotation": "Keep such images out of training exports; they may name the patient.",
-    "low_confidence": "Nothing is to be done; if it is frequent, look at drift and at the model's thresholds.",
-    "lossy_source": "Send the image before it is compressed with loss, if there is a choice.",
-    "no_window": "Have the device write a window or VOI LUT.",
-    "stored_in_colour": "Send the grey original where there is one.",
-    "ap_or_portable": "Nothing is to be done.",
-    "identity_incomplete": "Have the study matched to the patient before its result is used.",
-}
-"""What an admin can do; the same keys as CODES."""
+    Attributes
+    ----------
+    code
+        Stands in databases, reports and other programs: it may be added, not changed.
+    severity
+        FORBIDS: the image is not analysed, because of this.
+    text
+        A whole sentence for a radiologist, without patient attributes; blanks in braces are filled in per image.
+    advice
+        What an admin can do.
+    is_no_answer
+        Whether a warning leaves the answer undetermined, whatever the probability.
+    """
+
+    code: str
+    severity: Severity
+    text: str
+    advice: str
+    is_no_answer: bool = False
+
+
+_ROWS = (
+    Code(
+        code="wrong_modality",
+        severity=Severity.FORBIDS,
+        text="The object is not a CR or DX radiograph.",
+        advice="Send CR, DX or Secondary Capture of Modality CR or DX only; check the sender's routing rule.",
+    ),
+    Code(
+        code="not_chest",
+        severity=Severity.FORBIDS,
+        text="The body part is not the chest.",
+        advice="Nothing is to be done, unless Body Part Examined is wrong: then correct the modality's protocol.",
+    ),
+    Code(
+        code="no_chest_seen",
+        severity=Severity.FORBIDS,
+        text="The pixels do not look like an upright frontal chest radiograph.",
+        advice="Look at the image: if it is a frontal chest, report it as a false refusal; else correct the tags "
+        "at the modality.",
+    ),
+    Code(
+        code="body_part_unknown",
+        severity=Severity.FORBIDS,
+        text="The body part is not stated; only the chest is judged.",
+        advice="Have the modality fill Body Part Examined or the study description.",
+    ),
+    Code(
+        code="not_frontal",
+        severity=Severity.FORBIDS,
+        text="The view is lateral, oblique or decubitus; only frontal views are judged.",
+        advice="Nothing is to be done, unless View Position is wrong: then correct the modality's protocol.",
+    ),
+    Code(
+        code="turned",
+        severity=Severity.FORBIDS,
+        text="The stored image is rotated or mirrored (Patient Orientation).",
+        advice="Have the image turned at the modality and sent again. The node does not: a false orientation "
+        "would swap left and right.",
+    ),
+    Code(
+        code="not_human",
+        severity=Severity.FORBIDS,
+        text="The image is marked as a veterinary one.",
+        advice="Nothing is to be done, unless it is a person: then correct species and description.",
+    ),
+    Code(
+        code="for_processing",
+        severity=Severity.FORBIDS,
+        text="The image is raw detector data (For Processing).",
+        advice="Have the modality send its For Presentation images.",
+    ),
+    Code(
+        code="derived_secondary",
+        severity=Severity.FORBIDS,
+        text="The image is a derived secondary image, not an original radiograph.",
+        advice="Send the original image; take derived images out of the routing rule.",
+    ),
+    Code(
+        code="no_pixels",
+        severity=Severity.FORBIDS,
+        text="The object holds no pixel data.",
+        advice="Check that the sender sends images and not their references alone.",
+    ),
+    Code(
+        code="undecodable",
+        severity=Severity.FORBIDS,
+        text="The pixel data cannot be decoded.",
+        advice="Look at the transfer syntax first: 12-bit JPEG Extended is not supported. Else have it sent again.",
+    ),
+    Code(
+        code="left_justified_bits",
+        severity=Severity.FORBIDS,
+        text="The pixels are stored left-justified, which is not supported.",
+        advice="High Bit is not Bits Stored - 1 and the pixels do not prove what is meant: ask the vendor.",
+    ),
+    Code(
+        code="colour",
+        severity=Severity.FORBIDS,
+        text="The image is in colour.",
+        advice="Have the grey radiograph sent instead of a colour screenshot.",
+    ),
+    Code(
+        code="several_frames",
+        severity=Severity.FORBIDS,
+        text="The image has several frames.",
+        advice="Send single images; cine and tomosynthesis are stored only.",
+    ),
+    Code(
+        code="low_resolution",
+        severity=Severity.FORBIDS,
+        text="The image has fewer pixels than the model needs.",
+        advice="Send the full image, not a thumbnail.",
+    ),
+    Code(
+        code="blank_image",
+        severity=Severity.FORBIDS,
+        text="The image shows one grey level only.",
+        advice="Check detector and window at the modality.",
+    ),
+    Code(
+        code="age_outside_card",
+        severity=Severity.FORBIDS,
+        text="The patient's age is outside the {ages} of the validation.",
+        advice='Allow it by age_policy = "warn", or install a model that was validated at this age.',
+    ),
+    Code(
+        code="rejected_by_sender",
+        severity=Severity.FORBIDS,
+        text="Its sender rejected this image: it takes no part in the answer.",
+        advice="Nothing is to be done: a rejection note (IHE IOCM) came, and what was said of the image is withdrawn.",
+    ),
+    Code(
+        code="processing_failed",
+        severity=Severity.FORBIDS,
+        text="Processing failed.",
+        advice="Read the error on the Failed page, then run it again.",
+    ),
+    Code(
+        code="decode_timeout",
+        severity=Severity.FORBIDS,
+        text="Decoding the pixel data took too long.",
+        advice="Look at the file's size and transfer syntax; run it again, or raise the worker's time limit.",
+    ),
+    Code(
+        code="inverted",
+        severity=Severity.WARNING,
+        text="The grey levels look inverted (lungs lighter than the mediastinum): the probability is no answer.",
+        advice="Compare Photometric Interpretation with the pixels; correct the modality or converter that writes it.",
+        is_no_answer=True,
+    ),
+    Code(
+        code="looks_turned",
+        severity=Severity.WARNING,
+        text="The chest looks rotated in the image: the answer is not reliable.",
+        advice="Have images turned upright at the modality; Patient Orientation is missing or false.",
+    ),
+    Code(
+        code="exposure_out_of_range",
+        severity=Severity.WARNING,
+        text="The image is much darker or lighter than the model's training images.",
+        advice="Compare window and exposure index with other images of this device.",
+    ),
+    Code(
+        code="low_contrast",
+        severity=Severity.WARNING,
+        text="The image has much less contrast than the model's training images.",
+        advice="Check the window or VOI LUT that the device writes.",
+    ),
+    Code(
+        code="clipped",
+        severity=Severity.WARNING,
+        text="Large parts of the image are plain white or plain black: detail is lost.",
+        advice="Check the window that the device writes; the stored values may still hold the detail.",
+    ),
+    Code(
+        code="much_padding",
+        severity=Severity.WARNING,
+        text="More than a third of the image is padding or an even border.",
+        advice="Have the image cropped to the exposed field at the modality.",
+    ),
+    Code(
+        code="age_unknown",
+        severity=Severity.WARNING,
+        text="The patient's age is unknown; the model was validated at {ages}.",
+        advice="Have Patient's Age or Patient's Birth Date filled in, by a modality worklist for instance.",
+    ),
+    Code(
+        code="view_unknown",
+        severity=Severity.WARNING,
+        text="The view is not stated; the model judges frontal views only.",
+        advice="Have View Position or View Code Sequence filled in at the modality.",
+    ),
+    Code(
+        code="secondary_capture",
+        severity=Severity.WARNING,
+        text="The image is a secondary capture; its grey levels may have been changed.",
+        advice="Send the modality's own CR or DX object where there is one.",
+    ),
+    Code(
+        code="lut_shape_contradicts",
+        severity=Severity.WARNING,
+        text="Presentation LUT Shape contradicts the Photometric Interpretation, which was followed.",
+        advice="Tell the vendor; check on one image that lungs are dark in the viewer.",
+    ),
+    Code(
+        code="burned_in_annotation",
+        severity=Severity.WARNING,
+        text="The pixels contain burned-in annotation.",
+        advice="Keep such images out of training exports; they may name the patient.",
+    ),
+    Code(
+        code="low_confidence",
+        severity=Severity.WARNING,
+        text="Low confidence: the probability lies in the band of {low} to {high} % where the model abstains.",
+        advice="Nothing is to be done; if it is frequent, look at drift and at the model's thresholds.",
+    ),
+    Code(
+        code="out_of_distribution",
+        severity=Severity.WARNING,
+        text="The image is unlike the model's training images: the probability is no answer.",
+        advice="If it is frequent for one device, compare its images with others, and validate the model on them "
+        "before use.",
+        is_no_answer=True,
+    ),
+    Code(
+        code="lossy_source",
+        severity=Severity.NOTE,
+        text="The image was compressed with loss.",
+        advice="Send the image before it is compressed with loss, if there is a choice.",
+    ),
+    Code(
+        code="no_window",
+        severity=Severity.NOTE,
+        text="The image brings no window; its grey levels were spread by percentiles.",
+        advice="Have the device write a window or VOI LUT.",
+    ),
+    Code(
+        code="stored_in_colour",
+        severity=Severity.NOTE,
+        text="The image is grey but stored in colour; its grey levels were taken as displayed.",
+        advice="Send the grey original where there is one.",
+    ),
+    Code(
+        code="ap_or_portable",
+        severity=Severity.NOTE,
+        text="The view is AP or portable: heart and mediastinum look wider than in a PA view.",
+        advice="Nothing is to be done.",
+    ),
+    Code(
+        code="identity_incomplete",
+        severity=Severity.NOTE,
+        text="The patient's ID, name or birth date is missing in the image.",
+        advice="Have the study matched to the patient before its result is used.",
+    ),
+    Code(
+        code="first_seen_device",
+        severity=Severity.NOTE,
+        text="It is the first image of this device model that the node judged.",
+        advice="Look at some images of this device model, and compare them with the reader's reports.",
+    ),
+)
+
+CODES: dict[str, Code] = {row.code: row for row in _ROWS}

@@ -1,6 +1,6 @@
 """Where in the image an output comes from: Grad-CAM. Takes a network and image_B1HW; gives heatmap_BHW in [0, 1].
 
-The map is as coarse as the backbone's last stage (a place of 32 x 32 pixels for ResNet50 at 224) and shows what
+The map is as coarse as the backbone's last stage (a place of 32 x 32 input pixels for ResNet50) and shows what
 raised the output, not where the disease ends.
 
 Shapes: B images, H rows, W columns, C channels of the last stage, h and w its rows and columns, L outputs.

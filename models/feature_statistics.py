@@ -55,8 +55,12 @@ class FeatureStatistics:
 
     def to_bytes(self) -> bytes:
         """Return the content of a bundle's statistics file; its sha256 belongs into the card."""
-        content: bytes = safetensors.torch.save({key: getattr(self, key).float().contiguous() for key in _KEYS})
+        content: bytes = safetensors.torch.save(self.tensors())
         return content
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything by name, float32, as a file holds it."""
+        return {key: getattr(self, key).float().contiguous() for key in _KEYS}
 
 
 def fit_statistics(feature_ND: Tensor, directions: int = DIRECTIONS) -> FeatureStatistics:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import date, datetime
 
 from pydicom.dataset import Dataset
@@ -21,6 +22,9 @@ from pydicom.uid import (
     JPEGLSNearLossless,
     SecondaryCaptureImageStorage,
 )
+
+DEVICE_CHARACTERS = 64
+"""Of a Manufacturer or Manufacturer's Model Name (VR LO, PS3.5 6.2); peers send longer ones."""
 
 _RADIOGRAPHS = {
     ComputedRadiographyImageStorage,
@@ -47,6 +51,25 @@ _AP_WORDS = re.compile(r"\b(AP|ANTERO-?POSTERIOR)\b")
 _PA_WORDS = re.compile(r"\b(PA|POSTERO-?ANTERIOR)\b")
 _PORTABLE_WORDS = re.compile(r"\b(PORTABLE|MOBILE|BEDSIDE|SUPINE)\b")
 _OTHER_WORDS = re.compile(r"\b(LAT|LATERAL|LL|OBLIQUE|DECUBITUS)\b")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceModel:
+    """What took an image, by kind: upper case, outer blanks cut, at most `DEVICE_CHARACTERS` each, "" if not stated."""
+
+    manufacturer: str
+    model_name: str
+    detector_type: str
+
+
+def device_model_of(dataset: Dataset) -> DeviceModel | None:
+    """Return the device model, None where neither manufacturer nor model name says (PS3.3 C.7.5.1, C.8.11.4)."""
+    found = DeviceModel(
+        manufacturer=_text(dataset, "Manufacturer")[:DEVICE_CHARACTERS],
+        model_name=_text(dataset, "ManufacturerModelName")[:DEVICE_CHARACTERS],
+        detector_type=_text(dataset, "DetectorType")[:DEVICE_CHARACTERS],
+    )
+    return found if found.manufacturer or found.model_name else None
 
 
 def has_pixels(dataset: Dataset) -> bool:

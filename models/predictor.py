@@ -43,8 +43,9 @@ class Prediction:
         Of the finding, in [0, 1], calibrated for the patient's population.
     threshold, abstain_low, abstain_high
         Of that population: present at threshold and above, undetermined in [abstain_low, abstain_high).
-    ood_score
-        How unlike the training images this one is, about 1 for what is usual; None if the bundle cannot tell.
+    ood_score, ood_limit
+        How unlike the training images this one is, about 1 for what is usual, and the most that the card takes for
+        alike; None if the bundle cannot tell.
     """
 
     finding: str
@@ -55,6 +56,12 @@ class Prediction:
     model_name: str
     model_version: str
     ood_score: float | None = None
+    ood_limit: float | None = None
+
+    @property
+    def is_out_of_distribution(self) -> bool:
+        """Whether the image is unlike the training images, so that calibration and limits say little about it."""
+        return self.ood_score is not None and self.ood_limit is not None and self.ood_score > self.ood_limit
 
     @property
     def confidence(self) -> float:
@@ -107,7 +114,11 @@ class Predictor:
         self._reported = [(card.outputs.index(finding.name), finding) for finding in card.findings]
 
     def predict(
-        self, image_B1HW: np.ndarray | Tensor, age_years_B: Sequence[int | None] | None = None
+        self,
+        image_B1HW: np.ndarray | Tensor,
+        age_years_B: Sequence[int | None] | None = None,
+        *,
+        use_tta: bool | None = None,
     ) -> list[tuple[Prediction, ...]]:
         """Judge a batch: one tuple per image, in order, with one Prediction per finding of the card.
 
@@ -118,6 +129,8 @@ class Predictor:
         age_years_B
             Completed years of each patient, None where unknown; they choose calibration and limits. None for a
             batch of which no age is known.
+        use_tta
+            For this batch; None as the predictor was made.
 
         Raises
         ------
@@ -128,7 +141,7 @@ class Predictor:
         ArithmeticError
             The network gave something that is not a number.
         """
-        logit_BL, feature_BD = self._judge(torch.as_tensor(image_B1HW))
+        logit_BL, feature_BD = self._judge(torch.as_tensor(image_B1HW), use_tta=use_tta)
         ages = [None] * len(logit_BL) if age_years_B is None else age_years_B
         populations = [self.card.population_of(age) for age in ages]
         scores = self._statistics.score(feature_BD).tolist() if self._statistics else [None] * len(logit_BL)
@@ -150,10 +163,10 @@ class Predictor:
         """Return the pooled feature_BD of the images as they are, float32, on the CPU. Raises as `predict`."""
         return self._run(torch.as_tensor(image_B1HW))[1]
 
-    def _judge(self, image_B1HW: Tensor) -> tuple[Tensor, Tensor]:
+    def _judge(self, image_B1HW: Tensor, *, use_tta: bool | None = None) -> tuple[Tensor, Tensor]:
         """Return logit_BL, the mean over the small moves if asked for, and feature_BD of the images as they are."""
         logit_BL, feature_BD = self._run(image_B1HW)
-        if self._use_tta:
+        if self._use_tta if use_tta is None else use_tta:
             moved = [self._run(moved_slightly(image_B1HW, *move))[0] for move in SMALL_MOVES]
             logit_BL = torch.stack([logit_BL, *moved]).mean(0)
         return logit_BL, feature_BD
@@ -192,6 +205,7 @@ class Predictor:
             model_name=self.card.name,
             model_version=self.card.version,
             ood_score=ood_score,
+            ood_limit=self.card.out_of_distribution.limit if self.card.out_of_distribution else None,
         )
 
 

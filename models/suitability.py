@@ -1,14 +1,17 @@
 """Is this image one that the model may judge? Takes a data set and a card; gives the image and coded warnings.
 
-Every warning's code is a row of `CODES`: it either forbids an answer, travels with the answer as a warning, or is a
-note. Texts are whole sentences for a radiologist and carry no patient attribute. Nothing here raises for bad pixels,
-and everything that goes in and out can be pickled: it runs in a process that may be killed.
+Every warning's code is a row of `CODES`: it either forbids an answer, travels with the answer as a warning (and may
+leave it undetermined), or is a note. Texts are whole sentences for a radiologist and carry no patient attribute.
+Nothing here raises for bad pixels, and everything that goes in and out can be pickled: it runs in a process that may be
+killed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import pydicom.config
@@ -18,6 +21,7 @@ from models import header
 from models.appearance import appearance_codes
 from models.card import ModelCard
 from models.codes import CODES, Severity
+from models.header import DeviceModel
 from models.preprocess import UNREADABLE, ImageUnfit, read_radiograph, squash
 
 if TYPE_CHECKING:
@@ -33,6 +37,8 @@ __all__ = [
     "examine_file",
     "header_warnings",
     "make_warning",
+    "pixel_codes",
+    "settled",
     "warnings_of",
 ]
 
@@ -61,9 +67,11 @@ class Examination:
     rows, columns
         Pixels of the stored image, 0 where not stated.
     voi
-        "lut", "window", "percentile" or "displayed", as in `preprocess.Radiograph`; "" if the pixels were not read.
+        "lut", "window", "percentile" or "displayed", as in `preprocess.Radiograph`; "" if the pixels could not be read.
     age_years
         The patient's, in completed years; None if unknown. It chooses the card's population.
+    device
+        What took the image; None if not stated.
     """
 
     image_1HW: np.ndarray | None
@@ -72,6 +80,7 @@ class Examination:
     columns: int
     voi: str
     age_years: int | None
+    device: DeviceModel | None = None
 
     @property
     def is_fit(self) -> bool:
@@ -79,14 +88,19 @@ class Examination:
         return self.image_1HW is not None
 
 
+def load_libraries() -> None:
+    """Import and read now what the first examination would: seconds that its time limit does not allow for."""
+    pixel_codes(squash(np.eye(32, dtype=np.float32), 32).numpy())
+
+
 def make_warning(code: str, *, severity: Severity | None = None, **values: object) -> ImageWarning:
     """Return the warning of a row of CODES, with the sentence's blanks filled in."""
-    own_severity, text = CODES[code]
-    return ImageWarning(code=code, severity=severity or own_severity, text=text.format(**values))
+    row = CODES[code]
+    return ImageWarning(code=code, severity=severity or row.severity, text=row.text.format(**values))
 
 
-def examine_file(path: str, card: ModelCard, *, age_policy: str = "refuse") -> Examination:
-    """Read a Part 10 file and examine it; a file that is no DICOM is undecodable.
+def examine_file(path: str | BinaryIO, card: ModelCard, *, age_policy: str = "refuse") -> Examination:
+    """Read a Part 10 file, or its bytes, and examine it; a file that is no DICOM is undecodable.
 
     Raises
     ------
@@ -114,7 +128,7 @@ def examine(dataset: Dataset, card: ModelCard, *, age_policy: str = "refuse") ->
     """
     try:
         rows, columns = (int(dataset.get(keyword) or 0) for keyword in ("Rows", "Columns"))
-        age_years = header.age_years_of(dataset)
+        age_years, device = header.age_years_of(dataset), header.device_model_of(dataset)
         warnings = header_warnings(dataset, card, age_policy)
     except UNREADABLE:
         return _unfit("undecodable")
@@ -125,10 +139,18 @@ def examine(dataset: Dataset, card: ModelCard, *, age_policy: str = "refuse") ->
         except ImageUnfit as unfit:
             codes = [unfit.code]
         warnings += [make_warning(code) for code in codes]
+    if any(warning.severity is Severity.FORBIDS for warning in warnings):
+        image_1HW = None
     if image_1HW is None:  # beside the reasons why there is no answer, remarks on the answer would only distract
         warnings = [warning for warning in warnings if warning.severity is Severity.FORBIDS]
     return Examination(
-        image_1HW=image_1HW, warnings=tuple(warnings), rows=rows, columns=columns, voi=voi, age_years=age_years
+        image_1HW=image_1HW,
+        warnings=tuple(warnings),
+        rows=rows,
+        columns=columns,
+        voi=voi,
+        age_years=age_years,
+        device=device,
     )
 
 
@@ -160,12 +182,57 @@ def header_warnings(dataset: Dataset, card: ModelCard, age_policy: str) -> list[
     return [make_warning(code) for code in codes] + _age_warnings(dataset, card, age_policy)
 
 
+def pixel_codes(image_1HW: np.ndarray, *, padding_share: float = 0.0) -> list[str]:
+    """Return the codes of what the pixels say, whatever the tags: that they show no chest, or remarks on how.
+
+    Parameters
+    ----------
+    image_1HW
+        The network's input, of any size.
+    padding_share
+        Part of the pixels that the header calls padding.
+    """
+    from models.chest import looks_like_a_chest  # here: it brings torch, and the listener and the page do without
+
+    if float(image_1HW.std()) < BLANK_STD:
+        return ["blank_image"]
+    if not looks_like_a_chest(image_1HW):
+        return ["no_chest_seen"]
+    return appearance_codes(image_1HW, padding_share=padding_share)
+
+
 def warnings_of(prediction: Prediction) -> tuple[ImageWarning, ...]:
-    """Return what a probability says against itself: it lies where the card abstains."""
-    if not prediction.abstain_low <= prediction.probability < prediction.abstain_high:
-        return ()
-    low, high = f"{100 * prediction.abstain_low:.0f}", f"{100 * prediction.abstain_high:.0f}"
-    return (make_warning("low_confidence", low=low, high=high),)
+    """Return what a prediction says against itself: it lies where the card abstains, or the image is a strange one."""
+    warnings = []
+    if prediction.abstain_low <= prediction.probability < prediction.abstain_high:
+        low, high = f"{100 * prediction.abstain_low:.0f}", f"{100 * prediction.abstain_high:.0f}"
+        warnings.append(make_warning("low_confidence", low=low, high=high))
+    if prediction.is_out_of_distribution:
+        warnings.append(make_warning("out_of_distribution"))
+    return tuple(warnings)
+
+
+def settled(
+    predictions: Iterable[Prediction], warnings: Iterable[ImageWarning]
+) -> tuple[tuple[Prediction, ...], tuple[ImageWarning, ...]]:
+    """Return the predictions and all warnings of an image as they are to be said.
+
+    Each code is said once. Where one of them makes the probability no answer, the abstain band becomes the whole range:
+    everybody who reads the prediction then finds it undetermined.
+
+    Parameters
+    ----------
+    warnings
+        Of the examination.
+    """
+    said = {warning.code: warning for warning in warnings}
+    predictions = tuple(predictions)
+    for prediction in predictions:
+        said |= {warning.code: warning for warning in warnings_of(prediction) if warning.code not in said}
+    if any(CODES[code].is_no_answer for code in said if code in CODES):
+        # The band is half open, and a probability may be 1.
+        predictions = tuple(replace(p, abstain_low=0.0, abstain_high=math.nextafter(1.0, 2.0)) for p in predictions)
+    return predictions, tuple(said.values())
 
 
 def _age_warnings(dataset: Dataset, card: ModelCard, age_policy: str) -> list[ImageWarning]:
@@ -182,9 +249,7 @@ def _read(dataset: Dataset, size: int) -> tuple[str, np.ndarray, list[str]]:
     """Return where the grey levels come from, image_1HW, and the codes of what the pixels say."""
     radiograph = read_radiograph(dataset)
     image_1HW: np.ndarray = squash(radiograph.grey_HW, size).numpy()
-    if float(image_1HW.std()) < BLANK_STD:
-        raise ImageUnfit("blank_image")
-    codes = appearance_codes(image_1HW, padding_share=radiograph.padding_share)
+    codes = pixel_codes(image_1HW, padding_share=radiograph.padding_share)
     if radiograph.voi in _GREY_CODES:
         codes.append(_GREY_CODES[radiograph.voi])
     return radiograph.voi, image_1HW, codes

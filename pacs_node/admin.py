@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from collections.abc import Callable
+from datetime import date, datetime
 from pathlib import Path
 from uuid import UUID
 
 from db import audit, facts, queue
 from db.engine import check_revision, db_now, make_engine, read_scope, session_scope
 from db.tables import JobState
-from models.codes import ADVICE
+from models.codes import CODES
 from pacs_node.errors import ConfigError
+from pacs_node.reconcile import reconcile, reconcile_with
 from pacs_node.settings import Settings
+from pacs_node.terminal import person as _person
+from pacs_node.terminal import table as _table
+from pacs_node.terminal import time_text as _time
 from pacs_node.wiring import audit_key
 
 Command = Callable[[Settings, argparse.Namespace], int | None]
@@ -39,12 +42,19 @@ def add_commands(commands: object, add: Add) -> None:
     jobs.add_argument("--all", action="store_true", help="retry every failed job")
 
     studies = add(
-        commands, "studies", _studies, "list, show or release studies (a held one leaves the node only after release)"
+        commands,
+        "studies",
+        _studies,
+        "list, show, release (a held study leaves the node only then) or reconcile: do the sums add up?",
     )
-    studies.add_argument("action", choices=["list", "show", "release"])
+    studies.add_argument("action", choices=["list", "show", "release", "reconcile"])
     studies.add_argument("id", nargs="?", type=UUID)
     studies.add_argument("--limit", type=int, default=50)
     studies.add_argument("--state", choices=facts.STUDY_STATES, help="list only these")
+    span = studies.add_mutually_exclusive_group()
+    span.add_argument("--day", type=date.fromisoformat, help="reconcile one local day, 2026-11-24")
+    span.add_argument("--since", type=date.fromisoformat, help="reconcile since that day (default: a week)")
+    studies.add_argument("--against", metavar="NAME", help="reconcile with what this destination has, by C-FIND")
 
     quarantine = add(
         commands, "quarantine", _quarantine, "list objects that were kept apart: unreadable, or other content"
@@ -69,6 +79,33 @@ def add_commands(commands: object, add: Add) -> None:
     restore = add(commands, "restore", _restore, "put a backup into an empty data folder (the node must be stopped)")
     restore.add_argument("folder", type=Path)
 
+    export = add(
+        commands, "export-reviews", _export_reviews, "export reviewed images, de-identified, as a training manifest"
+    )
+    export.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder")
+    export.add_argument(
+        "--since", type=_instant, metavar="TIME", help="reviewed since 2026-11-01, or 2026-11-01T12:00 (default: all)"
+    )
+    export.add_argument(
+        "--accept-unstated",
+        action="store_true",
+        help="also images whose header does not say whether text is burned into the pixels: somebody has looked",
+    )
+
+    taken_back = add(commands, "recall", _recall, "take back what a model version said, everywhere it was sent")
+    taken_back.add_argument("--model", required=True, metavar="NAME/VERSION")
+    taken_back.add_argument("--since", type=_instant, metavar="TIME", help="only reports since then (default: all)")
+    taken_back.add_argument("--no-replacement", action="store_true", help="reject only: judge nothing anew")
+    taken_back.add_argument("--dry-run", action="store_true", help="say what would be done")
+
+    fetched = add(commands, "fetch", _fetch, "have a PACS send a missing or prior study to this node (C-FIND, C-MOVE)")
+    fetched.add_argument("--from", required=True, dest="source", metavar="NAME", help="a destination of config.toml")
+    fetched.add_argument("--study", dest="StudyInstanceUID", metavar="UID")
+    fetched.add_argument("--accession", dest="AccessionNumber", metavar="NUMBER")
+    fetched.add_argument("--patient", dest="PatientID", metavar="ID")
+    fetched.add_argument("--date", dest="StudyDate", metavar="DATE", help="20261124, or 20261101-20261124")
+    fetched.add_argument("--dry-run", action="store_true", help="list what would be fetched")
+
     models = add(commands, "models", _models, "list, add, activate or roll back model versions")
     models.add_argument("action", choices=["list", "add", "activate", "rollback"])
     models.add_argument("what", nargs="?", metavar="FOLDER|NAME/VERSION")
@@ -78,6 +115,26 @@ def _send(settings: Settings, options: argparse.Namespace) -> int:
     from pacs_node.sending import send_paths
 
     return send_paths(settings, options.paths, to=options.to, calling_ae_title=options.calling)
+
+
+def _recall(settings: Settings, options: argparse.Namespace) -> int:
+    from pacs_node.recall import recall
+
+    return recall(
+        settings,
+        options.model,
+        since=options.since,
+        actor=_person(),
+        dry_run=options.dry_run,
+        replace=not options.no_replacement,
+    )
+
+
+def _fetch(settings: Settings, options: argparse.Namespace) -> int:
+    from pacs_node.fetch import KEYS, fetch
+
+    keys = {key: value for key in KEYS if (value := getattr(options, key))}
+    return fetch(settings, options.source, keys, actor=_person(), dry_run=options.dry_run)
 
 
 def _jobs(settings: Settings, options: argparse.Namespace) -> int:
@@ -139,11 +196,19 @@ def _studies(settings: Settings, options: argparse.Namespace) -> int:
             failed_job_id = facts.study_detail(session, study_id).summary.failed_job_id
             study = facts.study_facts(session, study_id, lock=False)
             _pairs(vars_of(study))
-            for code in sorted({warning.code for image in study.images for warning in image.warnings} & ADVICE.keys()):
-                print(f"{'what to do':24} {code}: {ADVICE[code]}")
+            for code in sorted({warning.code for image in study.images for warning in image.warnings} & CODES.keys()):
+                print(f"{'what to do':24} {code}: {CODES[code].advice}")
             if failed_job_id is not None:
                 print(f"{'failed':24} its report could not be built: {queue.show(session, failed_job_id).error}")
                 print(f"{'':24} mend the cause, then: pacs-node jobs retry {failed_job_id}")
+    elif options.action == "reconcile":
+        try:
+            fault = reconcile(engine, day=options.day, since=options.since)
+            if options.against:
+                fault |= reconcile_with(settings, engine, options.against, day=options.day, since=options.since)
+            return fault
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     else:
         with session_scope(engine) as session:
             released = facts.release_study(session, _needed(options), actor=_person(), now=db_now(session))
@@ -220,6 +285,26 @@ def _restore(settings: Settings, options: argparse.Namespace) -> int:
     return 0
 
 
+def _export_reviews(settings: Settings, options: argparse.Namespace) -> int:
+    from pacs_node.export_reviews import export_reviews
+
+    exported = export_reviews(
+        settings,
+        _engine(settings),
+        options.out,
+        since=options.since,
+        actor=_person(),
+        accept_unstated=options.accept_unstated,
+    )
+    print(exported)
+    return 0
+
+
+def _instant(text: str) -> datetime:
+    """Read an ISO 8601 date or time; local where it does not say otherwise."""
+    return datetime.fromisoformat(text).astimezone()
+
+
 def _models(settings: Settings, options: argparse.Namespace) -> int:
     from pacs_node import rollout
 
@@ -251,14 +336,6 @@ def _needed(options: argparse.Namespace) -> UUID:
     return UUID(str(options.id))
 
 
-def _person() -> str:
-    return f"admin:{getpass.getuser()}"[:64]
-
-
-def _time(at: datetime | None) -> str:
-    return at.astimezone().strftime("%Y-%m-%d %H:%M:%S") if at else "-"
-
-
 def vars_of(record: object) -> dict[str, object]:
     """Return the fields of a slotted dataclass."""
     return {name: getattr(record, name) for name in getattr(type(record), "__dataclass_fields__", {})}
@@ -272,10 +349,3 @@ def _pairs(values: dict[str, object]) -> None:
                 print("   ", item)
         else:
             print(f"{key:24} {value}")
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    lines = [[str(cell) for cell in row] for row in rows]
-    widths = [max([len(head), *(len(line[i]) for line in lines)]) for i, head in enumerate(heads)]
-    for line in [list(heads), *lines]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -57,11 +57,18 @@ class Caller:
     is_urgent: bool
 
 
-def find_peer(settings: DicomSettings, calling_ae_title: str, address: str) -> PeerSettings | None:
+def find_peer(
+    settings: DicomSettings, calling_ae_title: str, address: str, certificate: frozenset[str] = frozenset()
+) -> PeerSettings | None:
     """Return the entry of the allow-list for a caller; None if it may not come in.
 
     Without any entry every program on this machine may, under any title. Titles are compared without outer blanks; case
     counts (PS3.5 6.2, AE).
+
+    Parameters
+    ----------
+    certificate
+        Every name of the certificate that it showed under TLS; an entry that names certificates wants one of them.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     ip = getattr(ip, "ipv4_mapped", None) or ip
@@ -69,7 +76,8 @@ def find_peer(settings: DicomSettings, calling_ae_title: str, address: str) -> P
         return PeerSettings(ae_title=settings.ae_title, addresses=(str(ip),)) if is_loopback(str(ip)) else None
     for peer in settings.peers:
         networks = (ipaddress.ip_network(network, strict=False) for network in peer.addresses)
-        if peer.ae_title == calling_ae_title and any(ip in network for network in networks):
+        is_known = not peer.certificates or not certificate.isdisjoint(peer.certificates)
+        if peer.ae_title == calling_ae_title and is_known and any(ip in network for network in networks):
             return peer
     return None
 
@@ -85,7 +93,9 @@ class Admission:
         self._ends: collections.deque[tuple[UUID, str]] = collections.deque()
         self._one_writer = threading.Lock()
 
-    def judge(self, calling_ae_title: str, called_ae_title: str, address: str) -> Caller | Rejection:
+    def judge(
+        self, calling_ae_title: str, called_ae_title: str, address: str, certificate: frozenset[str] = frozenset()
+    ) -> Caller | Rejection:
         """Let an association in and write it down, or say why not.
 
         Raises
@@ -94,15 +104,15 @@ class Admission:
             Nobody knows how many are open.
         """
         calling, called = (clean_text(title, AE_TITLE_LENGTH) for title in (calling_ae_title, called_ae_title))
-        decision = self._decide(calling, called, address)
+        decision = self._decide(calling, called, address, certificate)
         if isinstance(decision, Rejection):
-            self._note_refusal(decision, calling, address)
+            self._note_refusal(decision.text, calling, address)
         return decision
 
-    def _decide(self, calling: str, called: str, address: str) -> Caller | Rejection:
+    def _decide(self, calling: str, called: str, address: str, certificate: frozenset[str]) -> Caller | Rejection:
         if called != self._settings.ae_title:
             return CALLED_UNKNOWN
-        peer = find_peer(self._settings, calling, address)
+        peer = find_peer(self._settings, calling, address, certificate)
         if peer is None:
             return CALLING_UNKNOWN
         caller = Caller(
@@ -136,14 +146,21 @@ class Admission:
             )
         return True
 
-    def _note_refusal(self, rejection: Rejection, calling: str, address: str) -> None:
-        key = (rejection.text, calling, address)
+    def note_insecure(self, address: str, reason: str) -> None:
+        """Audit a connection that ended before DICOM was spoken: its TLS handshake failed. Never raises."""
+        try:
+            self._note_refusal(reason, "", address)
+        except DatabaseAway:
+            logger.warning("A refusal could not be audited", extra={"action": "database_away"})
+
+    def _note_refusal(self, reason: str, calling: str, address: str) -> None:
+        key = (reason, calling, address)
         if time.monotonic() - self._refusals.get(key, -AUDIT_REFUSAL_S) < AUDIT_REFUSAL_S:
             return
         if len(self._refusals) >= REFUSALS_REMEMBERED:
             self._refusals.clear()
         self._refusals[key] = time.monotonic()
-        details = {"reason": rejection.text, "address": address}
+        details = {"reason": reason, "address": address}
         context = {"action": "association_refused", "calling": calling}
         logger.warning("An association was refused", extra=context | details)
         with session_scope(self._engine) as session:

@@ -36,7 +36,10 @@ def _findings(settings: Settings) -> Iterator[Finding]:
     yield _try("model checksum", lambda: _model(settings))
     yield _try("store writable", lambda: _store(settings))
     for destination in settings.destinations:
-        yield _try(f"C-ECHO {destination.name}", lambda d=destination: _echo(settings, d))  # type: ignore[misc]
+        if destination.kind == "stow":
+            yield f"STOW-RS {destination.name}", True, f"{destination.address} (not asked: STOW-RS has no echo)"
+        else:
+            yield _try(f"C-ECHO {destination.name}", lambda d=destination: _echo(settings, d))  # type: ignore[misc]
     if not settings.destinations:
         yield "destinations", True, "none: reports stay here; add [[destinations]] to config.toml"
 
@@ -75,4 +78,4 @@ def _store(settings: Settings) -> str:
 
 def _echo(settings: Settings, destination: DestinationSettings) -> str:
     dimse.echo(destination, calling_ae_title=settings.dicom.ae_title, timeout_s=settings.delivery.connect_timeout_s)
-    return f"{destination.ae_title}@{destination.host}:{destination.port} answers"
+    return f"{destination.address} answers"

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from db.engine import DatabaseAway, NoSuchRecord
-from pacs_node import admin, log
+from pacs_node import accounts, admin, log
 from pacs_node.errors import ErrorOutcome, PacsNodeError, outcome_of
 from pacs_node.settings import Settings, load_settings
 from pacs_node.supervisor import stop_when_parent_is_gone
@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         role.add_argument("--process-name", default=name, help=argparse.SUPPRESS)
         role.add_argument("--socket-fd", type=int, help=argparse.SUPPRESS)
     admin.add_commands(commands, _add)
+    accounts.add_commands(commands, _add)
     return parser
 
 

@@ -1,8 +1,8 @@
 """What the node accepts on the network: the one table that negotiation, intake and CONFORMANCE.md are made of.
 
-Every storage SOP Class is here or is refused in negotiation (PS3.8 9.3.3.2, result 3). The three SR classes are no
-images: they are accepted so that a PACS that forwards a whole study, with the report we sent it, does not see that
-study fail.
+Every storage SOP Class is here or is refused in negotiation (PS3.8 9.3.3.2, result 3). The three SR classes and
+segmentations are no images: they are accepted so that a PACS that forwards a whole study, with what we sent it, does
+not see that study fail.
 """
 
 from __future__ import annotations
@@ -11,6 +11,14 @@ import enum
 from dataclasses import dataclass
 
 VERIFICATION = "1.2.840.10008.1.1"
+STORAGE_COMMITMENT = "1.2.840.10008.1.20.1"
+"""Push Model (PS3.4 J)."""
+STUDY_ROOT_FIND, STUDY_ROOT_MOVE = "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.5.1.4.1.2.2.2"
+"""Query/Retrieve Information Model (PS3.4 C.6.2)."""
+KEY_OBJECT_SELECTION = "1.2.840.10008.5.1.4.1.1.88.59"
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+GRAYSCALE_PRESENTATION_STATE = "1.2.840.10008.5.1.4.1.1.11.1"
+SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 
 IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
 EXPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
@@ -116,6 +124,7 @@ STORAGE_CLASSES = (
         not_judged=NotJudged.NOT_AN_IMAGE,
     ),
     StorageClass(uid=f"{_ROOT}.88.59", name="Key Object Selection Document Storage", not_judged=NotJudged.NOT_AN_IMAGE),
+    StorageClass(uid=SEGMENTATION, name="Segmentation Storage", not_judged=NotJudged.NOT_AN_IMAGE),
     StorageClass(uid=f"{_ROOT}.88.34", name="Comprehensive 3D SR Storage", not_judged=NotJudged.NOT_AN_IMAGE),
     StorageClass(uid=f"{_ROOT}.88.33", name="Comprehensive SR Storage", not_judged=NotJudged.NOT_AN_IMAGE),
     StorageClass(uid=f"{_ROOT}.88.22", name="Enhanced SR Storage", not_judged=NotJudged.NOT_AN_IMAGE),

@@ -34,14 +34,20 @@ class Collapsed(Exception):
 
 
 class DecodingPool:
-    """Spawned processes: each call limited to `timeout_s`, each process to `memory_mb` of private memory."""
+    """Spawned processes: each call limited to `timeout_s`, each process to `memory_mb` of private memory.
 
-    def __init__(self, *, processes: int, timeout_s: float, memory_mb: int) -> None:
+    `prepare` is called in each before its first call, and not counted: on a busy machine imports alone outlast a limit,
+    and a process that is killed for them is followed by one that has to import them too.
+    """
+
+    def __init__(
+        self, *, processes: int, timeout_s: float, memory_mb: int, prepare: Callable[[], object] | None = None
+    ) -> None:
         self._timeout_s = timeout_s
         self._pool = ProcessPool(
             max_workers=processes,
             initializer=_prepare_process,
-            initargs=(memory_mb, os.getpid()),
+            initargs=(memory_mb, os.getpid(), prepare),
             context=multiprocessing.get_context("spawn"),
         )
 
@@ -73,7 +79,7 @@ def result_of(future: Any) -> Any:
         raise Collapsed("the decoding process died") from None
 
 
-def _prepare_process(memory_mb: int, parent: int) -> None:
+def _prepare_process(memory_mb: int, parent: int, prepare: Callable[[], object] | None) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         os._exit(1)
@@ -88,3 +94,5 @@ def _prepare_process(memory_mb: int, parent: int) -> None:
     import models.suitability  # noqa: F401 - what most calls need, loaded before the first of them
 
     torch.set_num_threads(1)
+    if prepare:
+        prepare()

@@ -1,10 +1,12 @@
 """The delivery role: takes built reports to the destinations, each revision once, in order, under one UID.
 
-Takes jobs from `db.queue`; gives the state of each delivery. Hides the choice of the SR class, the order of revisions
-and what a failure costs. What is sent was built and recorded before: after a crash the same bytes go out again.
+Takes jobs from `db.queue`; gives the state of each delivery. Hides the order of revisions, what a failure costs and the
+rejection of what was withdrawn. What is sent was built and recorded before: after a crash the same bytes go out again.
 
 One association carries all of a batch that goes to one destination. The SR class is chosen by what the peer accepts and
 recorded before the first byte is sent; a later revision keeps it, so that the peer has the report that it replaces.
+Each object is recorded when the peer has it: a picture that is delayed does not send the report again, and one that
+the peer does not take is a note beside the report, never its failure.
 """
 
 from __future__ import annotations
@@ -12,47 +14,40 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
+from uuid import UUID
 
 from sqlalchemy.engine import Engine
-from sqlalchemy.orm import Session
 
-from db import audit, facts, queue
-from db.audit import Action
+from db import facts, queue
 from db.engine import DatabaseAway, check_revision, db_now, make_engine, read_scope, session_scope
-from db.facts import BuiltObject, DeliveryFacts
-from db.queue import Job, LostLease, QueuePolicy
+from db.facts import BuiltObject
+from db.queue import LostLease, QueuePolicy
 from db.tables import DeliveryState, JobKind
-from pacs_node.destinations import Connect, Destinations
-from pacs_node.dimse import SendSession
+from pacs_node.aftercare import Aftercare
+from pacs_node.destinations import Connect, Destinations, Session
 from pacs_node.errors import DeliveryDelayed, DeliveryFailed, DeliveryRejected, ErrorOutcome, outcome_of
 from pacs_node.lease import LeaseKeeper
 from pacs_node.log import describe
-from pacs_node.report.codes import SR_SOP_CLASSES
+from pacs_node.order import OVER, is_missing, put_aside, wait_for
+from pacs_node.parcel import Contents, Parcel, contents_of
 from pacs_node.settings import Settings
 from pacs_node.store import ObjectStore
+from pacs_node.tls import require_certificates
 from pacs_node.wiring import queue_policy, worker_name
+from pacs_node.withdrawal import note_of
 
 logger = logging.getLogger(__name__)
 
-ACTOR = "deliver"
 BATCH = 16
 POLL_S = 0.1
 DATABASE_RETRY_S = 1.0
-OVER = (DeliveryState.SENT, DeliveryState.HELD)
-"""Nothing is to be sent now; what is held is queued again by its release."""
+NO_NOTES = "this destination takes no rejection notes: what it has stays there"
+REJECTED = "a rejection note was sent"
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parcel:
-    """A claimed job with what it is to deliver."""
-
-    job: Job
-    delivery: DeliveryFacts
 
 
 class Courier:
@@ -62,7 +57,7 @@ class Courier:
         self, settings: Settings, engine: Engine, stop: threading.Event, *, connect: Connect | None = None
     ) -> None:
         self._engine, self._stop = engine, stop
-        self._store = ObjectStore(settings.store_dir)
+        self._settings, self._store = settings, ObjectStore(settings.store_dir)
         self._destinations = Destinations(settings, connect)
         self._owner = worker_name()
         self._policy = delivery_policy(settings)
@@ -83,14 +78,15 @@ class Courier:
 
     def turn(self) -> bool:
         """Deliver one batch; return whether there was anything to do."""
-        parcels = self._claim()
+        claimed = self._claim()
         try:
+            parcels = [parcel for parcel in claimed if not self._is_ended(parcel)]
             for name in dict.fromkeys(parcel.delivery.destination for parcel in parcels):
                 group = [parcel for parcel in parcels if parcel.delivery.destination == name]
                 self._deliver_to(name, sorted(group, key=lambda parcel: parcel.delivery.revision))
         finally:  # what an error leaves is not kept alive: its lease runs out
-            self._leases.let_go([parcel.job for parcel in parcels])
-        return bool(parcels)
+            self._leases.let_go([parcel.job for parcel in claimed])
+        return bool(claimed)
 
     def _claim(self) -> list[Parcel]:
         with read_scope(self._engine) as session:  # look before claiming: a claim takes SQLite's write lock
@@ -103,6 +99,17 @@ class Courier:
             parcels = [Parcel(job=job, delivery=facts.delivery_facts(session, job.subject_id)) for job in jobs]
         self._leases.hold(jobs)
         return parcels
+
+    def _is_ended(self, parcel: Parcel) -> bool:
+        """End a withdrawn delivery whose destination is not to be told; return whether it was one."""
+        profile = self._destinations.profile(parcel.delivery.destination)
+        if parcel.delivery.withdrawn_at is None or (profile is not None and profile.send_rejection_notes):
+            return False
+        try:
+            self._recorded(lambda: self._withdrawn(parcel, NO_NOTES))
+        except LostLease:
+            _log_lost(parcel)
+        return True
 
     def _deliver_to(self, name: str, parcels: list[Parcel]) -> None:
         """Deliver to one destination over one association, the first revision of each study first."""
@@ -118,13 +125,17 @@ class Courier:
         finally:
             self._leases.let_go([parcel.job for parcel in parcels])
 
-    def _deliver(self, session: SendSession, parcel: Parcel) -> None:
-        """Send one report and record it, or count an attempt."""
+    def _deliver(self, session: Session, parcel: Parcel) -> None:
+        """Send what is left of one delivery and record it, or count an attempt."""
         try:
-            chosen = self._recorded(lambda: self._choose(session, parcel))
-            if chosen is not None:
-                session.send(self._file_of(parcel, chosen), is_urgent=parcel.job.priority > 0)
-                self._recorded(lambda: self._sent(parcel, chosen))
+            if parcel.delivery.withdrawn_at is not None:
+                self._reject(session, parcel)
+                return
+            contents = self._recorded(lambda: self._choose(session, parcel))
+            if contents is not None:
+                for built in contents.sending:
+                    self._send(session, parcel, built, is_report=built is contents.report)
+                self._recorded(lambda: self._sent(parcel))
         except DeliveryFailed as failure:
             self._not_sent(parcel, failure)
         except LostLease:
@@ -135,7 +146,7 @@ class Courier:
             logger.exception("A delivery failed", extra={"action": "delivery_broke", "job_id": parcel.job.id})
             self._not_sent(parcel, DeliveryDelayed(parcel.delivery.destination, describe(error)))
 
-    def _choose(self, session: SendSession, parcel: Parcel) -> BuiltObject | None:
+    def _choose(self, session: Session, parcel: Parcel) -> Contents | None:
         """Return what to send now, recorded as this delivery's; None if there is nothing to send any more.
 
         Raises
@@ -152,35 +163,87 @@ class Courier:
             if not queue.heartbeat(database, [parcel.job], owner=self._owner, policy=self._policy, now=now):
                 raise LostLease
             delivery = facts.delivery_facts(database, parcel.delivery.delivery_id)
+            profile = self._destinations.profile(delivery.destination)
+            if delivery.withdrawn_at is not None or profile is None:  # since it was claimed: the next turn sees it
+                queue.release(database, [parcel.job], now)
+                return None
             earlier = facts.earlier_deliveries(database, delivery)
-            blocked = next((before for before in earlier if before.state is not DeliveryState.SENT), None)
+            blocked = next((before for before in earlier if is_missing(before)), None)
             if delivery.state in OVER or (blocked and blocked.state is DeliveryState.HELD):
-                _put_aside(database, delivery, blocked, parcel.job)
+                put_aside(database, delivery, blocked, parcel.job)
                 return None
             predecessor = facts.report_facts(database, delivery.report_id).predecessor
             if predecessor is not None and not predecessor.objects:
                 raise DeliveryDelayed(delivery.destination, f"revision {predecessor.revision} is not built yet")
             if blocked is None:
-                chosen = _chosen_object(session, delivery, earlier)
+                contents = contents_of(delivery, earlier, profile, session.accepted_class)
+                chosen = contents.report
                 uids = {"sop_class_uid": chosen.sop_class_uid, "sop_instance_uid": chosen.sop_instance_uid}
                 facts.record_choice(database, delivery.delivery_id, **uids)
-                return chosen
-            failure = _wait_for(database, blocked, parcel.job)
+                for built in contents.refused:
+                    reason = "the peer does not accept its SOP Class"
+                    facts.record_object_refused(database, delivery.delivery_id, built, reason=reason, now=now)
+                return contents
+            failure = wait_for(database, blocked, parcel.job)
         raise failure
+
+    def _send(self, session: Session, parcel: Parcel, built: BuiltObject, *, is_report: bool) -> None:
+        """Send one object and record it; a picture that the peer refuses is noted.
+
+        Raises
+        ------
+        DeliveryFailed
+            The report was not stored, or a picture is to be tried again.
+        """
+        delivery_id = parcel.delivery.delivery_id
+        try:
+            session.send(self._file_of(parcel, built), is_urgent=parcel.job.priority > 0)
+        except DeliveryRejected as refusal:
+            if is_report:
+                raise
+            reason = refusal.reason
+            self._recorded(lambda: self._noted(delivery_id, built, reason))
+            logger.warning("A picture was refused", extra=_named(parcel) | {"action": "object_refused"})
+        else:
+            self._recorded(lambda: self._object_sent(delivery_id, built))
+
+    def _object_sent(self, delivery_id: UUID, built: BuiltObject) -> None:
+        with session_scope(self._engine) as session:
+            facts.record_object_sent(session, delivery_id, built, now=db_now(session))
+
+    def _noted(self, delivery_id: UUID, built: BuiltObject, reason: str) -> None:
+        with session_scope(self._engine) as session:
+            facts.record_object_refused(session, delivery_id, built, reason=reason, now=db_now(session))
 
     def _file_of(self, parcel: Parcel, chosen: BuiltObject) -> Path:
         path = self._store.absolute(chosen.path)
         if not path.exists():
-            raise DeliveryRejected(parcel.delivery.destination, "the stored report is gone")
+            what = "report" if chosen.kind == "sr" else chosen.kind
+            raise DeliveryRejected(parcel.delivery.destination, f"the stored {what} is gone")
         return path
 
-    def _sent(self, parcel: Parcel, chosen: BuiltObject) -> None:
-        uids = {"sop_class_uid": chosen.sop_class_uid, "sop_instance_uid": chosen.sop_instance_uid}
+    def _sent(self, parcel: Parcel) -> None:
+        profile = self._destinations.profile(parcel.delivery.destination)
         with session_scope(self._engine) as session:
             now = db_now(session)
-            facts.record_sent(session, parcel.delivery.delivery_id, **uids, now=now)
+            commit_due_at = now if profile is not None and profile.storage_commitment else None
+            facts.record_sent(session, parcel.delivery.delivery_id, commit_due_at=commit_due_at, now=now)
             queue.finish(session, parcel.job, now=now)
         logger.info("A report was delivered", extra=_named(parcel) | {"action": "delivery_sent"})
+
+    def _reject(self, session: Session, parcel: Parcel) -> None:
+        """Tell the destination, by a rejection note, that what it was sent is withdrawn."""
+        note = self._recorded(lambda: note_of(self._engine, self._store, self._settings, parcel.delivery))
+        self._send(session, parcel, note, is_report=True)
+        self._recorded(lambda: self._withdrawn(parcel, REJECTED))
+        logger.info("A result was rejected", extra=_named(parcel) | {"action": "rejection_sent"})
+
+    def _withdrawn(self, parcel: Parcel, reason: str) -> None:
+        with session_scope(self._engine) as session:
+            now = db_now(session)
+            queue.finish(session, parcel.job, now=now)
+            delivery_id = parcel.delivery.delivery_id
+            facts.record_not_sent(session, delivery_id, state=DeliveryState.WITHDRAWN, reason=reason, now=now)
 
     def _not_sent(self, parcel: Parcel, failure: DeliveryFailed) -> None:
         try:
@@ -239,48 +302,15 @@ def run_delivery(settings: Settings, stop: threading.Event) -> None:
 
     Raises
     ------
-    SchemaMismatch
+    SchemaMismatch, ConfigError
         Refused to start.
     """
+    require_certificates(settings)
     engine = make_engine(settings.database_url)
     check_revision(engine)
-    Courier(settings, engine, stop).run()
+    with Aftercare(settings, engine, stop):
+        Courier(settings, engine, stop).run()
     engine.dispose()
-
-
-def _put_aside(session: Session, delivery: DeliveryFacts, blocked: DeliveryFacts | None, job: Job) -> None:
-    """End a job that has nothing to send; hold what follows a held report: one release lets go of both, in order."""
-    now = db_now(session)
-    if delivery.state not in OVER and blocked is not None:
-        facts.record_not_sent(session, delivery.delivery_id, state=DeliveryState.HELD, reason=blocked.reason, now=now)
-    queue.finish(session, job, now=now)
-
-
-def _chosen_object(session: SendSession, delivery: DeliveryFacts, earlier: Sequence[DeliveryFacts]) -> BuiltObject:
-    """Return the report in the class that this destination gets: the one it got before, else the best it accepts."""
-    before = [one.sop_class_uid for one in (*earlier, delivery) if one.sop_class_uid]
-    accepted = session.accepted_class(before[-1:] or SR_SOP_CLASSES)
-    chosen = next((built for built in delivery.objects if built.sop_class_uid == accepted), None)
-    if chosen is None:
-        what = "the SR class that it was sent before" if before else "any of the SR classes"
-        raise DeliveryRejected(delivery.destination, f"the peer does not accept {what}")
-    return chosen
-
-
-def _wait_for(session: Session, blocked: DeliveryFacts, job: Job) -> DeliveryFailed:
-    """Return why a report must wait: the PACS gets the whole chain of revisions, in order.
-
-    A report that failed before, perhaps because the PACS was away too long, is given one more chance by its successor.
-    """
-    name, reason, now = blocked.destination, f"revision {blocked.revision} comes first", db_now(session)
-    if blocked.state is not DeliveryState.FAILED:
-        return DeliveryDelayed(name, reason)
-    if job.attempts > 0:
-        return DeliveryRejected(name, f"revision {blocked.revision} was not delivered: retry it first")
-    facts.record_not_sent(session, blocked.delivery_id, state=DeliveryState.WAITING, reason="", now=now)
-    queue.requeue(session, JobKind.DELIVER, blocked.delivery_id, now=now)
-    audit.append(session, Action.JOB_RETRIED, actor=ACTOR, subject_id=blocked.delivery_id, now=now)
-    return DeliveryDelayed(name, reason)
 
 
 def _log_lost(parcel: Parcel) -> None:

@@ -212,6 +212,7 @@ port = {_free_port()}
 listeners = 1
 [web]
 port = {_free_port()}
+authentication = "off"
 [model]
 age_policy = "{images.age_policy}"
 [study]

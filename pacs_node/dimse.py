@@ -1,4 +1,4 @@
-"""Every call this node makes to another DICOM application: C-ECHO and C-STORE.
+"""What this node sends to another DICOM application: C-ECHO and C-STORE.
 
 Takes a destination and files, sends their bytes as they lie on the disk; gives a `StoreResult`, or raises what a
 failure means for the work in hand (`errors`). Hides pynetdicom's SCU, negotiation and the statuses of PS3.4 B.2.3.
@@ -6,7 +6,6 @@ failure means for the work in hand (`errors`). Hides pynetdicom's SCU, negotiati
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,26 +14,20 @@ from typing import Any
 from pydicom import dcmread
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID
-from pynetdicom import AE, _config, build_context, evt
-from pynetdicom.association import Association
-from pynetdicom.presentation import PresentationContext
+from pynetdicom import _config, build_context
 
+from pacs_node.association import CONNECT_TIMEOUT_S, RESPONSE_TIMEOUT_S, associate
 from pacs_node.conformance import (
     EXPLICIT_VR_LITTLE_ENDIAN,
     IMPLICIT_VR_LITTLE_ENDIAN,
     UNCOMPRESSED_TRANSFER_SYNTAXES,
     VERIFICATION,
 )
-from pacs_node.errors import DeliveryDelayed, DeliveryRejected
-from pacs_node.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from pacs_node.errors import DeliveryDelayed, DeliveryFailed, DeliveryRejected
 from pacs_node.settings import DestinationSettings
 
 _config.STORE_SEND_CHUNKED_DATASET = True  # a path is sent as the bytes it holds, never decoded and encoded again
-_config.LOG_HANDLER_LEVEL = "none"  # its handlers format every PDU
 
-CONNECT_TIMEOUT_S = 10.0
-RESPONSE_TIMEOUT_S = 60.0
-"""A busy PACS may take long to answer."""
 MAXIMUM_CONTEXTS = 128
 """In one association (PS3.8 9.3.2.2: odd numbers from 1 to 255)."""
 MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
@@ -49,9 +42,6 @@ DUPLICATE_INSTANCE = 0x0111
 """The peer has it already (PS3.7 C.5.6)."""
 PROCESSING_FAILURE = 0x0110
 OUT_OF_RESOURCES = range(0xA700, 0xA800)
-PERMANENT = 1
-"""Result of an A-ASSOCIATE-RJ (PS3.8 Table 9-21)."""
-NO_REASON = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +75,7 @@ def echo(destination: DestinationSettings, *, calling_ae_title: str, timeout_s: 
         It is not, or does not know us.
     """
     context = build_context(VERIFICATION, [EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN])
-    association = _associate(destination, calling_ae_title, [context], timeout_s, timeout_s)
+    association = associate(destination, calling_ae_title, [context], timeout_s, timeout_s)
     try:
         status = association.send_c_echo().get("Status")
     finally:
@@ -122,7 +112,7 @@ class SendSession:
     ) -> None:
         self._name = destination.name
         proposed = [build_context(sop_class, transfer_syntax) for sop_class, transfer_syntax in contexts]
-        self._association = _associate(destination, calling_ae_title, proposed, connect_timeout_s, response_timeout_s)
+        self._association = associate(destination, calling_ae_title, proposed, connect_timeout_s, response_timeout_s)
         self._accepted = {
             (str(context.abstract_syntax), str(context.transfer_syntax[0]))
             for context in self._association.accepted_contexts
@@ -190,15 +180,22 @@ class SendSession:
 
     def _raise_for(self, status: int | None, comment: str) -> None:
         """Say what a C-STORE status means for the work in hand (PS3.4 B.2.3, PS3.7 C)."""
-        if status in (SUCCESS, DUPLICATE_INSTANCE) or status in WARNINGS:
-            return
         if status is None:
             self._association.abort()  # pynetdicom may not have noticed yet that the peer is gone
             raise DeliveryDelayed(self._name, "no answer to C-STORE")
         text = f"C-STORE answered {_hex(status)}" + (f": {comment}" if comment else "")
-        if status in OUT_OF_RESOURCES or status == PROCESSING_FAILURE:
-            raise DeliveryDelayed(self._name, text)
-        raise DeliveryRejected(self._name, text)
+        failure = failure_of(status, self._name, text)
+        if failure is not None:
+            raise failure
+
+
+def failure_of(status: int, destination: str, text: str) -> DeliveryFailed | None:
+    """Return what a storage status means for the work in hand (PS3.4 B.2.3, PS3.7 C); None: the peer has the object."""
+    if status in (SUCCESS, DUPLICATE_INSTANCE) or status in WARNINGS:
+        return None
+    if status in OUT_OF_RESOURCES or status == PROCESSING_FAILURE:
+        return DeliveryDelayed(destination, text)
+    return DeliveryRejected(destination, text)
 
 
 def send_files(
@@ -263,51 +260,6 @@ def _contexts_for(path: Path) -> dict[tuple[str, str], None]:
     if transfer_syntax in UNCOMPRESSED_TRANSFER_SYNTAXES:
         contexts |= {(sop_class, EXPLICIT_VR_LITTLE_ENDIAN): None, (sop_class, IMPLICIT_VR_LITTLE_ENDIAN): None}
     return contexts
-
-
-def _associate(
-    destination: DestinationSettings,
-    calling_ae_title: str,
-    contexts: list[PresentationContext],
-    connect_timeout_s: float,
-    response_timeout_s: float,
-) -> Association:
-    ae = AE(ae_title=calling_ae_title)
-    ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
-    ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-    ae.connection_timeout = connect_timeout_s
-    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = response_timeout_s
-    try:
-        association = ae.associate(
-            destination.host,
-            destination.port,
-            contexts=contexts,
-            ae_title=destination.ae_title,
-            evt_handlers=[(evt.EVT_CONN_OPEN, _send_at_once)],
-        )
-    except OSError as error:  # the name of the host cannot be resolved
-        raise DeliveryDelayed(destination.name, f"no connection: {error.strerror or error}") from error
-    if not association.is_established:
-        _raise_for_association(destination, association)
-    return association
-
-
-def _raise_for_association(destination: DestinationSettings, association: Association) -> None:
-    answer = association.acceptor.primitive
-    if answer is None:
-        where = f"{destination.host}:{destination.port}"
-        raise DeliveryDelayed(destination.name, f"no association: {where} does not answer")
-    if not association.is_rejected:
-        raise DeliveryRejected(destination.name, "the peer accepts none of the presentation contexts")
-    text = f"association rejected: {answer.result_str}, {answer.reason_str}"
-    if answer.result == PERMANENT and answer.diagnostic != NO_REASON:
-        raise DeliveryRejected(destination.name, text)
-    raise DeliveryDelayed(destination.name, text)
-
-
-def _send_at_once(event: evt.Event) -> None:
-    """Set TCP_NODELAY: without it each image waits for the peer's delayed acknowledgement, 40 ms."""
-    event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _hex(status: int | None) -> str:

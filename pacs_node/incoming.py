@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import queue
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -53,6 +54,10 @@ class Transfers:
     pdu_timeout_s: float
     """A PDU that began to arrive is complete within this time, or its connection is closed."""
     max_associations: int
+    tls: ssl.SSLContext | None = None
+    """None: plain TCP."""
+    on_insecure: Callable[[str, str], None] = lambda address, reason: None
+    """Told the address of a peer whose TLS handshake failed, and why."""
 
 
 class IncomingDataSet(io.BytesIO):

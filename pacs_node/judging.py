@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 from sqlalchemy.engine import Engine
@@ -19,11 +20,12 @@ from sqlalchemy.orm import Session
 
 from db import facts, queue
 from db.engine import db_now, session_scope
-from db.facts import InstanceFile, NewPrediction, NewWarning
+from db.facts import InstanceFile, NewPrediction, NewWarning, SeenDevice
 from db.queue import Job, LostLease, QueuePolicy
 from models.card import ModelCard
+from models.header import DeviceModel
 from models.predictor import DeviceOutOfMemory, Prediction, Predictor
-from models.suitability import Examination, examine_file, make_warning, warnings_of
+from models.suitability import Examination, ImageWarning, examine_file, make_warning, settled
 from pacs_node.decoding import Collapsed, DecodingPool, TookTooLong, result_of
 from pacs_node.log import describe
 from pacs_node.store import ObjectStore
@@ -50,6 +52,8 @@ class Judgement:
     predictions: tuple[NewPrediction, ...] = ()
     warnings: tuple[NewWarning, ...] = ()
     voi: str | None = None
+    device: SeenDevice | None = None
+    """What took the image, if it was answered and says so."""
     error: str | None = None
     is_store_away: bool = False
     """The file could not be opened: no fault of the image's, so it costs no attempt."""
@@ -155,14 +159,25 @@ def _judgement(job: Job, examined: Examined, predictions: Sequence[Prediction], 
     examination = examined.examination
     if examination is None:
         return Judgement(job=job, error=examined.error, is_store_away=examined.is_store_away)
-    warnings = list(examination.warnings)
-    for prediction in predictions:
-        warnings += [w for w in warnings_of(prediction) if w.code not in {known.code for known in warnings}]
+    predictions, warnings = settled(predictions, examination.warnings)
     return Judgement(
         job=job,
         predictions=tuple(_row(prediction, processing_time_ms) for prediction in predictions),
-        warnings=tuple(NewWarning(code=w.code, severity=w.severity.value, text=w.text) for w in warnings),
+        warnings=tuple(map(_warning, warnings)),
         voi=examination.voi or None,
+        device=_seen(examination.device) if predictions else None,
+    )
+
+
+def _warning(warning: ImageWarning) -> NewWarning:
+    return NewWarning(code=warning.code, severity=warning.severity.value, text=warning.text)
+
+
+def _seen(device: DeviceModel | None) -> SeenDevice | None:
+    if device is None:
+        return None
+    return SeenDevice(
+        manufacturer=device.manufacturer, model_name=device.model_name, detector_type=device.detector_type
     )
 
 
@@ -180,14 +195,27 @@ def _row(prediction: Prediction, processing_time_ms: float) -> NewPrediction:
     )
 
 
+def devices_of(judgements: Sequence[Judgement]) -> dict[UUID, SeenDevice]:
+    """Return what took the answered images, by instance."""
+    return {one.job.subject_id: one.device for one in judgements if one.device is not None}
+
+
+def with_first_seen(judgement: Judgement, firsts: Collection[UUID]) -> Judgement:
+    """Return the judgement with a note if its image is the first of its device model."""
+    if judgement.job.subject_id not in firsts:
+        return judgement
+    return replace(judgement, warnings=(*judgement.warnings, _warning(make_warning("first_seen_device"))))
+
+
 def record(engine: Engine, judgements: Sequence[Judgement], *, policy: QueuePolicy) -> None:
     """Write the whole batch in one transaction; a job whose lease was lost drops its own rows only."""
     with session_scope(engine) as session:
         now = db_now(session)
+        firsts = facts.note_devices(session, devices_of(judgements), now=now)  # before any study's row is taken
         for judgement in sorted(judgements, key=lambda one: one.job.study_id):  # one order for all: no deadlock
             try:
                 with session.begin_nested():
-                    _record_one(session, judgement, policy, now)
+                    _record_one(session, with_first_seen(judgement, firsts), policy, now)
             except LostLease:
                 logger.warning(
                     "A result was dropped: the job went to another worker",

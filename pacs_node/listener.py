@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+import ssl
 import threading
 import time
 from typing import Any
@@ -19,17 +20,25 @@ from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
 
-from db.engine import DatabaseAway, check_revision, make_engine
+from db.engine import DatabaseAway, Engine, check_revision, make_engine
 from models.errors import ModelError
 from pacs_node.admission import CONGESTED, Admission, Caller, Rejection
-from pacs_node.conformance import DATA_TRANSFER_SYNTAXES, STORAGE_CLASSES, VERIFICATION
+from pacs_node.conformance import (
+    DATA_TRANSFER_SYNTAXES,
+    KEY_OBJECT_SELECTION,
+    STORAGE_CLASSES,
+    STORAGE_COMMITMENT,
+    VERIFICATION,
+)
 from pacs_node.errors import CannotUnderstand, ConfigError, OutOfResources, StorageRefused, StorageStatus
+from pacs_node.hearing import Hearing, read_rejecting
 from pacs_node.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, device_uid
 from pacs_node.incoming import IncomingDataSet, Transfers
 from pacs_node.intake import Intake, Limits, Reception
 from pacs_node.scp import SharedSocketServer, reject
 from pacs_node.settings import DicomSettings, Settings
 from pacs_node.store import ObjectStore
+from pacs_node.tls import listening_context, names_of_peer
 from pacs_node.wiring import registry_of
 
 logger = logging.getLogger(__name__)
@@ -55,8 +64,9 @@ def bind_dicom_socket(settings: DicomSettings) -> socket.socket:
     Raises
     ------
     ConfigError
-        The port is in use or not allowed, or the host is not one of this machine's.
+        The port is in use or not allowed, the host is not one of this machine's, or a certificate cannot be used.
     """
+    listening_context(settings)
     where = f"dicom.port {settings.port} on {settings.host}"
     try:
         family, kind, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
@@ -78,14 +88,20 @@ def bind_dicom_socket(settings: DicomSettings) -> socket.socket:
 class Listener:
     """The handlers of one listener process. Each runs in its association's thread; none of them raises."""
 
-    def __init__(self, admission: Admission, intake: Intake) -> None:
+    def __init__(self, settings: Settings, engine: Engine, admission: Admission, intake: Intake) -> None:
         self._admission, self._intake = admission, intake
+        self._hearing = Hearing(settings, engine)
         self._callers: dict[Association, Caller] = {}
         self.draining = threading.Event()
 
     @property
     def handlers(self) -> list[Any]:
-        return [(evt.EVT_REQUESTED, self.admit), (evt.EVT_C_STORE, self.store)]
+        return [
+            (evt.EVT_REQUESTED, self.admit),
+            (evt.EVT_C_STORE, self.store),
+            (evt.EVT_N_EVENT_REPORT, self.hear_result),
+            (evt.EVT_N_ACTION, self.hear_request),
+        ]
 
     def require_open(self) -> None:
         """Raise `OutOfResources` for an object that begins to arrive while the listener drains."""
@@ -108,7 +124,10 @@ class Listener:
         request = association.requestor.primitive
         try:
             return self._admission.judge(
-                str(request.calling_ae_title), str(request.called_ae_title), association.requestor.address
+                str(request.calling_ae_title),
+                str(request.called_ae_title),
+                association.requestor.address,
+                _certificate_of(association),
             )
         except DatabaseAway:
             return CONGESTED
@@ -139,6 +158,8 @@ class Listener:
             raise data_set.refusal
         if data_set.part is None:
             raise CannotUnderstand("there is no data set")
+        is_note = event.request.AffectedSOPClassUID == KEY_OBJECT_SELECTION
+        rejecting = read_rejecting(data_set.part, data_set.transfer_syntax_uid) if is_note else ()
         self._intake.accept(
             data_set.part,
             Reception(
@@ -150,7 +171,17 @@ class Listener:
                 priority=STAT if caller.is_urgent or event.request.Priority == HIGH_PRIORITY else 0,
             ),
         )
+        if rejecting:  # before it is acknowledged: its sender tries again if that fails
+            self._hearing.reject(rejecting, str(event.request.AffectedSOPInstanceUID), caller)
         return int(StorageStatus.SUCCESS)
+
+    def hear_request(self, event: evt.Event) -> tuple[int, None]:
+        """Answer an N-ACTION: a peer asks us to keep what it sent."""
+        return self._hearing.request(event, self._callers.get(event.assoc)), None
+
+    def hear_result(self, event: evt.Event) -> tuple[int, None]:
+        """Answer an N-EVENT-REPORT: a destination says what it keeps of our results."""
+        return self._hearing.result(event), None
 
     def end(self, association: Association) -> None:
         """Note that an association is over, however it ended."""
@@ -201,7 +232,7 @@ def run_listener(
     limits = Limits(min_free_bytes=int(settings.store.min_free_gb * 1e9), max_waiting=settings.queue.max_waiting)
     admission = Admission(settings.dicom, engine, listener_name)
     intake = Intake(engine, store, limits, own_device_uids=_own_device_uids(settings))
-    listener = Listener(admission, intake)
+    listener = Listener(settings, engine, admission, intake)
     transfers = Transfers(
         store=store,
         may_begin=listener.require_open,
@@ -209,6 +240,8 @@ def run_listener(
         pdu_bytes=settings.dicom.max_pdu_bytes,
         pdu_timeout_s=settings.dicom.network_timeout_s,
         max_associations=settings.dicom.max_associations,
+        tls=listening_context(settings.dicom),
+        on_insecure=admission.note_insecure,
     )
     server = SharedSocketServer(_application(settings.dicom), listening, transfers, listener.handlers, listener.end)
     is_over = threading.Event()
@@ -244,7 +277,16 @@ def _application(settings: DicomSettings) -> AE:
     ae.add_supported_context(VERIFICATION, list(DATA_TRANSFER_SYNTAXES))
     for storage_class in STORAGE_CLASSES:
         ae.add_supported_context(storage_class.uid, list(storage_class.transfer_syntaxes))
+    # The peer as SCP tells us what it keeps; as SCU it asks us, if that is switched on.
+    ae.add_supported_context(
+        STORAGE_COMMITMENT, list(DATA_TRANSFER_SYNTAXES), scu_role=settings.storage_commitment, scp_role=True
+    )
     return ae
+
+
+def _certificate_of(association: Association) -> frozenset[str]:
+    connection = association.dul.socket.socket
+    return names_of_peer(connection) if isinstance(connection, ssl.SSLSocket) else frozenset()
 
 
 def _beat(admission: Admission, store: ObjectStore, is_over: threading.Event) -> None:

@@ -1,14 +1,16 @@
 """One report job: from a frozen answer to stored DICOM objects and a delivery per destination.
 
-Takes a claimed job; gives rows and files. What a report says was frozen with its revision; here it is only built, so
-that building twice gives the same bytes. Headers of strangers are read in a killable process.
+Takes a claimed job; gives rows and files: the report itself in each SR class, and its pictures (`heatmaps`). What a
+report says was frozen with its revision; here it is only built, so that building twice gives the same bytes. Headers of
+strangers are read in a killable process.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -18,19 +20,20 @@ from sqlalchemy.engine import Engine
 from db import audit, facts, queue
 from db.audit import Action
 from db.engine import DatabaseAway, db_now, read_scope, session_scope
-from db.facts import BuiltObject, ImageFacts, ReportFacts, StudyDetail, StudyFacts
+from db.facts import BuiltObject, ImageFacts, ReportFacts, ReviewFacts, StudyDetail, StudyFacts
 from db.queue import Job, LostLease, QueuePolicy
-from db.tables import Hold
+from db.tables import Hold, ObjectKind
 from models.card import ModelCard
 from models.registry import Registry
 from pacs_node import __version__
 from pacs_node.decoding import DecodingPool, result_of
+from pacs_node.heatmaps import PictureMaker, Pictures
 from pacs_node.log import describe
 from pacs_node.report.answer import answer_of
 from pacs_node.report.plan import delivery_plan
 from pacs_node.report.source import SafeHeader, read_safe_header, safe_header
 from pacs_node.report.sr import SR_CLASSES, build_sr, sop_instance_uid, to_bytes
-from pacs_node.report.tree import NodeIdentity, StudyReport
+from pacs_node.report.tree import NodeIdentity, StudyReport, Verification
 from pacs_node.settings import Settings
 from pacs_node.store import ObjectStore
 
@@ -50,6 +53,10 @@ class Reporter:
     registry: Registry
     settings: Settings
     policy: QueuePolicy
+    _pictures: PictureMaker = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_pictures", PictureMaker(self.engine, self.store, self.pool))
 
     def report(self, job: Job) -> None:
         """Build the job's report and record it, or count an attempt."""
@@ -84,6 +91,7 @@ class Reporter:
             images = facts.frozen_images(session, report.report_id)
             study = facts.study_facts(session, report.study_id, lock=False)
             installation_id = facts.installation_id(session)
+            review = facts.review_facts(session, report.review_id) if report.review_id else None
         headers = self._headers(images)
         if not any(image.instance_id in headers for image in images if image.is_judged):
             headers |= self._header_of_intake(report, images)
@@ -99,9 +107,22 @@ class Reporter:
                 name=self.settings.node.name, ae_title=self.settings.dicom.ae_title, software_version=__version__
             ),
             local_zone=datetime.now().astimezone().tzinfo,  # type: ignore[arg-type]  # astimezone always sets one
+            verification=None if review is None else self._verification(review),
         )
         objects = [self._stored(content, sop_class_uid) for sop_class_uid in SR_CLASSES]
-        self._record(job, report, study, objects, headers.values())
+        kinds = wanted_kinds(self.settings) if report.is_sent else ()
+        pictures = self._pictures.pictures_of(content, kinds, is_first_try=job.attempts == 0)
+        self._record(job, content, study, objects, pictures)
+
+    def _verification(self, review: ReviewFacts) -> Verification:
+        """Name the reader by the login: the node knows no other name; "^" ends a family name (PS3.5 6.2.1)."""
+        return Verification(
+            person_name=re.sub(r"[\\^=]", " ", review.reviewer)[:63] + "^",
+            login=review.reviewer,
+            organization=self.settings.reviews.organization or self.settings.node.name,
+            at=review.created_at,
+            comment=review.comment,
+        )
 
     def _stored(self, content: StudyReport, sop_class_uid: str) -> BuiltObject:
         file = self.store.place([to_bytes(build_sr(content, sop_class_uid))])
@@ -115,19 +136,24 @@ class Reporter:
     def _record(
         self,
         job: Job,
-        report: ReportFacts,
+        content: StudyReport,
         study: StudyFacts,
-        objects: Sequence[BuiltObject],
-        headers: Iterable[SafeHeader],
+        reports: Sequence[BuiltObject],
+        pictures: Pictures,
     ) -> None:
-        emptied = sorted({keyword for header in headers for keyword in header.emptied})
+        report = content.report
+        emptied = sorted({keyword for header in content.headers.values() for keyword in header.emptied})
         with session_scope(self.engine) as session:
             now = db_now(session)
             queue.finish(session, job, now=now)
             if "PatientID" in emptied and report.revision == 1:  # the report names nobody: an admin decides, once
                 facts.hold_study(session, study.study_id, Hold.UNIDENTIFIED, actor=ACTOR, now=now)
             plan = delivery_plan(study, report, self.settings, now=now)
-            facts.record_report_built(session, report.report_id, objects, plan, now=now)
+            facts.record_report_built(session, report.report_id, [*reports, *pictures.objects], plan, now=now)
+            for heatmap in pictures.heatmaps:
+                facts.record_heatmap(session, heatmap, now=now)
+            for instance_id in pictures.failed:
+                audit.append(session, Action.HEATMAP_FAILED, actor=ACTOR, subject_id=instance_id, now=now)
             if emptied:
                 audit.append(
                     session,
@@ -170,6 +196,12 @@ class Reporter:
         versions = {(report.model_name, report.model_version)}
         versions |= {(found.model_name, found.model_version) for image in images for found in image.predictions}
         return {version: self.registry.find(*version) for version in versions}
+
+
+def wanted_kinds(settings: Settings) -> frozenset[ObjectKind]:
+    """Return what some destination wants beside the report, which all get."""
+    named = {ObjectKind(name) for destination in settings.destinations for name in destination.objects}
+    return frozenset(named - {ObjectKind.SR})
 
 
 def _as_dataset(study: StudyDetail) -> Dataset:

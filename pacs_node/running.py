@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import ssl
 import sys
 import threading
 import urllib.error
@@ -12,11 +13,15 @@ from pathlib import Path
 
 from db import audit
 from db.audit import Action
-from db.engine import DatabaseAway, check_revision, db_now, make_engine, session_scope
+from db.engine import DatabaseAway, Engine, check_revision, db_now, make_engine, session_scope
 from pacs_node.errors import ConfigError
+from pacs_node.invitations import LINK_HOURS, first_link
 from pacs_node.listener import bind_dicom_socket
-from pacs_node.settings import Settings, WebSettings
+from pacs_node.settings import Settings
+from pacs_node.settings_trail import changed_keys
 from pacs_node.supervisor import Role, only_node, supervise
+from pacs_node.tls import require_certificates
+from pacs_node.web_settings import WebSettings
 from pacs_node.wiring import active_card, registry_of
 
 logger = logging.getLogger(__name__)
@@ -37,6 +42,7 @@ def run_node(settings: Settings, config: Path | None, stop: threading.Event) -> 
         check_revision(engine)
         card = active_card(engine, registry_of(settings))
         _require_free(settings.web)
+        require_certificates(settings)
 
         def note(action: Action, **details: str | int) -> None:
             try:
@@ -46,7 +52,10 @@ def run_node(settings: Settings, config: Path | None, stop: threading.Event) -> 
                 logger.exception("An event could not be audited", extra={"action": str(action), **details})
 
         note(Action.NODE_STARTED)
+        if changed := changed_keys(settings):
+            note(Action.SETTINGS_CHANGED, keys=", ".join(changed))
         print(_starting(settings, f"{card.name} {card.version}", listening.getsockname()[1]), flush=True)
+        _print_first_link(engine, settings.web)
         threading.Thread(target=_announce_ready, args=(settings, stop), daemon=True).start()
         try:
             supervise(
@@ -91,14 +100,14 @@ def _roles(settings: Settings, config: Path | None, dicom_fd: int) -> list[Role]
 def _starting(settings: Settings, model: str, port: int) -> str:
     dicom, web = settings.dicom, settings.web
     peers = ", ".join(peer.ae_title for peer in dicom.peers) or "any program on this machine"
-    to = ", ".join(f"{d.name} ({d.ae_title}@{d.host}:{d.port})" for d in settings.destinations)
+    to = ", ".join(f"{d.name} ({d.address})" for d in settings.destinations)
     return f"""\
 PACS node, research software: not a medical device.
 
   receives   DICOM on {dicom.host}:{port} as {dicom.ae_title}, from {peers}
   judges     with {model}
   reports to {to or "nobody yet: add a [[destinations]] entry to config.toml"}
-  shows      http://{web.host}:{web.port}   (API: http://{web.host}:{web.port}/docs)
+  shows      {web.address}   (API: {web.address}/docs){_who(web)}
   keeps      everything in {settings.node.data_dir}, logs in {settings.log_dir}
 
   Send:  pacs-node send FILES --to {dicom.ae_title}@{dicom.host}:{port}
@@ -108,13 +117,31 @@ PACS node, research software: not a medical device.
 Starting ..."""
 
 
+def _who(web: WebSettings) -> str:
+    return ", to everyone on this machine: logins are off" if web.authentication == "off" else ""
+
+
+def _print_first_link(engine: Engine, web: WebSettings) -> None:
+    """Say how the first administrator comes in; on the terminal alone, never in a log."""
+    with session_scope(engine) as session:
+        link = first_link(session, web)
+    if link:
+        print(
+            f"\nNo administrator yet. Make one by this link, once and within {LINK_HOURS} hours:\n  {link}\n",
+            flush=True,
+        )
+
+
 def _announce_ready(settings: Settings, stop: threading.Event) -> None:
-    url = f"http://{settings.web.host}:{settings.web.port}/ready"
+    web = settings.web
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(web.host, f"[{web.host}]" if ":" in web.host else web.host)
+    url = f"{'https' if web.is_tls else 'http'}://{host}:{web.port}/ready"
+    context = ssl._create_unverified_context() if web.is_tls else None  # it is our own port
     waited_s = 0.0
     while not stop.wait(0.5) and waited_s < READY_S:
         waited_s += 0.5
         try:
-            with urllib.request.urlopen(url, timeout=2) as response:
+            with urllib.request.urlopen(url, timeout=2, context=context) as response:
                 if response.status == 200:
                     print("Ready.", flush=True)
                     return

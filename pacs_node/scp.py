@@ -12,6 +12,7 @@ import logging
 import queue
 import select
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -82,6 +83,8 @@ class BoundedSocket(AssociationSocket):  # type: ignore[misc]
         try:
             poll.register(self.socket, select.POLLIN)
             poll.register(self._woken, select.POLLIN)
+            if isinstance(self.socket, ssl.SSLSocket) and self.socket.pending():
+                return True  # decrypted already, where no poll sees it
             has_work = not self.event_queue.empty()  # pynetdicom asks here once for each event
             readable = {descriptor for descriptor, _ in poll.poll(0 if has_work else WAIT_S * 1000)}
             if self._woken.fileno() in readable:
@@ -156,6 +159,8 @@ class Connection(RequestHandler):  # type: ignore[misc]
     server: SharedSocketServer
 
     def handle(self) -> None:
+        if not self._is_secure():
+            return
         association = self._create_association()
         try:
             association.start()
@@ -165,6 +170,18 @@ class Connection(RequestHandler):  # type: ignore[misc]
             association.dul.socket.close_waker()
             association.dimse.discard_all()
             self.server.on_end(association)
+
+    def _is_secure(self) -> bool:
+        """Shake hands if TLS is asked for; in this thread, so that a slow peer keeps nobody waiting."""
+        if not isinstance(self.request, ssl.SSLSocket):
+            return True
+        try:
+            self.request.do_handshake()
+        except OSError as error:  # SSLError is one; what a stranger sent stands in none of its reasons
+            reason = getattr(error, "reason", None) or type(error).__name__
+            self.server.transfers.on_insecure(self.remote.address, f"TLS: {reason}".lower())
+            return False
+        return True
 
     def _create_association(self) -> Association:
         """As the base class does it, with our socket, queues and DIMSE provider, and contexts that are not copied."""
@@ -245,6 +262,10 @@ class SharedSocketServer(ThreadedAssociationServer):  # type: ignore[misc]
         # Without it a response waits for the peer's delayed acknowledgement of the one before: 40 ms each.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if self.transfers.tls is not None:
+            connection = self.transfers.tls.wrap_socket(
+                connection, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=True
+            )
         return connection, address
 
     def verify_request(self, request: Any, client_address: Any) -> bool:

@@ -27,6 +27,8 @@ def destination_of(settings: Settings, to: str) -> DestinationSettings:
     """
     named = next((destination for destination in settings.destinations if destination.name == to), None)
     if named is not None:
+        if named.kind != "dimse":
+            raise ConfigError(f"--to {to!r}: files are sent by C-STORE, and this destination takes STOW-RS")
         return named
     address = ADDRESS.fullmatch(to)
     if address is None or not 0 < int(address["port"]) < 65536:

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import tomllib
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pacs_node.errors import ConfigError
+from pacs_node.section import LINE, Section
+from pacs_node.section import is_loopback as is_loopback
+from pacs_node.web_settings import WEB_FILES, WebSettings
 
 ENVIRONMENT_PREFIX = "PACS_NODE_"
 NOT_SETTINGS = {"PACS_NODE_CONFIG", "PACS_NODE_DATA"}
@@ -23,35 +27,8 @@ DEFAULT_CONFIG = Path("config.toml")
 
 
 LEAST_QUARANTINE_DAYS = 7
-UNIT_S = {"s": 1, "hours": 3600, "days": 86_400}
-"""Of the keys that end so."""
-CENTURY_S = 100 * 366 * 86_400
-LINE = r"^[^\\\x00-\x1f\x7f]+$"
-"""Printable, without a backslash: VR LO (PS3.5 6.2), and a name that stands in lists and logs."""
+TLS_FILES = ("tls_certificate", "tls_private_key", "tls_ca")
 DATABASES = ("sqlite:///", "postgresql+pg8000://")
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @model_validator(mode="after")
-    def _refuse_what_no_clock_counts(self) -> Self:
-        """Refuse times with which no date can be calculated."""
-        for name in type(self).model_fields:
-            unit, value = name.rpartition("_")[2], getattr(self, name)
-            if unit in UNIT_S and value * UNIT_S[unit] > CENTURY_S:
-                raise ValueError(f"{name} = {value:g} is more than a century")
-        return self
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether `host` is an address (or `localhost`) that other machines cannot reach."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _ae_title(value: str) -> str:
@@ -81,6 +58,8 @@ class PeerSettings(Section):
     may_store: bool = True
     is_urgent: bool = False
     send_priors: bool = False
+    certificates: tuple[str, ...] = ()
+    """Under TLS: the only certificates that may call by this title, each a name in it or `sha256:` and its digest."""
 
     _check_title = field_validator("ae_title")(_ae_title)
 
@@ -104,6 +83,11 @@ class DicomSettings(Section):
     dimse_timeout_s: float = Field(30, gt=0)
     network_timeout_s: float = Field(60, gt=0)
     drain_timeout_s: float = Field(30, ge=0)
+    tls: bool = False
+    tls_certificate: Path | None = None
+    tls_private_key: Path | None = None
+    tls_ca: Path | None = None
+    storage_commitment: bool = False
     peers: tuple[PeerSettings, ...] = ()
 
     _check_title = field_validator("ae_title")(_ae_title)
@@ -112,6 +96,15 @@ class DicomSettings(Section):
     def _refuse_open_door(self) -> DicomSettings:
         if not is_loopback(self.host) and not self.peers:
             raise ValueError(f"host {self.host} is beyond loopback: list who may send in [[dicom.peers]] first")
+        return self
+
+    @model_validator(mode="after")
+    def _name_the_certificates(self) -> DicomSettings:
+        missing = [name for name in TLS_FILES if getattr(self, name) is None]
+        if self.tls and missing:
+            raise ValueError(f"tls = true needs {' and '.join(missing)}: PEM files")
+        if not self.tls and any(peer.certificates for peer in self.peers):
+            raise ValueError("peers: `certificates` are compared under TLS only: set dicom.tls = true")
         return self
 
 
@@ -166,6 +159,19 @@ class WorkerSettings(Section):
     decode_memory_mb: int = Field(4096, ge=512)
 
 
+class PredictSettings(Section):
+    """Of `/predict`: one upload, one answer. Device, precision, threads and decoding limits are those of [worker]."""
+
+    is_preloaded: bool = True
+    max_upload_mb: float = Field(32, gt=0, le=60)
+    max_waiting: int = Field(64, ge=8, le=10_000)
+    batch_size: int = Field(16, ge=1, le=256)
+    batch_wait_ms: float = Field(4, ge=0, le=1000)
+    decode_processes: int = Field(2, ge=1, le=64)
+    timeout_s: float = Field(60, gt=0)
+    remembered: int = Field(1000, ge=0, le=100_000)
+
+
 class StudySettings(Section):
     settle_s: float = Field(2.0, ge=0)
     idle_s: float = Field(10.0, gt=0)
@@ -178,30 +184,81 @@ class DeliverySettings(Section):
     retry_base_s: float = Field(2.0, gt=0)
     retry_cap_s: float = Field(900.0, gt=0)
     connect_timeout_s: float = Field(10, gt=0)
+    commitment_wait_hours: float = Field(24, gt=0)
+    commitment_attempts: int = Field(5, ge=1)
 
 
 class DestinationSettings(Section):
+    """Where results go, and the profile by which they are delivered there."""
+
     name: str = Field(min_length=1, max_length=64, pattern=LINE)
-    ae_title: str
-    host: str = Field(pattern=r"^\S+$")
-    port: int = Field(ge=1, le=65535)
+    kind: Literal["dimse", "stow"] = "dimse"
+    ae_title: str = ""
+    host: str = Field("", pattern=r"^\S*$")
+    port: int = Field(0, ge=0, le=65535)
+    url: str = ""
+    """Of a STOW-RS service, up to and without `/studies`."""
+    token_file: Path | None = None
+    """Holds the bearer token of that service."""
+    objects: tuple[Literal["sr", "heatmap", "gsps", "seg"], ...] = Field(("sr", "heatmap"), min_length=1)
+    sr_classes: tuple[Literal["comprehensive_3d", "comprehensive", "enhanced"], ...] = Field(
+        ("comprehensive_3d", "comprehensive", "enhanced"), min_length=1
+    )
+    transfer_syntaxes: tuple[Literal["explicit", "implicit"], ...] = Field(("explicit", "implicit"), min_length=1)
     send_not_analysed: bool = True
+    send_rejection_notes: bool = False
+    storage_commitment: bool = False
+    tls: bool = False
+    tls_hostname: str = ""
+    """The name in the peer's certificate; empty: `host`."""
+    tls_certificate: Path | None = None
+    tls_private_key: Path | None = None
+    tls_ca: Path | None = None
+    """Empty: those of [dicom]."""
 
-    _check_title = field_validator("ae_title")(_ae_title)
+    @property
+    def address(self) -> str:
+        """For people: where it is."""
+        return self.url if self.kind == "stow" else f"{self.ae_title}@{self.host}:{self.port}"
 
-
-class WebSettings(Section):
-    host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
-
-    @field_validator("host")
+    @field_validator("objects")
     @classmethod
-    def _stay_home(cls, value: str) -> str:
-        if not is_loopback(value):
-            raise ValueError(
-                f"host {value} is beyond loopback: the node has no logins yet; use a tunnel or a proxy with a login"
-            )
+    def _send_the_report_first(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "sr" not in value:
+            raise ValueError('"sr" is missing: a picture without its report explains nothing')
         return value
+
+    @model_validator(mode="after")
+    def _give_the_address_of_its_kind(self) -> DestinationSettings:
+        if self.kind == "stow":
+            if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", self.url):
+                raise ValueError("url: a STOW-RS destination needs http(s)://HOST[:PORT]/PATH, without user or query")
+            if self.storage_commitment:
+                raise ValueError('storage_commitment is a DIMSE service: not for kind = "stow"')
+            return self
+        if self.url or self.token_file:
+            raise ValueError('url and token_file belong to kind = "stow"')
+        if not (self.ae_title and self.host and self.port):
+            raise ValueError("a destination needs ae_title, host and port")
+        return self
+
+    @field_validator("ae_title")
+    @classmethod
+    def _check_title(cls, value: str) -> str:
+        return _ae_title(value) if value else value
+
+
+class ReviewSettings(Section):
+    send_verified: bool = False
+    verified_delay_s: float = Field(10, ge=0)
+    organization: str = Field("", max_length=64)
+    """Stands beside the reader's name in a verified report."""
+
+    @model_validator(mode="after")
+    def _name_who_answers(self) -> ReviewSettings:
+        if self.send_verified and not re.fullmatch(LINE, self.organization):
+            raise ValueError("send_verified = true needs `organization`: whose readers answer for the reports")
+        return self
 
 
 class ScheduleSettings(Section):
@@ -230,10 +287,12 @@ class Settings(BaseSettings):
     queue: QueueSettings = QueueSettings()
     model: ModelSettings = ModelSettings()
     worker: WorkerSettings = WorkerSettings()
+    predict: PredictSettings = PredictSettings()
     study: StudySettings = StudySettings()
     delivery: DeliverySettings = DeliverySettings()
     destinations: tuple[DestinationSettings, ...] = ()
     web: WebSettings = WebSettings()
+    reviews: ReviewSettings = ReviewSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     log: LogSettings = LogSettings()
 
@@ -255,6 +314,23 @@ class Settings(BaseSettings):
         if len(names) != len(set(names)):
             raise ValueError("two [[destinations]] have the same name")
         return self
+
+    @field_validator("destinations")
+    @classmethod
+    def _lend_certificates(
+        cls, value: tuple[DestinationSettings, ...], known: ValidationInfo
+    ) -> tuple[DestinationSettings, ...]:
+        """Give a TLS destination the files of [dicom] that it does not name itself."""
+        dicom = known.data.get("dicom", DicomSettings())
+        lent = tuple(
+            one.model_copy(update={name: getattr(one, name) or getattr(dicom, name) for name in TLS_FILES})
+            for one in value
+        )
+        for one in lent:
+            missing = [name for name in TLS_FILES if getattr(one, name) is None]
+            if one.tls and one.kind == "dimse" and missing:
+                raise ValueError(f"destination {one.name}: tls = true needs {' and '.join(missing)}: PEM files")
+        return lent
 
     @property
     def store_dir(self) -> Path:
@@ -306,9 +382,8 @@ def _refuse_unknown_environment() -> None:
         section, _, key = variable.upper().removeprefix(ENVIRONMENT_PREFIX).lower().partition("__")
         field = Settings.model_fields.get(section)
         annotation = field.annotation if field else None
-        is_known = field is not None and (
-            key == "" or (isinstance(annotation, type) and key in getattr(annotation, "model_fields", {}))
-        )
+        keys = getattr(annotation, "model_fields", {}) if isinstance(annotation, type) else {}
+        is_known = field is not None and (key == "" or key.partition("__")[0] in keys)
         if not is_known:
             raise ConfigError(f"environment variable {variable}: no such setting; see config.toml for the names")
 
@@ -327,4 +402,20 @@ def _absolute(settings: Settings, base: Path) -> Settings:
     model = settings.model
     if model.folder:
         model = model.model_copy(update={"folder": str(base / model.folder)})
-    return settings.model_copy(update={"node": node, "model": model})
+    dicom, destinations = settings.dicom, settings.destinations
+    return settings.model_copy(
+        update={
+            "node": node,
+            "model": model,
+            "dicom": dicom.model_copy(update=_below(base, dicom, *TLS_FILES)),
+            "web": settings.web.model_copy(update=_below(base, settings.web, *WEB_FILES)),
+            "destinations": tuple(
+                one.model_copy(update=_below(base, one, "token_file", *TLS_FILES)) for one in destinations
+            ),
+        }
+    )
+
+
+def _below(base: Path, section: Section, *names: str) -> dict[str, Path]:
+    """Return the files that a section names, as absolute paths."""
+    return {name: base / file for name in names if (file := getattr(section, name)) is not None}

@@ -56,14 +56,24 @@ def active_card(engine: Engine, registry: Registry) -> ModelCard:
 
 
 def audit_key(secrets_dir: Path) -> bytes:
-    """Return the HMAC key of the audit chain, made on the first start (mode 0600).
+    """Return the HMAC key of the audit chain, made on the first start."""
+    return secret_key(secrets_dir, "audit.key")
+
+
+def pseudonym_key(secrets_dir: Path) -> bytes:
+    """Return the HMAC key of the pseudonyms in training exports, made for the first one."""
+    return secret_key(secrets_dir, "pseudonyms.key")
+
+
+def secret_key(secrets_dir: Path, name: str) -> bytes:
+    """Return the 32 bytes of a key of ours, made when it is first asked for (mode 0600).
 
     It is written under another name and linked into place, so that two processes that start at once agree on one key.
     """
-    path = secrets_dir / "audit.key"
+    path = secrets_dir / name
     if not path.exists():
         secrets_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        draft = secrets_dir / f".audit.key.{os.getpid()}"
+        draft = secrets_dir / f".{name}.{os.getpid()}"
         draft.touch(mode=0o600)
         draft.write_text(secrets.token_hex(32), encoding="ascii")
         with contextlib.suppress(FileExistsError):

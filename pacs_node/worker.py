@@ -22,6 +22,7 @@ from db.tables import JobKind
 from models.errors import ModelError
 from models.predictor import Predictor
 from models.registry import Registry
+from models.suitability import load_libraries
 from pacs_node import judging
 from pacs_node.decoding import DecodingPool, result_of
 from pacs_node.judging import Judgement
@@ -218,7 +219,10 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
     check_revision(engine)
     worker = settings.worker
     pool = DecodingPool(
-        processes=worker.decode_processes, timeout_s=worker.decode_timeout_s, memory_mb=worker.decode_memory_mb
+        processes=worker.decode_processes,
+        timeout_s=worker.decode_timeout_s,
+        memory_mb=worker.decode_memory_mb,
+        prepare=load_libraries,
     )
     try:
         pool.warm()  # while the model loads

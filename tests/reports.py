@@ -19,7 +19,7 @@ from models.card import ModelCard
 from models.suitability import CODES
 from pacs_node.report.answer import answer_of
 from pacs_node.report.source import SafeHeader, safe_header
-from pacs_node.report.tree import NodeIdentity, StudyReport
+from pacs_node.report.tree import NodeIdentity, StudyReport, Verification
 from tests.builders import as_bytes, make_card, make_population, make_radiograph
 
 HERE = UUID("0f4a1c1e-2f5b-4f0c-8a53-6a1d2c3b4e5f")
@@ -81,8 +81,11 @@ def make_image(
 
 
 def _warning(code: str) -> WarningFacts:
-    severity, text = CODES.get(code, ("forbids", f"It is {code}."))
-    return WarningFacts(code=code, severity=str(severity), text=text.format(low=40, high=60, ages="1 to 5 years"))
+    if code not in CODES:
+        return WarningFacts(code=code, severity="forbids", text=f"It is {code}.")
+    row = CODES[code]
+    text = row.text.format(low=40, high=60, ages="1 to 5 years")
+    return WarningFacts(code=code, severity=row.severity.value, text=text)
 
 
 def make_header(number: int = 1, **attributes: Any) -> SafeHeader:
@@ -147,3 +150,11 @@ def revised(study: StudyReport, predecessor: PredecessorFacts) -> StudyReport:
     """Return the study's next revision, which replaces `predecessor`."""
     report = replace(study.report, revision=predecessor.revision + 1, predecessor=predecessor)
     return replace(study, report=report)
+
+
+def reviewed(study: StudyReport, answer: Answer, *, comment: str = "") -> StudyReport:
+    """Return a reader's report on the study's first revision."""
+    before = make_predecessor(answer=study.report.answer, p=study.report.probability)
+    report = replace(study.report, revision=2, predecessor=before, answer=answer, probability=None)
+    reader = Verification(person_name="Reader^Ada", login="ada", organization="Test hospital", at=NOON, comment=comment)
+    return replace(study, report=report, verification=reader)

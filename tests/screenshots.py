@@ -5,26 +5,31 @@ Radiographs: Kermany, Zhang, Goldbaum, doi 10.17632/rscbjbr9sj, CC BY 4.0.
 
 from __future__ import annotations
 
+import io
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image
 
 from db.engine import make_engine, migrate
 from db.facts import NewWarning
 from db.tables import DeliveryState
-from pacs_node.settings import NodeSettings, Settings, WebSettings
+from pacs_node.settings import NodeSettings, Settings
+from pacs_node.web_settings import WebSettings
 from pacs_node.wiring import active_card, registry_of
-from tests.browser import Browser, running_browser
+from tests.browser import folder_of_pictures, is_shown, reader_at, running_browser, until
 from tests.builders import as_bytes, data_folder, radiograph_from_jpeg
 from tests.web_world import LATERAL, World, free_port, make_world, serving
 
-DOCS = Path(__file__).parents[1] / "docs"
 POINT = {"threshold": 0.52, "abstain_low": 0.40, "abstain_high": 0.62}
-COLOURS = 128
-"""Of the saved pictures: more would only cost bytes."""
+COLOURS, BYTES_MAX = (128, 64, 32, 16), 150_000
+"""Of the saved pictures: as many colours as these bytes can hold."""
+
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 
 class Case(NamedTuple):
@@ -55,19 +60,26 @@ CASES = (
 
 
 def main() -> None:
-    """Write docs/worklist.png and docs/study.png."""
+    """Write the pictures of worklist, reading and quality page."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        settings = Settings(node=NodeSettings(data_dir=root), web=WebSettings(port=free_port()))
+        settings = Settings(node=NodeSettings(data_dir=root), web=WebSettings(port=free_port(), authentication="off"))
         migrate(settings.database_url)
         engine = make_engine(settings.database_url)
         world = make_world(engine, root, root / "none")
         card = active_card(engine, registry_of(settings))
         model = {"model_name": card.name, "model_version": card.version}
         first, *_ = [_add(world, number, case, model) for number, case in enumerate(CASES, start=1)]
-        with serving(settings) as url, running_browser(root / "profile") as browser:
-            _save(browser, url, "worklist")
-            _save(browser, f"{url}/studies/{first}", "study")
+        with (
+            serving(settings) as url,
+            running_browser() as browser,
+            reader_at(browser, url, width=1280, height=800) as (page, _),
+        ):
+            for name, address in (("worklist", "/"), ("study", f"/studies/{first}"), ("quality", "/quality")):
+                page.goto(address)
+                if name == "study":
+                    is_shown(page)
+                _save(page, name)
 
 
 def _add(world: World, number: int, case: Case, model: dict[str, str]) -> object:
@@ -93,14 +105,15 @@ def _add(world: World, number: int, case: Case, model: dict[str, str]) -> object
     return received.study_id
 
 
-def _save(browser: Browser, url: str, name: str) -> None:
-    browser.open(url)
-    browser.wait_for("[...document.images].every((image) => image.complete && image.naturalWidth > 0)")
-    if name == "study":
-        browser.wait_for("document.querySelector('[data-values]').textContent.startsWith('centre')")
-    DOCS.mkdir(exist_ok=True)
-    picture = Image.fromarray(browser.screenshot())
-    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(DOCS / f"{name}.png", optimize=True)
+def _save(page: Page, name: str) -> None:
+    until(page, "[...document.images].every((image) => image.hidden || (image.complete && image.naturalWidth))")
+    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    path = folder_of_pictures() / f"{name}.png"
+    for colours in COLOURS:
+        picture.quantize(colours, dither=Image.Dither.NONE).save(path, optimize=True)
+        if path.stat().st_size <= BYTES_MAX:
+            return
+    raise AssertionError(f"{path.name} has {path.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

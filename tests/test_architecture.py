@@ -25,19 +25,40 @@ NEVER = {
     "pacs_node": {"torchvision", "monai"},
 }
 OWNERS = {
-    "pynetdicom": {"listener", "scp", "incoming", "dimse", "demo"},
+    "pynetdicom": {"listener", "scp", "incoming", "association", "dimse", "commitment", "retrieve", "demo"},
     "highdicom": {"report"},
+    "httpx": {"stow", "web"},
     "fastapi": {"web"},
     "starlette": {"web"},
     "uvicorn": {"web"},
     "apscheduler": {"schedule"},
     "pebble": {"decoding"},
+    "dicomanonymizer": {"deidentify"},
+    "argon2": {"passwords"},
+    "authlib": {"web"},
+    "joserfc": {"web"},
+    "limits": {"web"},
 }
 LEVELS = (
-    {"cli", "admin", "running", "demo", "check", "rollout", "upkeep", "sending"},
-    {"listener", "worker", "delivery", "schedule", "web"},
-    {"intake", "report", "dimse", "destinations", "judging", "reporting"},
     {
+        *("accounts", "cli", "admin", "reconcile", "running", "demo", "check", "rollout", "upkeep", "sending"),
+        *("recall", "fetch"),
+    },
+    {"listener", "worker", "delivery", "schedule", "web"},
+    {
+        "export_reviews",
+        "intake",
+        "report",
+        "dimse",
+        "destinations",
+        "judging",
+        "reporting",
+        "heatmaps",
+        *("stow", "commitment", "retrieve", "parcel", "withdrawal", "aftercare", "hearing", "order"),
+    },
+    {
+        *("deidentify", "training_attributes", "review_labels"),
+        *("section", "web_settings", "passwords", "invitations", "terminal", "settings_trail"),
         *("store", "settings", "errors", "log", "wiring", "lease", "decoding", "supervisor"),
         *(
             "header",
@@ -51,6 +72,7 @@ LEVELS = (
             "group_commit",
             "same_pixels",
         ),
+        *("association", "rejected", "tls"),
     },
 )
 

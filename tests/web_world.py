@@ -20,14 +20,18 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine, select
 
 from db import audit, facts, queue
+from db.audit import Action
 from db.engine import DatabaseAway, Session, db_now, read_scope, session_scope
-from db.facts import BuiltObject, NewPrediction, NewWarning
-from db.tables import Delivery, DeliveryState, JobKind
+from db.facts import BuiltObject, NewPrediction, NewWarning, accounts, credentials
+from db.tables import Delivery, DeliveryState, JobKind, Role
 from models.registry import Registry
+from pacs_node.passwords import hash_password, new_secret
 from pacs_node.report.answer import answer_of
-from pacs_node.settings import NodeSettings, Settings
+from pacs_node.settings import NodeSettings, PredictSettings, Settings
 from pacs_node.store import ObjectStore
 from pacs_node.web.app import create_app, run_web
+from pacs_node.web.identify import csrf_of
+from pacs_node.web_settings import WebSettings
 from tests.builders import as_bytes, make_radiograph
 from tests.records import NOON, POLICY, end_jobs, make_instance, make_prediction
 
@@ -50,7 +54,44 @@ class World:
 
     def client(self) -> TestClient:
         """Return a caller that gets problems instead of exceptions, without the drawing processes' warm start."""
-        return TestClient(self.app, base_url=BASE_URL, raise_server_exceptions=False)
+        return self.client_at("testclient")
+
+    def client_at(self, address: str, **headers: str) -> TestClient:
+        """Return a caller from this address."""
+        return TestClient(
+            self.app, base_url=BASE_URL, raise_server_exceptions=False, client=(address, 50000), headers=headers
+        )
+
+    def add_account(self, name: str, *roles: Role, groups: Sequence[str] = (), password: str = "") -> UUID:
+        """Add a person; with a password it can be used at the door."""
+        with session_scope(self.engine) as session:
+            now = db_now(session)
+            account = accounts.add_account(session, name, roles=roles, groups=groups, actor="test", now=now)
+            if password:
+                accounts.set_password(session, account.account_id, hash_password(password), actor="test", now=now)
+        return account.account_id
+
+    def logged_in(self, name: str, *roles: Role, groups: Sequence[str] = ()) -> TestClient:
+        """Return the browser of a new person who is logged in, and whose page sends its token with every change."""
+        account_id, secret = self.add_account(name, *roles, groups=groups), new_secret()
+        with session_scope(self.engine) as session:
+            credentials.open_session(session, secret, account_id, now=db_now(session))
+        client = self.client_at("192.0.2.7", **{"X-CSRF-Token": csrf_of(secret)})
+        client.cookies.set("pacs_node_session", secret)
+        return client
+
+    def with_token(self, name: str, *roles: Role, groups: Sequence[str] = ()) -> TestClient:
+        """Return a program with an API token."""
+        secret = new_secret()
+        with session_scope(self.engine) as session:
+            now = db_now(session)
+            credentials.create_token(session, secret, name, roles=roles, groups=groups, actor="test", now=now)
+        return self.client_at("192.0.2.8", Authorization=f"Bearer {secret}")
+
+    def audited(self, action: Action) -> list[audit.AuditRecord]:
+        """Return the events of one kind, the oldest first."""
+        with read_scope(self.engine) as session:
+            return [record for record in audit.tail(session, 200) if record.action == action]
 
     def suspected(self, number: int = 1, **changes: Any) -> UUID:
         """Return a study with a suspicious frontal and a lateral that was not analysed; `main` has its report."""
@@ -106,7 +147,7 @@ class World:
             planned = [("main", DeliveryState.WAITING, "")] if delivery else []
             facts.record_report_built(session, report_id, [built], planned, now)
             if delivery:
-                _deliver(session, report_id, delivery, reason, built, now)
+                _deliver(session, report_id, delivery, reason, now)
             return report_id
 
     def break_report(self, study_id: UUID) -> UUID:
@@ -124,13 +165,17 @@ def _patient(number: int) -> dict[str, str]:
     return {"patient_id": f"SYN-{number}", "patient_name": f"DEMO{number}^Drawn", "accession_number": f"A-{number}"}
 
 
-def make_world(engine: Engine, root: Path, models: Path) -> World:
-    """Return a node without a study; the model `drawn` answers where there is one."""
+def make_world(
+    engine: Engine, root: Path, models: Path, web: WebSettings | None = None, *, settings: Settings | None = None
+) -> World:
+    """Return a node without a study; the model `drawn` answers where there is one. Without `web` nobody logs in."""
     if (models / "drawn").exists():
         with contextlib.suppress(DatabaseAway), session_scope(engine) as session:
             facts.add_model_version(session, "drawn", "0.0.1", "0" * 64, actor="test", now=NOON)
             facts.activate_model(session, "drawn", "0.0.1", actor="test", now=NOON)
-    settings = Settings(node=NodeSettings(data_dir=root))
+    web = web or WebSettings(authentication="off")
+    predict = PredictSettings(is_preloaded=False)  # its seconds and memory are for the tests that upload
+    settings = settings or Settings(node=NodeSettings(data_dir=root), web=web, predict=predict)
     store = ObjectStore(settings.store_dir)
     app = create_app(engine=engine, store=store, registry=Registry([models]), settings=settings)
     return World(engine=engine, store=store, settings=settings, app=app)
@@ -186,12 +231,9 @@ def _freeze(session: Session, study_id: UUID, now: Any) -> UUID:
     return report_id
 
 
-def _deliver(
-    session: Session, report_id: UUID, state: DeliveryState, reason: str, built: BuiltObject, now: Any
-) -> None:
+def _deliver(session: Session, report_id: UUID, state: DeliveryState, reason: str, now: Any) -> None:
     delivery_id = session.execute(select(Delivery.id).where(Delivery.report_id == report_id)).scalar_one()
     if state is DeliveryState.SENT:
-        chosen = {"sop_class_uid": built.sop_class_uid, "sop_instance_uid": built.sop_instance_uid}
-        facts.record_sent(session, delivery_id, **chosen, now=now)
+        facts.record_sent(session, delivery_id, now=now)
     else:
         facts.record_not_sent(session, delivery_id, state=state, reason=reason, now=now)

@@ -9,23 +9,24 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Row, func, insert, select, update
 
 from db import audit, queue
 from db.audit import Action
 from db.engine import NoSuchRecord, Session, add_if_new
 from db.facts.images import ImageFacts, freeze, images_of_study, thaw
-from db.tables import Answer, Delivery, DeliveryState, JobKind, OwnObject, Report, Study, new_id, rows_of
+from db.tables import Answer, Delivery, DeliveryState, JobKind, ObjectKind, OwnObject, Report, Study, new_id, rows_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltObject:
-    """A DICOM object made from a report; one report has one per SOP Class that a destination may want."""
+    """A DICOM object made from a report: the report in each SR Class that a destination may want, and its pictures."""
 
     sop_instance_uid: str
     sop_class_uid: str
     path: str
     digest: str
+    kind: ObjectKind = ObjectKind.SR
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,8 @@ class ReportFacts:
     is_sent: bool
     """False when the answer stays in the house."""
     built_at: datetime | None
+    review_id: UUID | None = None
+    """Whose word it is; None = the model's."""
 
 
 _REPORTS, _STUDIES, _OBJECTS, _DELIVERIES = rows_of(Report), rows_of(Study), rows_of(OwnObject), rows_of(Delivery)
@@ -88,11 +91,7 @@ def freeze_report(
     NoSuchRecord
         There is no such study.
     """
-    locked = (
-        select(_STUDIES.c.revision, _STUDIES.c.priority)
-        .where(_STUDIES.c.id == study_id)
-        .with_for_update(key_share=True)
-    )
+    locked = select(_STUDIES.c.priority).where(_STUDIES.c.id == study_id).with_for_update(key_share=True)
     study = session.execute(locked).one_or_none()
     if study is None:
         raise NoSuchRecord(f"no study {study_id}")
@@ -101,7 +100,7 @@ def freeze_report(
     if current is not None and (current.answer, current.contents) == (answer, contents):
         session.execute(update(_STUDIES).where(_STUDIES.c.id == study_id).values(unreported_since=None))
         return None
-    report_id, revision = new_id(), study.revision + 1
+    report_id, revision = new_id(), next_revision(session, study_id)
     row = {
         "id": report_id,
         "study_id": study_id,
@@ -112,11 +111,19 @@ def freeze_report(
     row |= {"model_name": model_name, "model_version": model_version}
     row["images"] = [freeze(image) for image in images_of_study(session, study_id)]
     session.execute(insert(_REPORTS), row)
-    session.execute(update(_STUDIES).where(_STUDIES.c.id == study_id).values(revision=revision, unreported_since=None))
+    shown = {"answer": answer, "probability": probability, "model_version": model_version}
+    is_this = _STUDIES.c.id == study_id
+    session.execute(update(_STUDIES).where(is_this).values(revision=revision, unreported_since=None, **shown))
     queue.enqueue(session, JobKind.REPORT, report_id, study_id, priority=study.priority, now=now)
     details = {"study_id": str(study_id), "revision": revision, "answer": answer.value}
     audit.append(session, Action.REPORT_FROZEN, actor="tick", subject_id=report_id, details=details, now=now)
     return report_id
+
+
+def next_revision(session: Session, study_id: UUID) -> int:
+    """Return the revision that the study's next report bears, readers' reports counted; hold the study's lock."""
+    highest = select(func.max(_REPORTS.c.revision)).where(_REPORTS.c.study_id == study_id)
+    return (session.execute(highest).scalar_one() or 0) + 1
 
 
 def report_facts(session: Session, report_id: UUID) -> ReportFacts:
@@ -134,7 +141,7 @@ def report_facts(session: Session, report_id: UUID) -> ReportFacts:
 
 
 def current_report(session: Session, study_id: UUID) -> ReportFacts | None:
-    """Return the newest report of a study; None before the first."""
+    """Return the newest report of a study in which the model speaks; None before the first."""
     row = _row_of_current(session, study_id)
     return None if row is None else _facts(session, row)
 
@@ -208,8 +215,9 @@ def is_own_object(session: Session, sop_instance_uid: str) -> bool:
 
 
 def objects_of(session: Session, report_id: UUID) -> tuple[BuiltObject, ...]:
-    """Return the objects made from a report, in order of SOP Class UID."""
-    query = select(*_OBJECT).where(_OBJECTS.c.report_id == report_id).order_by(_OBJECTS.c.sop_class_uid)
+    """Return all objects made from a report, of every kind, in order of SOP Class UID."""
+    in_order = (_OBJECTS.c.sop_class_uid, _OBJECTS.c.sop_instance_uid)
+    query = select(*_OBJECT).where(_OBJECTS.c.report_id == report_id).order_by(*in_order)
     return tuple(BuiltObject(**row) for row in session.execute(query).mappings())
 
 
@@ -218,7 +226,8 @@ def _select() -> Any:
 
 
 def _row_of_current(session: Session, study_id: UUID) -> Row[Any] | None:
-    newest = _select().where(_REPORTS.c.study_id == study_id).order_by(_REPORTS.c.revision.desc()).limit(1)
+    by_model = (_REPORTS.c.study_id == study_id) & _REPORTS.c.review_id.is_(None)
+    newest = _select().where(by_model).order_by(_REPORTS.c.revision.desc()).limit(1)
     row: Row[Any] | None = session.execute(newest).one_or_none()
     return row
 

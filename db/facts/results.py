@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Text, func, select, union_all
+from sqlalchemy import ColumnElement, Text, func, select, union_all
 
 from db.engine import NoSuchRecord, Session
 from db.facts.images import ImageFacts, image_of
+from db.facts.lists import sent_by
 from db.facts.paging import older_than, page
 from db.tables import (
     Delivery,
@@ -133,28 +136,49 @@ def list_results(
     session: Session,
     *,
     finding: str | None = None,
+    probability_from: float | None = None,
+    probability_to: float | None = None,
+    model_version: str | None = None,
+    study_id: UUID | None = None,
+    calling_ae_title: str | None = None,
     since: datetime | None = None,
+    until: datetime | None = None,
+    visible: Collection[str] | None = None,
     limit: int = 50,
     cursor: str | None = None,
 ) -> tuple[list[ResultFacts], str | None]:
     """Return one page of the newest judgements' predictions, the newest first, and the cursor of the next page.
 
+    Parameters
+    ----------
+    visible
+        Sending AE titles whose studies may be seen; None = all.
+
     Raises
     ------
-    ValueError
+    ForeignCursor
         `cursor` is none that this function gave.
     """
+    row, sender = _PREDICTIONS.c, _INSTANCES.c.study_id
+    asked: list[tuple[Any, Callable[[Any], ColumnElement[bool]]]] = [
+        (finding, lambda wanted: row.finding == wanted),
+        (probability_from, lambda bound: row.probability >= bound),
+        (probability_to, lambda bound: row.probability <= bound),
+        (model_version, lambda wanted: row.model_version == wanted),
+        (study_id, lambda wanted: _INSTANCES.c.study_id == wanted),
+        (calling_ae_title, lambda title: sent_by(sender, [title])),
+        (since, lambda instant: row.created_at >= instant),
+        (until, lambda instant: row.created_at < instant),
+        (visible, lambda titles: sent_by(sender, titles)),
+    ]
     query = (
         select(_PREDICTIONS.c.id.label("prediction_id"), _INSTANCES.c.study_id, *_RESULT)
         .join(_INSTANCES, _INSTANCES.c.id == _PREDICTIONS.c.instance_id)
         .where(_PREDICTIONS.c.superseded_at.is_(None))
+        .where(*(condition(value) for value, condition in asked if value is not None))
     )
-    if finding is not None:
-        query = query.where(_PREDICTIONS.c.finding == finding)
-    if since is not None:
-        query = query.where(_PREDICTIONS.c.created_at >= since)
     query = older_than(query, _PREDICTIONS.c.created_at, _PREDICTIONS.c.id, cursor, limit)
-    rows = [ResultFacts(**row) for row in session.execute(query).mappings()]
+    rows = [ResultFacts(**found) for found in session.execute(query).mappings()]
     return page(rows, limit, lambda result: (result.created_at, result.prediction_id))
 
 

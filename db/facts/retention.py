@@ -15,10 +15,12 @@ from db.tables import (
     PRIOR,
     Delivery,
     DeliveryState,
+    Heatmap,
     Instance,
     InstanceState,
     Job,
     JobState,
+    ObjectKind,
     Outcome,
     OwnObject,
     Receipt,
@@ -31,6 +33,19 @@ from db.tables import (
 
 _STUDIES, _INSTANCES, _JOBS, _REPORTS = rows_of(Study), rows_of(Instance), rows_of(Job), rows_of(Report)
 _DELIVERIES, _REVIEWS, _RECEIPTS = rows_of(Delivery), rows_of(Review), rows_of(Receipt)
+_OBJECTS, _HEATMAPS = rows_of(OwnObject), rows_of(Heatmap)
+_PICTURES = (ObjectKind.HEATMAP, ObjectKind.GSPS, ObjectKind.SEG)
+_HEATMAP_PATHS = (
+    select(_HEATMAPS.c.path)
+    .join(_INSTANCES, _INSTANCES.c.id == _HEATMAPS.c.instance_id)
+    .join(_STUDIES, _STUDIES.c.id == _INSTANCES.c.study_id)
+)
+_PICTURE_PATHS = (
+    select(_OBJECTS.c.path)
+    .join(_REPORTS, _REPORTS.c.id == _OBJECTS.c.report_id)
+    .join(_STUDIES, _STUDIES.c.id == _REPORTS.c.study_id)
+    .where(_OBJECTS.c.kind.in_(_PICTURES))
+)
 CHUNK = 500
 """Paths asked for in one statement."""
 
@@ -38,7 +53,7 @@ CHUNK = 500
 def purgeable_studies(
     session: Session, *, older_than: datetime, now: datetime, limit: int
 ) -> list[tuple[UUID, tuple[str, ...]]]:
-    """Return studies whose input bytes may be deleted, with the paths of these; the oldest first.
+    """Return studies whose input bytes may be deleted, with the paths of these and their pictures; the oldest first.
 
     The last image came before `older_than`; nothing is held, unreported, waiting, failed or on its way; every delivery
     was sent, or is that of a prior, which is not to be sent; and the last reader with a verdict did not disagree (that
@@ -118,13 +133,17 @@ def purge_quarantined(
 def known_paths(session: Session, paths: Iterable[str]) -> set[str]:
     """Return those of `paths` that a row needs: an image's, a quarantined object's, or of an object we made.
 
-    The images of a purged study are not needed: a crash in the middle of its purge leaves them to the sweep.
+    The images and pictures of a purged study are not needed: a crash in the middle of its purge leaves them to the
+    sweep.
     """
     wanted, known = list(paths), set[str]()
     images = select(_INSTANCES.c.path).join(_STUDIES, _STUDIES.c.id == _INSTANCES.c.study_id)
     kept = (
         (images.where(_STUDIES.c.purged_at.is_(None)), _INSTANCES.c.path),
-        *((select(column), column) for column in (_RECEIPTS.c.path, rows_of(OwnObject).c.path)),
+        (_HEATMAP_PATHS.where(_STUDIES.c.purged_at.is_(None)), _HEATMAPS.c.path),
+        (_PICTURE_PATHS.where(_STUDIES.c.purged_at.is_(None)), _OBJECTS.c.path),
+        (select(_OBJECTS.c.path).where(_OBJECTS.c.kind.not_in(_PICTURES)), _OBJECTS.c.path),
+        (select(_RECEIPTS.c.path), _RECEIPTS.c.path),
     )
     for start in range(0, len(wanted), CHUNK):
         chunk = wanted[start : start + CHUNK]
@@ -134,4 +153,10 @@ def known_paths(session: Session, paths: Iterable[str]) -> set[str]:
 
 
 def _paths(session: Session, study_id: UUID) -> tuple[str, ...]:
-    return tuple(session.execute(select(_INSTANCES.c.path).where(_INSTANCES.c.study_id == study_id)).scalars())
+    """Return the files that go with a study: its images, and the pictures drawn of them; never its reports."""
+    of_study = [
+        select(_INSTANCES.c.path).where(_INSTANCES.c.study_id == study_id),
+        _HEATMAP_PATHS.where(_STUDIES.c.id == study_id),
+        _PICTURE_PATHS.where(_STUDIES.c.id == study_id),
+    ]
+    return tuple(path for query in of_study for path in session.execute(query).scalars())

@@ -1,19 +1,44 @@
-"""What readers said about an answer."""
+"""What readers said about an answer. Every word is kept: a change is a new review that names the one it replaces.
+
+Each reader of a study's report has a chain of verdicts; its last link *stands* unless it withdraws. The first reader's
+chain is reading 1, the second reader's 2. A comment is beside the chains.
+
+A `ReviewState` carries a tag that changes with every verdict and with every new report. Who hands in the tag that was
+read is refused when it changed since (`ReviewConflict`), so that nobody answers to what was never seen.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import insert, select
+from sqlalchemy import ColumnElement, insert, select, update
 
 from db import audit
 from db.audit import Action
 from db.engine import NoSuchRecord, Session
 from db.facts.arrival import clean
 from db.facts.paging import older_than, page
-from db.tables import Report, Review, Study, Verdict, new_id, rows_of
+from db.tables import NOT_REVIEWED, Report, Review, Study, Verdict, new_id, rows_of
+
+STANDING = (Verdict.AGREE, Verdict.DISAGREE, Verdict.UNSURE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Region:
+    """A rectangle of one image, in whole pixels of the stored image from its top left corner (PS3.3 C.18.6 counts so).
+
+    The right and the bottom edge lie outside: width is ``right - left``.
+    """
+
+    instance_id: UUID
+    left: int
+    top: int
+    right: int
+    bottom: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +53,34 @@ class ReviewFacts:
     comment: str
     reviewer: str
     created_at: datetime
+    predecessor_id: UUID | None = None
+    """The same reader's review that this one takes the place of."""
+    reading: int = 1
+    """1 = the first reader's word, 2 = the second reader's, ..."""
+    corrected_finding: str | None = None
+    """What the reader sees instead; `normal` = nothing."""
+    region: Region | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReviewState:
+    """Where the reading of a study's current report stands."""
+
+    tag: str
+    """Changes with every verdict and with every new report."""
+    report_id: UUID | None
+    standing: tuple[ReviewFacts, ...]
+    """The last verdict of each reader who did not withdraw, the first reader's first."""
+    newest: ReviewFacts | None
+    """The verdict or withdrawal that came last."""
+
+
+class ReviewConflict(Exception):
+    """Somebody else, or a new report, came first; `state` says what stands now."""
+
+    def __init__(self, state: ReviewState) -> None:
+        super().__init__("the reviews of this study have changed")
+        self.state = state
 
 
 _REVIEWS, _REPORTS, _STUDIES = rows_of(Review), rows_of(Report), rows_of(Study)
@@ -38,40 +91,99 @@ _COLUMNS = (
 
 
 def add_review(
-    session: Session, study_id: UUID, *, verdict: Verdict, comment: str, reviewer: str, now: datetime
+    session: Session,
+    study_id: UUID,
+    *,
+    verdict: Verdict,
+    comment: str,
+    reviewer: str,
+    now: datetime,
+    corrected_finding: str | None = None,
+    region: Region | None = None,
+    predecessor_id: UUID | None = None,
+    tag: str | None = None,
+    actor: str | None = None,
 ) -> ReviewFacts:
-    """Record a reader's word on the study's current report.
+    """Record a reader's word on the study's current report; a reader's second verdict takes the place of the first.
+
+    Parameters
+    ----------
+    predecessor_id
+        The review that the reader changes or withdraws; None = the reader's standing one, if there is one.
+    tag
+        What the reader saw (`ReviewState.tag`); None = not compared.
+    actor
+        Of the audit event; None = the reviewer.
 
     Raises
     ------
     NoSuchRecord
-        There is no such study.
+        There is no such study, or nothing of this reader to withdraw.
+    ReviewConflict
+        `tag` is not the present one, or `predecessor_id` is not a standing review of this reader.
     """
-    if session.execute(select(_STUDIES.c.id).where(_STUDIES.c.id == study_id)).first() is None:
+    locked = select(_STUDIES.c.id).where(_STUDIES.c.id == study_id).with_for_update(key_share=True)
+    if session.execute(locked).first() is None:
         raise NoSuchRecord(f"no study {study_id}")
-    newest = select(_REPORTS.c.id).where(_REPORTS.c.study_id == study_id).order_by(_REPORTS.c.revision.desc()).limit(1)
+    state = review_state(session, study_id)
+    reviewer = clean(reviewer)[:64]
+    own = next((review for review in state.standing if review.reviewer == reviewer), None)
+    if verdict is not Verdict.COMMENT:
+        _refuse_conflict(state, own, predecessor_id, tag)
+        if verdict is Verdict.WITHDRAW and own is None:
+            raise NoSuchRecord("no standing review of this reader")
     review = ReviewFacts(
         review_id=new_id(),
         study_id=study_id,
-        report_id=session.execute(newest).scalar_one_or_none(),
+        report_id=state.report_id,
         verdict=verdict,
         comment=clean(comment),
-        reviewer=clean(reviewer)[:64],
+        reviewer=reviewer,
         created_at=now,
+        predecessor_id=own.review_id if own and verdict is not Verdict.COMMENT else None,
+        reading=own.reading if own else 1 + max((review.reading for review in state.standing), default=0),
+        corrected_finding=corrected_finding,
+        region=region,
     )
-    row = {name: getattr(review, name) for name in list(ReviewFacts.__dataclass_fields__)[1:]}
-    session.execute(insert(_REVIEWS), row | {"id": review.review_id})
-    details = {"study_id": str(study_id), "verdict": verdict.value}
-    audit.append(
-        session, Action.REVIEW_ADDED, actor=review.reviewer, subject_id=review.review_id, details=details, now=now
-    )
+    _insert(session, review, actor or review.reviewer)
+    if verdict is not Verdict.COMMENT:
+        _mark(session, study_id)
     return review
+
+
+def review_state(session: Session, study_id: UUID) -> ReviewState:
+    """Return what stands about the study's current report; a study without a report has an empty state."""
+    report_id = _report_under_review(session, study_id)
+    about = _REVIEWS.c.report_id == report_id if report_id else _REVIEWS.c.report_id.is_(None)
+    said = _where(session, _REVIEWS.c.study_id == study_id, about, _REVIEWS.c.verdict != Verdict.COMMENT)
+    replaced = {review.predecessor_id for review in said}
+    standing = [review for review in said if review.verdict in STANDING and review.review_id not in replaced]
+    newest = said[-1] if said else None
+    return ReviewState(
+        tag=f"{report_id or 0}.{newest.review_id if newest else 0}",
+        report_id=report_id,
+        standing=tuple(sorted(standing, key=lambda review: review.reading)),
+        newest=newest,
+    )
 
 
 def reviews_of_study(session: Session, study_id: UUID) -> tuple[ReviewFacts, ...]:
     """Return the reviews of a study, the first one first."""
-    query = select(*_COLUMNS).where(_REVIEWS.c.study_id == study_id).order_by(_REVIEWS.c.created_at, _REVIEWS.c.id)
-    return tuple(ReviewFacts(**row) for row in session.execute(query).mappings())
+    return _where(session, _REVIEWS.c.study_id == study_id)
+
+
+def review_facts(session: Session, review_id: UUID) -> ReviewFacts:
+    """Return one review.
+
+    Raises
+    ------
+    NoSuchRecord
+        There is no such review.
+    """
+    found = _where(session, _REVIEWS.c.id == review_id)
+    if not found:
+        raise NoSuchRecord(f"no review {review_id}")
+    return found[0]
 
 
 def list_reviews(
@@ -79,15 +191,80 @@ def list_reviews(
     *,
     study_id: UUID | None = None,
     verdict: Verdict | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    visible: Collection[str] | None = None,
     limit: int = 50,
     cursor: str | None = None,
 ) -> tuple[list[ReviewFacts], str | None]:
-    """Return one page of reviews, the newest first, and the cursor of the next page."""
+    """Return one page of reviews, the newest first, and the cursor of the next page.
+
+    Parameters
+    ----------
+    visible
+        Sending AE titles whose studies may be seen; None = all.
+    """
     query = select(*_COLUMNS)
+    if visible is not None:
+        query = query.join(_STUDIES, _STUDIES.c.id == _REVIEWS.c.study_id)
+        query = query.where(_STUDIES.c.calling_ae_title.in_(visible))
     if study_id is not None:
         query = query.where(_REVIEWS.c.study_id == study_id)
     if verdict is not None:
         query = query.where(_REVIEWS.c.verdict == verdict)
+    if since is not None:
+        query = query.where(_REVIEWS.c.created_at >= since)
+    if until is not None:
+        query = query.where(_REVIEWS.c.created_at < until)
     query = older_than(query, _REVIEWS.c.created_at, _REVIEWS.c.id, cursor, limit)
-    rows = [ReviewFacts(**row) for row in session.execute(query).mappings()]
+    rows = [_facts(row) for row in session.execute(query).mappings()]
     return page(rows, limit, lambda review: (review.created_at, review.review_id))
+
+
+def _refuse_conflict(state: ReviewState, own: ReviewFacts | None, predecessor_id: UUID | None, tag: str | None) -> None:
+    is_stale = tag is not None and tag != state.tag
+    is_not_own = predecessor_id is not None and (own is None or own.review_id != predecessor_id)
+    if is_stale or is_not_own:
+        raise ReviewConflict(state)
+
+
+def _insert(session: Session, review: ReviewFacts, actor: str) -> None:
+    row: dict[str, Any] = {name: getattr(review, name) for name in list(ReviewFacts.__dataclass_fields__)[1:]}
+    if review.region is not None:
+        row["region"] = asdict(review.region) | {"instance_id": str(review.region.instance_id)}
+    session.execute(insert(_REVIEWS), row | {"id": review.review_id})
+    details: dict[str, Any] = {"study_id": str(review.study_id), "verdict": review.verdict.value}
+    details["reading"] = review.reading
+    if review.predecessor_id is not None:
+        details["predecessor_id"] = str(review.predecessor_id)
+    if review.corrected_finding is not None:
+        details["corrected_finding"] = review.corrected_finding
+    audit.append(
+        session, Action.REVIEW_ADDED, actor=actor, subject_id=review.review_id, details=details, now=review.created_at
+    )
+
+
+def _mark(session: Session, study_id: UUID) -> None:
+    """Note on the study whether its current report is reviewed, for worklists."""
+    is_reviewed = bool(review_state(session, study_id).standing)
+    revision = _STUDIES.c.revision if is_reviewed else NOT_REVIEWED
+    session.execute(update(_STUDIES).where(_STUDIES.c.id == study_id).values(reviewed_revision=revision))
+
+
+def _report_under_review(session: Session, study_id: UUID) -> UUID | None:
+    """Return the newest report in which the model speaks: one that a reader verified only says it again."""
+    by_model = (_REPORTS.c.study_id == study_id) & _REPORTS.c.review_id.is_(None)
+    newest = select(_REPORTS.c.id).where(by_model).order_by(_REPORTS.c.revision.desc()).limit(1)
+    return session.execute(newest).scalar_one_or_none()
+
+
+def _where(session: Session, *conditions: ColumnElement[bool]) -> tuple[ReviewFacts, ...]:
+    query = select(*_COLUMNS).where(*conditions).order_by(_REVIEWS.c.created_at, _REVIEWS.c.id)
+    return tuple(_facts(row) for row in session.execute(query).mappings())
+
+
+def _facts(row: Any) -> ReviewFacts:
+    review, region = ReviewFacts(**{**row, "region": None}), row["region"]
+    if region is None:
+        return review
+    return replace(review, region=Region(**{**region, "instance_id": UUID(region["instance_id"])}))

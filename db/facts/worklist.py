@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, case, exists, func, select
+from sqlalchemy import func, select
 
 from db.engine import NoSuchRecord, Session
 from db.facts.images import ImageFacts, WarningFacts, images_of_study
-from db.facts.paging import older_than, page
+from db.facts.paging import page
 from db.facts.reports import ReportFacts, reports_of_study
 from db.facts.reviews import ReviewFacts, reviews_of_study
-from db.facts.studies import is_being_judged, is_sent_to
-from db.tables import (
-    Answer,
-    Delivery,
-    DeliveryState,
-    Hold,
-    Instance,
-    Job,
-    JobKind,
-    JobState,
-    Report,
-    Review,
-    Study,
-    Verdict,
-    Warning,
-    rows_of,
+from db.facts.study_filters import (
+    BUILDING,
+    CURRENT,
+    HAS_FAILED,
+    IS_REVIEWED,
+    REPORTS,
+    STATE,
+    STUDIES,
+    STUDY_SORTS,
+    StudyFilters,
+    ids_of_page,
 )
-
-STUDY_STATES = ("receiving", "judging", "reporting", "answered", "held", "failed")
-"""FAILED: its report could not be built; `failed_job_id` builds it when it is run again."""
+from db.tables import Answer, Delivery, DeliveryState, Hold, Instance, Warning, rows_of
 
 
 class DeliveryLine(NamedTuple):
@@ -54,7 +47,7 @@ class StudySummary:
     last_received_at: datetime
     calling_ae_title: str
     state: str
-    """One of `STUDY_STATES`."""
+    """One of `study_filters.STUDY_STATES`."""
     failed_job_id: UUID | None
     """Of the current report: it could not be built, and is built when this job is run again."""
     answer: Answer | None
@@ -73,7 +66,7 @@ class StudySummary:
     hold: Hold | None
     priority: int
     is_reviewed: bool
-    """A reader agreed or disagreed with the current report."""
+    """A reader's verdict on the current report stands."""
     patient_name: str = field(repr=False)
     patient_id: str = field(repr=False)
     accession_number: str = field(repr=False)
@@ -97,27 +90,8 @@ class StudyDetail:
     reviews: tuple[ReviewFacts, ...]
 
 
-_STUDIES, _INSTANCES, _WARNINGS = rows_of(Study), rows_of(Instance), rows_of(Warning)
-_REPORTS, _DELIVERIES, _REVIEWS, _JOBS = rows_of(Report), rows_of(Delivery), rows_of(Review), rows_of(Job)
-_CURRENT = and_(_REPORTS.c.study_id == _STUDIES.c.id, _REPORTS.c.revision == _STUDIES.c.revision)
-_IS_REVIEWED = exists().where(_REVIEWS.c.report_id == _REPORTS.c.id, _REVIEWS.c.verdict != Verdict.COMMENT)
-_IS_DUE = _STUDIES.c.unreported_since.is_not(None)
-_IS_UNBUILT = and_(_REPORTS.c.id.is_not(None), _REPORTS.c.built_at.is_(None))
-_BUILDING = _JOBS.alias("building")
-_HAS_FAILED = and_(
-    _BUILDING.c.kind == JobKind.REPORT,
-    _BUILDING.c.subject_id == _REPORTS.c.id,
-    _BUILDING.c.state == JobState.FAILED,
-)
-_STATE = case(
-    (_STUDIES.c.hold.is_not(None), "held"),
-    (and_(_IS_DUE, is_sent_to()), "receiving"),
-    (is_being_judged(), "judging"),
-    (_IS_DUE, "reporting"),
-    (_BUILDING.c.id.is_not(None), "failed"),
-    (_IS_UNBUILT, "reporting"),
-    else_="answered",
-)
+_STUDIES, _INSTANCES, _WARNINGS, _DELIVERIES = STUDIES, rows_of(Instance), rows_of(Warning), rows_of(Delivery)
+_REPORTS, _BUILDING = REPORTS, BUILDING
 _LINE = (
     select(
         _STUDIES.c.id.label("study_id"),
@@ -127,67 +101,45 @@ _LINE = (
             for n in ("last_received_at", "calling_ae_title", "revision", "hold", "priority", "study_date")
         ),
         *(_STUDIES.c[n] for n in ("patient_name", "patient_id", "accession_number")),
-        _STATE.label("state"),
+        STATE.label("state"),
         _BUILDING.c.id.label("failed_job_id"),
         _REPORTS.c.id.label("report_id"),
-        _REPORTS.c.answer,
-        _REPORTS.c.probability,
+        _STUDIES.c.answer,
+        _STUDIES.c.probability,
         _REPORTS.c.images.label("frozen"),
-        _IS_REVIEWED.label("is_reviewed"),
+        IS_REVIEWED.label("is_reviewed"),
     )
     .select_from(_STUDIES)
-    .outerjoin(_REPORTS, _CURRENT)
-    .outerjoin(_BUILDING, _HAS_FAILED)
+    .outerjoin(_REPORTS, CURRENT)
+    .outerjoin(_BUILDING, HAS_FAILED)
 )
 
 
 def list_studies(
     session: Session,
     *,
-    state: str | None = None,
-    answer: Answer | None = None,
-    warning: str | None = None,
-    calling_ae_title: str | None = None,
-    model_version: str | None = None,
-    is_reviewed: bool | None = None,
-    received_from: datetime | None = None,
-    received_before: datetime | None = None,
+    sort: str = "-received_at",
     limit: int = 50,
     cursor: str | None = None,
+    **wanted: Unpack[StudyFilters],
 ) -> tuple[list[StudySummary], str | None]:
-    """Return one page of studies, the newest first, and the cursor of the next page.
+    """Return one page of studies, the newest first unless `sort` says otherwise, and the cursor of the next page.
 
     Parameters
     ----------
-    state
-        One of `STUDY_STATES`.
-    warning
-        The code of a warning that some image of the study has.
+    sort
+        A key of `STUDY_SORTS`.
 
     Raises
     ------
-    ValueError
-        `cursor` is none that this function gave.
+    ForeignCursor
+        `cursor` is none that this function gave for this order.
     """
-    query = _LINE
-    if state is not None:
-        query = query.where(_STATE.in_([state]))
-    if answer is not None:
-        query = query.where(_REPORTS.c.answer == answer)
-    if warning is not None:
-        query = query.where(_has_warning(warning))
-    if calling_ae_title is not None:
-        query = query.where(_STUDIES.c.calling_ae_title == calling_ae_title)
-    if model_version is not None:
-        query = query.where(_REPORTS.c.model_version == model_version)
-    if is_reviewed is not None:
-        query = query.where(_IS_REVIEWED if is_reviewed else ~_IS_REVIEWED)
-    if received_from is not None:
-        query = query.where(_STUDIES.c.first_received_at >= received_from)
-    if received_before is not None:
-        query = query.where(_STUDIES.c.first_received_at < received_before)
-    query = older_than(query, _STUDIES.c.first_received_at, _STUDIES.c.id, cursor, limit)
-    return page(_summaries(session, query), limit, lambda study: (study.received_at, study.study_id))
+    ids = ids_of_page(session, wanted, sort=sort, limit=limit, cursor=cursor)
+    found = {study.study_id: study for study in _summaries(session, _LINE.where(_STUDIES.c.id.in_(ids)))}
+    keys = ["received_at" if name == "first_received_at" else name for name in STUDY_SORTS[sort].columns]
+    studies = [found[study_id] for study_id in ids]
+    return page(studies, limit, lambda study: (*(getattr(study, key) for key in keys), study.study_id))
 
 
 def search_studies(
@@ -196,6 +148,7 @@ def search_studies(
     patient_id: str | None = None,
     patient_name: str | None = None,
     accession_number: str | None = None,
+    visible: Collection[str] | None = None,
     limit: int = 50,
 ) -> list[StudySummary]:
     """Return the studies of a patient or an order, the newest first.
@@ -206,6 +159,8 @@ def search_studies(
         The whole value.
     patient_name
         Any part of the name, in upper or lower case.
+    visible
+        Sending AE titles whose studies may be seen; None = all.
 
     Raises
     ------
@@ -219,6 +174,8 @@ def search_studies(
         query = query.where(_STUDIES.c.patient_id == patient_id)
     if accession_number:
         query = query.where(_STUDIES.c.accession_number == accession_number)
+    if visible is not None:
+        query = query.where(_STUDIES.c.calling_ae_title.in_(visible))
     if patient_name:
         query = query.where(_STUDIES.c.patient_name.icontains(patient_name, autoescape=True))
     return _summaries(session, query.order_by(_STUDIES.c.first_received_at.desc(), _STUDIES.c.id.desc()).limit(limit))
@@ -261,20 +218,11 @@ def count_stuck_studies(session: Session) -> dict[str, int]:
     failed = (
         select(func.count())
         .select_from(_BUILDING)
-        .join(_REPORTS, _HAS_FAILED)
-        .join(_STUDIES, _CURRENT)
+        .join(_REPORTS, HAS_FAILED)
+        .join(_STUDIES, CURRENT)
         .where(_STUDIES.c.hold.is_(None))
     )
     return {"held": session.execute(held).scalar_one(), "failed": session.execute(failed).scalar_one()}
-
-
-def _has_warning(code: str) -> ColumnElement[bool]:
-    return exists().where(
-        _INSTANCES.c.study_id == _STUDIES.c.id,
-        _WARNINGS.c.instance_id == _INSTANCES.c.id,
-        _WARNINGS.c.code == code,
-        _WARNINGS.c.superseded_at.is_(None),
-    )
 
 
 def _summaries(session: Session, query: Any) -> list[StudySummary]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from db.facts import ImageFacts, PredictionFacts
 from db.tables import Answer, InstanceState
@@ -24,8 +24,9 @@ ANOTHER_SUBJECT = frozenset({"wrong_modality", "not_chest", "not_human"})
 """Codes of `models.suitability` and `pacs_node.conformance`, as below: this is no chest radiograph of a person."""
 NOT_NAMED = frozenset({"own_object", "not_an_image"})
 """Codes of what a report does not mention: what this node made, and what no radiologist would call an image."""
-NOT_FOR_THIS_MODEL = ANOTHER_SUBJECT | NOT_NAMED | {"not_frontal", "for_processing", "derived", "derived_secondary"}
-"""Codes of objects that the model never judges; they do not make a study incomplete."""
+_ANOTHER_KIND = frozenset({"not_frontal", "for_processing", "derived", "derived_secondary"})
+NOT_FOR_THIS_MODEL = ANOTHER_SUBJECT | NOT_NAMED | _ANOTHER_KIND | {"rejected_by_sender"}
+"""Codes of objects that the model never judges, or whose sender took them back; they do not make a study incomplete."""
 
 FORBIDS = "forbids"
 UNFINISHED = ("processing_failed", "Processing failed: not finished in time.")
@@ -87,7 +88,20 @@ def answer_of(images: Sequence[ImageFacts]) -> StudyAnswer:
     )
 
 
-def presence_of(prediction: PredictionFacts) -> Answer:
+class Limited(Protocol):
+    """A probability with its limits, from the database or fresh from the model."""
+
+    @property
+    def probability(self) -> float: ...
+    @property
+    def threshold(self) -> float: ...
+    @property
+    def abstain_low(self) -> float: ...
+    @property
+    def abstain_high(self) -> float: ...
+
+
+def presence_of(prediction: Limited) -> Answer:
     """Return PRESENT, UNDETERMINED or ABSENT for one image."""
     if prediction.abstain_low <= prediction.probability < prediction.abstain_high:
         return Answer.UNDETERMINED

@@ -17,6 +17,8 @@ SR_SOP_CLASSES = (Comprehensive3DSRStorage, ComprehensiveSRStorage, EnhancedSRSt
 IMAGING_MEASUREMENT_REPORT = Code("126000", "DCM", "Imaging Measurement Report")
 LANGUAGE = Code("en-US", "RFC5646", "English (United States)")
 DEVICE = Code("121007", "DCM", "Device")
+PERSON = Code("121006", "DCM", "Person")
+VERIFYING = Code("121098", "DCM", "Verifying")
 PROCEDURE_REPORTED = Code("121058", "DCM", "Procedure reported")
 RADIOGRAPHY = Code("43468-8", "LN", "XR unspecified body region")
 """The radiography member of CID 100; validators with the CID 100 of 2019 do not know it yet."""
@@ -36,7 +38,10 @@ QUALITATIVE_EVALUATIONS = Code("C0034375", "UMLS", "Qualitative Evaluations")
 NARRATIVE_SUMMARY = Code("111412", "DCM", "Narrative Summary")
 COMMENT = Code("121106", "DCM", "Comment")
 
+SOURCE_IMAGE = Code("121322", "DCM", "Source image for image processing operation")
 PROCESSING_EQUIPMENT = Code("109102", "DCM", "Processing Equipment")
+PRELIMINARY_REPORT = Code("121362", "DCM", "Preliminary report")
+"""What a reader's report names the AI result that it verifies or corrects (CID 7009)."""
 REPLACED_REPORT = Code("121360", "DCM", "Replaced report")
 
 UNDETERMINED = Code("373068000", "SCT", "Undetermined")
@@ -46,3 +51,15 @@ PRESENCE = {
     Answer.UNDETERMINED: UNDETERMINED,
 }
 """CID 240; "normal" is never coded: the model finds pneumonia absent, no more."""
+
+ABNORMAL_STRUCTURE = Code("49755003", "SCT", "Morphologically Abnormal Structure")
+OPACITY = Code("112001", "DCM", "Opacity")
+"""What the region of a segmentation is said to be (CID 7150, CID 6102): what the model looked at, no more."""
+
+REJECTIONS = {
+    "113001": Code("113001", "DCM", "Rejected for Quality Reasons"),
+    "113037": Code("113037", "DCM", "Rejected for Patient Safety Reasons"),
+    "113038": Code("113038", "DCM", "Incorrect Modality Worklist Entry"),
+    "113039": Code("113039", "DCM", "Data Retention Policy Expired"),
+}
+"""Titles of a rejection note, by code value (CID 7011)."""

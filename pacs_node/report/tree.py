@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import tzinfo
+from dataclasses import dataclass, field
+from datetime import datetime, tzinfo
 from typing import Any
 from uuid import UUID
 
@@ -41,6 +41,27 @@ class NodeIdentity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """Who answers for a report in place of the model.
+
+    Attributes
+    ----------
+    person_name
+        As a DICOM PN, with "^" between the components.
+    at
+        When the reader said so, aware.
+    comment
+        The reader's own words; may be empty.
+    """
+
+    person_name: str = field(repr=False)
+    login: str
+    organization: str
+    at: datetime
+    comment: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StudyReport:
     """Everything a report is made of; equal values give equal bytes.
 
@@ -65,6 +86,8 @@ class StudyReport:
     cards: Mapping[tuple[str, str], ModelCard]
     node: NodeIdentity
     local_zone: tzinfo
+    verification: Verification | None = None
+    """None: the model speaks. Else the report's answer is this reader's, on the AI result that it names."""
 
     @property
     def card(self) -> ModelCard:
@@ -103,12 +126,15 @@ def root_item(study: StudyReport) -> ContainerContentItem:
     root = ContainerContentItem(name=codes.IMAGING_MEASUREMENT_REPORT, template_id="1500")
     content = sr.ContentSequence()
     content.extend(sr.LanguageOfContentItemAndDescendants(codes.LANGUAGE))
-    content.extend(sr.ObservationContext(observer_device_context=_observer(study)))
+    content.extend(_observer(study))
     content.append(
         CodeContentItem(name=codes.PROCEDURE_REPORTED, value=codes.RADIOGRAPHY, relationship_type="HAS CONCEPT MOD")
     )
     content.append(_image_library(study))
-    groups = [_group(study, image, prediction) for image, prediction in study.analysed]
+    if study.verification is not None:
+        groups = [_reviewed_group(study)]
+    else:
+        groups = [_group(study, image, prediction) for image, prediction in study.analysed]
     if groups:
         content.append(_container(codes.IMAGING_MEASUREMENTS, groups))
     content.append(_container(codes.QUALITATIVE_EVALUATIONS, _sentences(study)))
@@ -122,18 +148,27 @@ def _container(name: Code, items: Sequence[Any]) -> ContainerContentItem:
     return container
 
 
-def _observer(study: StudyReport) -> sr.ObserverContext:
-    """Name the model version as the observer (TID 1004); IHE AIR wants the same values as in Contributing Equipment."""
-    return sr.ObserverContext(
-        codes.DEVICE,
-        sr.DeviceObserverIdentifyingAttributes(
-            uid=device_uid(study.card.weights_sha256),
-            name=study.node.name,
-            manufacturer_name=MANUFACTURER,
-            model_name=study.card.name,
-            serial_number=study.node.name,
-        ),
+def _observer(study: StudyReport) -> sr.ObservationContext:
+    """Name the model version as the observer (TID 1004), or the reader (TID 1003): a device never verifies.
+
+    IHE AIR wants the model's values to be those in Contributing Equipment.
+    """
+    if study.verification is not None:
+        reader = sr.PersonObserverIdentifyingAttributes(
+            name=study.verification.person_name,
+            login_name=study.verification.login,
+            organization_name=study.verification.organization,
+            role_in_procedure=codes.VERIFYING,
+        )
+        return sr.ObservationContext(observer_person_context=sr.ObserverContext(codes.PERSON, reader))
+    device = sr.DeviceObserverIdentifyingAttributes(
+        uid=device_uid(study.card.weights_sha256),
+        name=study.node.name,
+        manufacturer_name=MANUFACTURER,
+        model_name=study.card.name,
+        serial_number=study.node.name,
     )
+    return sr.ObservationContext(observer_device_context=sr.ObserverContext(codes.DEVICE, device))
 
 
 def _image_library(study: StudyReport) -> ContainerContentItem:
@@ -156,12 +191,7 @@ def _group(study: StudyReport, image: ImageFacts, prediction: PredictionFacts) -
     finding = next(finding for finding in card.findings if finding.name == prediction.finding)
     certainty = wording.percent_of(prediction.probability, prediction.threshold)
     group = sr.MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=sr.TrackingIdentifier(
-            uid=own_uid(
-                study.installation_id, "tracking", study.study_instance_uid, finding.name, image.sop_instance_uid
-            ),
-            identifier=f"{finding.name}/{study.place_of(image)}",
-        ),
+        tracking_identifier=_tracking(study, image, finding.name),
         finding_type=Code(finding.code_value, finding.coding_scheme_designator, finding.code_meaning),
         finding_sites=[sr.FindingSite(anatomic_location=codes.LUNG)],
         algorithm_id=_algorithm(card, prediction),
@@ -173,6 +203,32 @@ def _group(study: StudyReport, image: ImageFacts, prediction: PredictionFacts) -
     )
     item: ContainerContentItem = group[0]
     return item
+
+
+def _reviewed_group(study: StudyReport) -> ContainerContentItem:
+    """Return what the reader says of the study, without a number, under the UID of the finding that decided it."""
+    images = [image for image, _ in study.analysed]
+    decisive = max(study.analysed, key=lambda found: found[1].probability)[0]
+    finding = next(finding for finding in study.card.findings if finding.name == study.answer.finding)
+    group = sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=_tracking(study, decisive, finding.name),
+        finding_type=Code(finding.code_value, finding.coding_scheme_designator, finding.code_meaning),
+        finding_sites=[sr.FindingSite(anatomic_location=codes.LUNG)],
+        qualitative_evaluations=[
+            sr.QualitativeEvaluation(name=codes.PRESENCE_OF_PROPERTY, value=codes.PRESENCE[study.report.answer])
+        ],
+        source_images=[sr.SourceImageForMeasurementGroup(i.sop_class_uid, i.sop_instance_uid) for i in images],
+    )
+    item: ContainerContentItem = group[0]
+    return item
+
+
+def _tracking(study: StudyReport, image: ImageFacts, finding: str) -> sr.TrackingIdentifier:
+    """Name a finding in an image by the same UID in every revision, the reader's included."""
+    return sr.TrackingIdentifier(
+        uid=own_uid(study.installation_id, "tracking", study.study_instance_uid, finding, image.sop_instance_uid),
+        identifier=f"{finding}/{study.place_of(image)}",
+    )
 
 
 def _presence(study: StudyReport, prediction: PredictionFacts) -> Code:
@@ -208,20 +264,29 @@ def _calibration(population: Population) -> str:
 
 def _sentences(study: StudyReport) -> list[TextContentItem]:
     """Return the report in words, for the many viewers that show text only (TID 1500 rows 12-14)."""
+    if study.verification is not None:
+        remarks, caution = [study.verification.comment] * bool(study.verification.comment), wording.REVIEWED
+    else:
+        remarks, caution = _remarks(study), wording.RESEARCH_USE_ONLY
+    return [
+        _text(codes.NARRATIVE_SUMMARY, _narrative(study)),
+        *[_text(codes.COMMENT, remark) for remark in remarks],
+        _text(codes.COMMENT, caution),
+    ]
+
+
+def _remarks(study: StudyReport) -> list[str]:
+    """Return what the model could not judge, and what to mind about what it could."""
     named = {image.instance_id for image in study.named_images}
-    comments = [
+    remarks = [
         wording.not_analysed_sentence(study.name_of(missing.image), missing.text)
         for missing in study.answer.not_analysed
         if missing.image.instance_id in named
     ]
     for image, _ in study.analysed:
         texts = [warning.text for warning in image.warnings if warning.severity == "warning"]
-        comments += wording.warning_sentences(study.name_of(image), texts)
-    return [
-        _text(codes.NARRATIVE_SUMMARY, _narrative(study)),
-        *[_text(codes.COMMENT, comment) for comment in comments],
-        _text(codes.COMMENT, wording.RESEARCH_USE_ONLY),
-    ]
+        remarks += wording.warning_sentences(study.name_of(image), texts)
+    return remarks
 
 
 def _text(name: Code, value: str) -> TextContentItem:
@@ -231,10 +296,15 @@ def _text(name: Code, value: str) -> TextContentItem:
 def _narrative(study: StudyReport) -> str:
     report, answer, predecessor = study.report, study.answer, study.report.predecessor
     threshold = answer.threshold if answer.threshold is not None else 1.0
+    percent = None
+    if predecessor is not None and predecessor.probability is not None:
+        percent = wording.percent_text(predecessor.probability, threshold)
+    if study.verification is not None:
+        if predecessor is None:
+            raise ValueError("a reader's report names the AI result that it is about")
+        return wording.reviewed_sentence(answer.finding, report.answer, predecessor.answer, percent)
     result = wording.result_sentence(answer.finding, report.answer, report.probability, answer.threshold)
     replaced = None
     if predecessor is not None:
-        said = predecessor.probability
-        percent = None if said is None else wording.percent_text(said, threshold)
         replaced = wording.replaces_sentence(report.revision, predecessor.revision, predecessor.answer, percent)
     return wording.narrative(result, f"{study.card.name} {study.card.version}", replaced)

@@ -12,12 +12,15 @@ from collections.abc import Iterable
 from db.tables import Answer
 
 RESEARCH_USE_ONLY = "AI result, not verified by a physician. Not for primary diagnosis. Research use only."
+REVIEWED = "Verified by a human reader of the AI result. Research use only."
 NOT_ASSESSED = "Other disease was not assessed."
 
 _MEANING = {
     Answer.PRESENT: "",
     Answer.ABSENT: "",
-    Answer.UNDETERMINED: " The probability lies too close to the threshold to decide.",
+    Answer.UNDETERMINED: (
+        " The probability lies too close to the threshold to decide, or a warning says why it is no answer."
+    ),
     Answer.INCOMPLETE: (
         " No analysed image is positive, but not every image could be analysed: {finding} is not ruled out."
     ),
@@ -80,6 +83,13 @@ def replaces_sentence(revision: int, predecessor: int, answer: Answer, percent: 
     """Say which earlier result this revision replaces."""
     result = answer_word(answer) + (f", {percent}" if percent else "")
     return f"Revision {revision}: it replaces revision {predecessor} of this AI result, which said {result}."
+
+
+def reviewed_sentence(finding: str, answer: Answer, said: Answer, percent: str | None) -> str:
+    """Say what the reader of an AI result answers, and what that result had said."""
+    verb = "agrees" if answer is said else "disagrees"
+    ai = answer_word(said) + (f", {percent}" if percent else "")
+    return f"The reader {verb} with the AI result (AI: {ai}). {finding.capitalize()}: {answer_word(answer)}."
 
 
 def image_name(place: int, images: int, series_number: str, instance_number: str) -> str:

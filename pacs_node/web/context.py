@@ -1,32 +1,48 @@
-"""What every route is handed: the node's rooms, built once by `create_app`."""
+"""What every route is handed: the node's rooms, built once by `create_app`, and who is asking.
+
+`app.state.web` is shared; a route's `WebContext` is a view of it with the caller of that one request.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
-from typing import Annotated
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import Depends, Request
+from fastapi import Depends, HTTPException, Request
 from fastapi.templating import Jinja2Templates
 
 from db import audit
 from db.audit import Action
-from db.engine import DatabaseAway, Engine, SchemaMismatch, db_now, session_scope
+from db.engine import DatabaseAway, Engine, SchemaMismatch, Session, db_now, read_scope, session_scope
+from db.facts.accounts import calling_ae_title_of
 from models.card import ModelCard
 from models.errors import ModelError
 from models.registry import Registry
 from pacs_node.settings import Settings
 from pacs_node.store import ObjectStore
+from pacs_node.web.access import NOBODY, Visitor, caller_of
+from pacs_node.web.hospital import HospitalLogin
+from pacs_node.web.limits import Limits
+from pacs_node.web.predictions import Predictions
 from pacs_node.web.render import Renderer
 from pacs_node.wiring import active_card
 
-ACTOR = "web"
-"""Who did it, in the audit trail, until there are logins."""
 CARD_S = 10.0
 VIEW_S = 60.0
 VIEWS_MAX = 10_000
+
+
+@dataclass(kw_only=True)
+class _Kept:
+    """What all requests share."""
+
+    card: tuple[float, ModelCard] | None = None
+    noted: dict[tuple[object, ...], float] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 @dataclass(kw_only=True, repr=False)  # the settings may hold a password
@@ -39,9 +55,13 @@ class Web:
     settings: Settings
     renderer: Renderer
     templates: Jinja2Templates
-    _card: tuple[float, ModelCard] | None = None
-    _viewed: dict[tuple[UUID, str], float] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    limits: Limits
+    hospital: HospitalLogin | None = None
+    """The hospital's login, where there is one."""
+    predictions: Predictions
+    caller: Visitor = NOBODY
+    """Who sent the request that is answered now."""
+    _kept: _Kept = field(default_factory=_Kept)
 
     def card(self) -> ModelCard:
         """Return the card of the model that answers now, read anew after some seconds.
@@ -52,9 +72,9 @@ class Web:
             There is none, or its card cannot be read.
         """
         now = time.monotonic()
-        if self._card is None or now - self._card[0] > CARD_S:
-            self._card = (now, active_card(self.engine, self.registry))
-        return self._card[1]
+        if self._kept.card is None or now - self._kept.card[0] > CARD_S:
+            self._kept.card = (now, active_card(self.engine, self.registry))
+        return self._kept.card[1]
 
     def model_line(self) -> str:
         """Return what stands at the foot of every page about the model; never raises, an error page has a foot too."""
@@ -65,35 +85,93 @@ class Web:
         patients = f"patients of {card.ages_text}"
         return f"Model {card.name} {card.version}, validated on frontal chest radiographs of {patients}."
 
-    def note_view(self, study_id: UUID, what: str) -> None:
-        """Audit that someone sees the study; the pictures that one view asks for are not told one by one."""
-        now, key = time.monotonic(), (study_id, what)
-        with self._lock:
-            if now - self._viewed.get(key, -VIEW_S) < VIEW_S:
-                return
+    def note(self, action: Action, subject_id: UUID | None = None, details: Mapping[str, Any] | None = None) -> None:
+        """Audit that the caller did something, and from where; in a transaction of its own, for what has no fact."""
         with session_scope(self.engine) as session:
-            audit.append(
-                session,
-                Action.STUDY_VIEWED,
-                actor=ACTOR,
-                subject_id=study_id,
-                details={"what": what},
-                now=db_now(session),
-            )
-        with self._lock:  # after the commit: what was not audited is not taken for audited
-            if len(self._viewed) >= VIEWS_MAX:
-                self._viewed.clear()
-            self._viewed[key] = now
+            self.append_note(session, action, subject_id, details)
+
+    def append_note(
+        self,
+        session: Session,
+        action: Action,
+        subject_id: UUID | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Audit that the caller did something, in the transaction of the fact."""
+        where = {"from": self.caller.address} if self.caller.address else {}
+        audit.append(
+            session,
+            action,
+            actor=self.caller.actor,
+            subject_id=subject_id,
+            details={**(details or {}), **where},
+            now=db_now(session),
+        )
+
+    def note_view(self, study_id: UUID, what: str) -> None:
+        """Audit that the caller sees the study; the pictures that one view asks for are not told one by one."""
+        self.note_once((self.caller.actor, study_id, what), Action.STUDY_VIEWED, study_id, {"what": what})
 
     def note_search(self, found: int) -> None:
         """Audit that someone looked for a patient or an order, and how many studies that showed; never for whom."""
-        with session_scope(self.engine) as session:
-            audit.append(session, Action.STUDY_SEARCHED, actor=ACTOR, details={"found": found}, now=db_now(session))
+        self.note(Action.STUDY_SEARCHED, details={"found": found})
+
+    def note_once(
+        self, key: tuple[object, ...], action: Action, subject_id: UUID | None, details: Mapping[str, Any]
+    ) -> None:
+        """Audit what happens many times a minute once a minute."""
+        now, kept = time.monotonic(), self._kept
+        with kept.lock:
+            if now - kept.noted.get(key, -VIEW_S) < VIEW_S:
+                return
+        self.note(action, subject_id, details)
+        with kept.lock:  # after the commit: what was not audited is not taken for audited
+            if len(kept.noted) >= VIEWS_MAX:
+                kept.noted.clear()
+            kept.noted[key] = now
+
+    def require_visible(self, **subject: UUID | str) -> None:
+        """Let the caller look at one study, or at what belongs to it; a refusal is audited.
+
+        Parameters
+        ----------
+        subject
+            One of `study_id`, `instance_id`, `report_id`, `delivery_id`, `review_id`, `job_id`.
+
+        Raises
+        ------
+        HTTPException
+            404 it belongs to another group; said as of what does not exist.
+        """
+        ((name, value),) = subject.items()
+        if self.caller.visible is None or not is_id(value):
+            return  # the route says what is wrong with an id
+        with read_scope(self.engine) as session:
+            sender = calling_ae_title_of(session, name, UUID(str(value)))
+        if sender in self.caller.visible:
+            return
+        if sender is not None:
+            key = (self.caller.actor, self.caller.address, name, value)
+            self.note_once(key, Action.ACCESS_REFUSED, UUID(str(value)), {"what": "of another group"})
+        raise HTTPException(404, f"There is no {name.removesuffix('_id')} {value}.")
+
+    def of(self, caller: Visitor) -> Web:
+        """Return the same rooms for one request."""
+        return replace(self, caller=caller)
+
+
+def is_id(value: UUID | str) -> bool:
+    """Tell whether this is one of our ids, or text that stands for one."""
+    try:
+        UUID(str(value))
+    except ValueError:
+        return False
+    return True
 
 
 def _web_of(request: Request) -> Web:
     web: Web = request.app.state.web
-    return web
+    return web.of(caller_of(request.scope))
 
 
 WebContext = Annotated[Web, Depends(_web_of)]

@@ -1,4 +1,4 @@
-"""What a browser may do with our answers; set on each one that does not set its own."""
+"""What a browser may do with our answers, set on each one that does not set its own; and how large a request may be."""
 
 from __future__ import annotations
 
@@ -19,3 +19,9 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 """`no-store` because almost every answer names a patient or shows one."""
+TRANSPORT_SECURITY = "max-age=31536000; includeSubDomains"
+"""Strict-Transport-Security, sent over TLS alone (RFC 6797 7.2)."""
+
+BODY_MAX_BYTES = 65_536
+UPLOAD_MAX_BYTES = {"/predict": 64 << 20, "/predict/batch": 256 << 20}
+"""Of those who may ask for predictions; everybody else, and every other address, sends at most `BODY_MAX_BYTES`."""

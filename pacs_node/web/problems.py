@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from db.engine import DatabaseAway, NoSuchRecord, SchemaMismatch
+from db.facts import CannotBeRepeated, ForeignCursor
 from pacs_node.web.policy import HEADERS
 from pacs_node.web.render import RenderBusy, RenderRefused
 from pacs_node.web.schemas import Problem
@@ -41,6 +42,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(NoSuchRecord, _on_nothing)
+    app.add_exception_handler(ForeignCursor, _on_foreign_cursor)
+    app.add_exception_handler(CannotBeRepeated, _on_no_repeat)
     app.add_exception_handler(DatabaseAway, _on_database_away)
     app.add_exception_handler(SchemaMismatch, _on_database_away)
     app.add_exception_handler(RenderBusy, _on_render_busy)
@@ -97,6 +100,15 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
 
 async def _on_nothing(request: Request, error: Exception) -> Response:
     return problem(request, 404, f"There is {error}.")  # "no study <our id>"
+
+
+async def _on_foreign_cursor(request: Request, error: Exception) -> Response:
+    errors = [{"where": "query.cursor", "rule": str(error)}]
+    return problem(request, 422, "The request does not have the form that this address takes.", errors=errors)
+
+
+async def _on_no_repeat(request: Request, error: Exception) -> Response:
+    return problem(request, 409, str(error))
 
 
 async def _on_database_away(request: Request, error: Exception) -> Response:

@@ -6,11 +6,12 @@ import base64
 import binascii
 from datetime import UTC, datetime
 from typing import Annotated
-from uuid import UUID
 
 from fastapi import Query
 from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator, AwareDatetime
+
+from db.facts import read_cursor
 
 PAGE_MAX = 200
 
@@ -26,13 +27,11 @@ def _read_cursor(cursor: str) -> str:
     """Return what the database room gave; the outer form only keeps `+` and `:` out of an address."""
     try:
         inner = base64.b64decode(cursor, altchars=b"-_", validate=True).decode("ascii")
-        at, _, row_id = inner.partition("_")
-        has_zone = _to_utc(datetime.fromisoformat(at)) and datetime.fromisoformat(at).tzinfo
-        is_ours = bool(has_zone and UUID(row_id))
+        for key in read_cursor(inner):
+            if isinstance(key, datetime):
+                _to_utc(key)
     except (binascii.Error, UnicodeDecodeError, ValueError):
-        is_ours = False
-    if not is_ours:
-        raise ValueError("not a cursor that this API gave")
+        raise ValueError("not a cursor that this API gave") from None
     return inner
 
 
@@ -46,6 +45,11 @@ def refuse(where: str, rule: str) -> RequestValidationError:
     return RequestValidationError([{"loc": ("query", where), "msg": rule, "type": "value_error"}])
 
 
+def refuse_body(where: str, rule: str) -> RequestValidationError:
+    """Return the error for a rule about a body that types cannot say."""
+    return RequestValidationError([{"loc": ("body", where), "msg": rule, "type": "value_error"}])
+
+
 Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="Rows on a page.")]
 Cursor = Annotated[
     str | None,
@@ -55,4 +59,5 @@ Cursor = Annotated[
 Instant = Annotated[AwareDatetime, AfterValidator(_to_utc)]
 AeTitle = Annotated[str, Query(min_length=1, max_length=16, pattern=r"^[\x20-\x5b\x5d-\x7e]+$", examples=["CR_ROOM_1"])]
 Code = Annotated[str, Query(max_length=64, pattern=r"^[a-z0-9_]+$", examples=["low_confidence"])]
+Probability = Annotated[float, Query(ge=0, le=1, allow_inf_nan=False, examples=[0.5], description="Included.")]
 Version = Annotated[str, Query(max_length=32, pattern=r"^[0-9]+\.[0-9]+\.[0-9]+$", examples=["1.0.0"])]

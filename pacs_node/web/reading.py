@@ -5,24 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from urllib.parse import quote
 from uuid import UUID
 
 from db.facts import ImageFacts, PredictionFacts, ReviewFacts, StudyDetail
-from db.tables import Answer, InstanceState, Verdict
+from db.facts.reviews import STANDING, ReviewState
+from db.tables import InstanceState, Verdict
 from pacs_node.report.answer import FINDING, FORBIDS, NOT_NAMED, prediction_of
 from pacs_node.web import words
+from pacs_node.web.choices import NOTHING, Choice, choices_for
 from pacs_node.web.words import Kind, Saying, Sentence
 from pacs_node.web.worklist import Point
+from pacs_node.web_settings import STUDY_FIELD
 
 _CAUTION = {
     Kind.POSITIVE: "Above the threshold. The model knows pneumonia only; it is blind to any other finding.",
     Kind.NEGATIVE: "Below the threshold. The model knows pneumonia only; this does not exclude any other finding.",
 }
-_CHOICES = {
-    Answer.PRESENT: {"agree": "pneumonia", "disagree": "no pneumonia"},
-    Answer.ABSENT: {"agree": "no pneumonia", "disagree": "pneumonia"},
+_VERDICTS = {
+    Verdict.AGREE: "Agree",
+    Verdict.DISAGREE: "Disagree",
+    Verdict.UNSURE: "Unsure",
+    Verdict.COMMENT: "Comment",
+    Verdict.WITHDRAW: "Taken back",
 }
-_VERDICTS = {Verdict.AGREE: "Agree", Verdict.DISAGREE: "Disagree", Verdict.COMMENT: "Comment"}
 _SEXES = {"F": "F", "M": "M", "O": "other"}
 
 
@@ -38,6 +44,20 @@ class ImageView:
     probability_text: str
     has_picture: bool
     is_shown: bool
+    is_explained: bool
+    """The model judged it, so there is a heat map."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriorView:
+    """An earlier study of the same patient."""
+
+    study_id: UUID
+    date: str
+    instance_id: UUID | None
+    said: str
+    read: str
+    is_beside: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,27 +95,46 @@ class StudyView:
     unjudged: Sequence[ImageView]
     reviews: Sequence[ReviewView]
     facts: Sequence[tuple[str, str]]
-    choices: dict[str, str] | None
-    no_choice: str
+    choices: Sequence[Choice]
     report_href: str
+    viewer_href: str
     revision: int
-    saved: str
+    tag: str
+    """Of the reviews as they were read: an answer to others is refused."""
+    standing: Sequence[ReviewView]
+    priors: Sequence[PriorView]
+    beside: PriorView | None
 
 
-def study_view(study: StudyDetail, *, chosen: UUID | None, saved: UUID | None, now: datetime) -> StudyView:
-    """Put a study into words; `chosen` is the image on the light box, by default the one that decides the answer."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What of a study the reader asked for."""
+
+    image: UUID | None = None
+    """On the light box; None = the one that decides the answer."""
+    beside: UUID | None = None
+    """The earlier study beside it."""
+    viewer_url: str = ""
+    """Of the hospital's viewer, with `{study_instance_uid}` in it; empty = none."""
+
+
+def study_view(
+    study: StudyDetail, reviews: ReviewState, priors: Sequence[StudyDetail], shown: Shown, *, now: datetime
+) -> StudyView:
+    """Put a study into words."""
     summary = study.summary
     radiographs = [image for image in study.images if not _is_passed_over(image)]
     warnings = [warning for image in radiographs for warning in image.warnings]
     kind = words.kind_of(summary.answer, warnings)
     decisive = _decisive(radiographs, summary.probability)
-    point = _point(decisive)
-    shown_id = _shown(radiographs, chosen, decisive)
+    found = prediction_of(decisive) if decisive else None
+    point = _point(found)
+    shown_id = _shown(radiographs, shown.image, decisive)
     views = [_image_view(image, i, shown_id, study) for i, image in enumerate(radiographs, start=1)]
     band = (point.low, point.high) if point else None
     reasons = words.status_sentences(kind, summary.state, hold=summary.hold, band=band, probability=summary.probability)
     is_unanswered = kind in (Kind.NOT_ANALYSED, Kind.FAILED)
-    choices = _CHOICES.get(summary.answer) if summary.answer else None
+    earlier = [_prior_view(prior, shown.beside) for prior in priors]
     return StudyView(
         study_id=summary.study_id,
         is_urgent=summary.priority > 0,
@@ -121,14 +160,17 @@ def study_view(study: StudyDetail, *, chosen: UUID | None, saved: UUID | None, n
         warnings=words.warning_sentences(warnings) + _delivery_warnings(study),
         unjudged=[view for view in views if view.because and not (is_unanswered and len(views) == 1)],
         reviews=[_review_view(review, now) for review in reversed(study.reviews)],
-        facts=_facts(study, decisive, now),
-        choices=choices,
-        no_choice="" if choices else "no answer to agree with",
+        facts=_facts(study, found, now),
+        choices=choices_for(summary.answer),
         report_href=f"/api/v1/studies/{summary.study_id}/report"
         if study.reports and study.reports[-1].built_at
         else "",
+        viewer_href=shown.viewer_url.replace(STUDY_FIELD, quote(study.study_instance_uid, safe="")),
         revision=summary.revision,
-        saved=next((_VERDICTS[review.verdict] for review in study.reviews if review.review_id == saved), ""),
+        tag=reviews.tag,
+        standing=[_review_view(review, now) for review in reviews.standing],
+        priors=earlier,
+        beside=next((prior for prior in earlier if prior.is_beside and prior.instance_id), None),
     )
 
 
@@ -151,12 +193,7 @@ def _decisive(images: Sequence[ImageFacts], probability: float | None) -> ImageF
     return None
 
 
-def _prediction(image: ImageFacts | None) -> PredictionFacts | None:
-    return prediction_of(image) if image is not None else None
-
-
-def _point(image: ImageFacts | None) -> Point | None:
-    found = _prediction(image)
+def _point(found: PredictionFacts | None) -> Point | None:
     return Point(threshold=found.threshold, low=found.abstain_low, high=found.abstain_high) if found else None
 
 
@@ -183,6 +220,26 @@ def _image_view(image: ImageFacts, position: int, shown_id: UUID | None, study: 
         probability_text=words.probability_text(found.probability, found.threshold) if found else "",
         has_picture=study.purged_at is None,
         is_shown=image.instance_id == shown_id,
+        is_explained=found is not None,
+    )
+
+
+def _prior_view(prior: StudyDetail, beside: UUID | None) -> PriorView:
+    summary = prior.summary
+    decisive = decisive_image(prior.images, summary.probability) if prior.purged_at is None else None
+    said = words.SAYINGS[words.kind_of(summary.answer, [])].whole.lower()
+    if summary.probability is not None and summary.model_version:
+        written = words.probability_text(summary.probability, summary.threshold)
+        said = f"{said}, {written} by version {summary.model_version}"
+    last = next((review for review in reversed(prior.reviews) if review.verdict in STANDING), None)
+    read = f"{_VERDICTS[last.verdict]}, {last.reviewer}" if summary.is_reviewed and last else "not reviewed"
+    return PriorView(
+        study_id=summary.study_id,
+        date=f"{summary.study_date or summary.received_at.date()}",
+        instance_id=decisive.instance_id if decisive else None,
+        said=said,
+        read=read,
+        is_beside=summary.study_id == beside,
     )
 
 
@@ -211,15 +268,21 @@ def _delivery_warnings(study: StudyDetail) -> list[str]:
 
 def _review_view(review: ReviewFacts, now: datetime) -> ReviewView:
     return ReviewView(
-        words=_VERDICTS[review.verdict],
+        words=_review_words(review),
         reviewer=review.reviewer,
         at=words.clock(review.created_at, now),
         comment=review.comment,
     )
 
 
-def _facts(study: StudyDetail, decisive: ImageFacts | None, now: datetime) -> list[tuple[str, str]]:
-    summary, found = study.summary, _prediction(decisive)
+def _review_words(review: ReviewFacts) -> str:
+    seen = {NOTHING: "no pneumonia", None: ""}.get(review.corrected_finding, review.corrected_finding)
+    said = f"{_VERDICTS[review.verdict]}, {seen}" if seen else _VERDICTS[review.verdict]
+    return f"{said} (reader {review.reading})" if review.reading > 1 else said
+
+
+def _facts(study: StudyDetail, found: PredictionFacts | None, now: datetime) -> list[tuple[str, str]]:
+    summary = study.summary
     facts = [("Received", f"{words.clock(summary.received_at, now)} from {summary.calling_ae_title}")]
     if found is not None:
         facts.append(("Model", f"{found.model_name} {found.model_version}; research use only"))

@@ -1,4 +1,4 @@
-"""A radiograph as PNG, drawn in a killable process: a hostile image costs that process at most, never the web server.
+"""A radiograph as a picture, drawn in a killable process: a hostile image costs that process, never the web server.
 
 Takes a stored file, gives bytes; hides the pool and a small memory of what was drawn (and of what could not be).
 """
@@ -10,9 +10,11 @@ import io
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeVar
 
 import numpy as np
 import pydicom
@@ -34,8 +36,17 @@ REFUSAL_S = 60.0
 """A refusal is remembered this long: the machine may have been busy, not the image bad."""
 SIZE_MIN, SIZE_MAX, SIZE_DEFAULT = 16, 4096, 1024
 """Longest side in pixels; an image is never enlarged."""
+QUALITY = 90
+"""Of WebP; PNG loses nothing."""
+HEAT_OPACITY = 0.55
+"""Of the hottest places of a heat map; cooler ones show less of it, cold ones nothing."""
+Form = Literal["png", "webp"]
 RENDERING = "1"
 """Change it when the same request would draw other pixels: it is part of the ETag."""
+
+
+PURGED = "its file was purged after the retention time"
+Result = TypeVar("Result")
 
 
 class RenderBusy(Exception):
@@ -57,11 +68,14 @@ class Drawing:
     digest: str
     size: int
     window: tuple[float, float] | None
+    form: Form = "png"
+    heatmap: str | None = None
+    """File of the heat map that is laid over the image; None = the image alone."""
 
     @property
     def etag(self) -> str:
         """The strong validator: the stored bytes never change, so the request decides (RFC 9110 8.8.3)."""
-        key = f"{RENDERING}/{self.digest}/{self.size}/{self.window}"
+        key = f"{RENDERING}/{self.digest}/{self.size}/{self.window}/{self.form}/{self.heatmap}"
         return f'"{hashlib.sha256(key.encode()).hexdigest()[:32]}"'
 
 
@@ -78,7 +92,7 @@ class Renderer:
         self._pool.warm()
 
     def draw(self, path: Path, drawing: Drawing) -> bytes:
-        """Return the PNG.
+        """Return the picture's file.
 
         Raises
         ------
@@ -95,43 +109,89 @@ class Renderer:
             raise RenderRefused(known)
         return known
 
+    def work(self, function: Callable[..., Result | str], path: Path, *args: object) -> Result:
+        """Return what `function` finds in a stored file, in one of the processes; a string is its reason why not.
+
+        Raises
+        ------
+        RenderRefused, RenderBusy
+            As for `draw`.
+        """
+        found = self._work(function, str(path), *args)
+        if isinstance(found, str):
+            raise RenderRefused(found)
+        return found
+
     def _draw(self, path: Path, drawing: Drawing) -> bytes | str:
+        return self._work(draw_picture, str(path), drawing)
+
+    def _work(self, function: Callable[..., Result | str], *args: object) -> Result | str:
         if not self._places.acquire(blocking=False):
             raise RenderBusy
         try:
-            future = self._pool.submit(draw_png, str(path), drawing.size, drawing.window)
+            future = self._pool.submit(function, *args)
             if wait([future], timeout=PATIENCE_S).not_done:
                 future.cancel()
                 raise RenderBusy
-            drawn: bytes | str = result_of(future)
+            found: Result | str = result_of(future)
         except TookTooLong:
             return f"it takes longer than {TIMEOUT_S:g} s"
         except Collapsed:
             return "its decoder stopped"
         finally:
             self._places.release()
-        return drawn
+        return found
 
     def close(self) -> None:
         self._pool.close()
 
 
-def draw_png(path: str, size: int, window: tuple[float, float] | None) -> bytes | str:
-    """Return the image as an 8-bit grey PNG whose longest side is at most `size`, or the reason why not."""
+def draw_picture(path: str, drawing: Drawing) -> bytes | str:
+    """Return the image as an 8-bit picture whose longest side is at most `drawing.size`, or the reason why not.
+
+    Grey, or in colours where a heat map lies over it.
+    """
     try:
-        grey_HW = read_radiograph(pydicom.dcmread(path), window=window).grey_HW
+        grey_HW = read_radiograph(pydicom.dcmread(path), window=drawing.window).grey_HW
     except ImageUnfit as unfit:
-        sentence = CODES[unfit.code][1] if unfit.code in CODES else "The pixel data cannot be decoded."
+        sentence = CODES[unfit.code].text if unfit.code in CODES else "The pixel data cannot be decoded."
         return sentence[0].lower() + sentence[1:].rstrip(".")
     except FileNotFoundError:
-        return "its file was purged after the retention time"
+        return PURGED
     except UNREADABLE:
         return "it cannot be read as DICOM"
     image = Image.fromarray(np.rint(grey_HW * 255).astype(np.uint8))
-    image.thumbnail((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    image.thumbnail((drawing.size, drawing.size), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    if drawing.heatmap is not None:
+        try:
+            image = _heated(image, Image.open(drawing.heatmap))
+        except OSError:
+            return "its heat map cannot be read"
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=4)
+    options = {"compress_level": 4} if drawing.form == "png" else {"quality": QUALITY, "method": 4}
+    image.save(buffer, drawing.form.upper(), **options)
     return buffer.getvalue()
+
+
+def size_of(path: str) -> tuple[int, int] | str:
+    """Return Rows and Columns of a stored image (PS3.3 C.7.6.3.1.1), or the reason why not."""
+    try:
+        dataset = pydicom.dcmread(path, specific_tags=["Rows", "Columns"], stop_before_pixels=True)
+        return int(dataset.Rows), int(dataset.Columns)
+    except FileNotFoundError:
+        return PURGED
+    except UNREADABLE:
+        return "it has no rows and columns"
+
+
+def _heated(grey: Image.Image, heatmap: Image.Image) -> Image.Image:
+    """Lay a heat map over a picture: from red where it is warm to yellow where it is hottest."""
+    heat_HW = np.asarray(heatmap.convert("L").resize(grey.size, Image.Resampling.BILINEAR), np.float32) / 255
+    opacity_HW1 = (HEAT_OPACITY * heat_HW)[..., None]
+    colour_HW3 = np.stack([np.full_like(heat_HW, 255), 255 * heat_HW, np.zeros_like(heat_HW)], axis=-1)
+    grey_HW3 = np.asarray(grey.convert("RGB"), np.float32)
+    mixed_HW3 = grey_HW3 * (1 - opacity_HW1) + colour_HW3 * opacity_HW1
+    return Image.fromarray(np.rint(mixed_HW3).astype(np.uint8))
 
 
 class _Memory:

@@ -6,14 +6,14 @@ Times are ISO 8601 in UTC; probabilities lie in [0, 1]; ids are the node's own.
 from __future__ import annotations
 
 from datetime import date, datetime
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from db.facts import STUDY_STATES
 from db.queue import JobKind, JobState
-from db.tables import Answer, DeliveryState, Hold, InstanceState, Verdict
+from db.tables import Answer, DeliveryState, Hold, InstanceState, ModelState, Verdict
 from models.card import ModelCard
 
 Item = TypeVar("Item")
@@ -23,6 +23,9 @@ STUDY_ID = "0193a1c2-6b5e-7c3a-9d2f-3b1c5a7e9f10"
 INSTANCE_ID = "0193a1c2-6b61-7f44-8c1e-2a9b4d6c8e02"
 REPORT_ID = "0193a1c2-7d02-7a10-b3c4-5d6e7f809102"
 REVIEW_ID = "0193a1c2-9f00-7b21-a4d5-6e7f80910213"
+DELIVERY_ID = "0193a1c2-7e15-7d03-9a1b-2c3d4e5f6071"
+INSTANT = "2026-11-20T12:00:00Z"
+CURSOR = "MjAyNi0xMS0yMFQxMjowMDowMCswMDowMF8wMTkzYTFjMi02YjVlLTdjM2EtOWQyZi0zYjFjNWE3ZTlmMTA="
 
 
 class Schema(BaseModel):
@@ -50,7 +53,9 @@ class Page(Schema, Generic[Item]):
     """One page, the newest first."""
 
     items: list[Item]
-    next_cursor: str | None = Field(None, description="Give it as `cursor` for the next page; null on the last one.")
+    next_cursor: str | None = Field(
+        None, examples=[CURSOR], description="Give it as `cursor` for the next page; null on the last one."
+    )
 
 
 class WarningOut(Schema):
@@ -141,14 +146,31 @@ class ReportOut(Schema):
     """One revision of a study's report, as it was frozen."""
 
     report_id: UUID = Field(examples=[REPORT_ID])
-    revision: int
-    answer: Answer
-    probability: float | None
-    model_name: str
-    model_version: str
-    content_at: datetime
+    revision: int = Field(examples=[1])
+    answer: Answer = Field(examples=["present"])
+    probability: float | None = Field(examples=[0.937])
+    model_name: str = Field(examples=["kermany-resnet50"])
+    model_version: str = Field(examples=["1.0.0"])
+    content_at: datetime = Field(examples=[INSTANT])
     is_sent: bool = Field(description="False when the answer stays in the house.")
     built_at: datetime | None
+
+
+class RegionBox(Schema):
+    """A rectangle of one image, in whole pixels of the stored image from its top left corner."""
+
+    model_config = ConfigDict(from_attributes=True, extra="forbid")
+    instance_id: UUID = Field(examples=[INSTANCE_ID])
+    left: int = Field(ge=0, le=65_535, examples=[812])
+    top: int = Field(ge=0, le=65_535, examples=[1_130])
+    right: int = Field(ge=1, le=65_535, examples=[1_240], description="Outside; the width is right - left.")
+    bottom: int = Field(ge=1, le=65_535, examples=[1_600], description="Outside the rectangle.")
+
+    @model_validator(mode="after")
+    def _has_an_area(self) -> Self:
+        if self.left >= self.right or self.top >= self.bottom:
+            raise ValueError("left lies before right, and top above bottom")
+        return self
 
 
 class ReviewOut(Schema):
@@ -157,21 +179,34 @@ class ReviewOut(Schema):
     review_id: UUID = Field(examples=[REVIEW_ID])
     study_id: UUID = Field(examples=[STUDY_ID])
     report_id: UUID | None = Field(examples=[REPORT_ID])
-    verdict: Verdict
-    comment: str
+    verdict: Verdict = Field(examples=["disagree"])
+    corrected_finding: str | None = Field(examples=["normal"], description="What the reader sees instead.")
+    comment: str = Field(examples=["Skin fold, not consolidation."])
+    region: RegionBox | None
     reviewer: str = Field(examples=["Dr R. Reader"])
-    created_at: datetime
+    reading: int = Field(examples=[1], description="1 = the first reader's word, 2 = the second reader's, ...")
+    predecessor_id: UUID | None = Field(description="The same reader's review that this one takes the place of.")
+    created_at: datetime = Field(examples=[INSTANT])
+
+
+class ReviewStateOut(Schema):
+    """Where the reading of a study's current report stands; its tag is the ETag of the answer."""
+
+    tag: str = Field(examples=[f"{REPORT_ID}.{REVIEW_ID}"], description="Send it as If-Match with the next verdict.")
+    report_id: UUID | None = Field(examples=[REPORT_ID])
+    standing: list[ReviewOut] = Field(description="The last verdict of each reader who did not withdraw.")
+    history: list[ReviewOut] = Field(description="Every word ever said about the study, the first one first.")
 
 
 class StudyOut(Schema):
     """One study in full."""
 
     summary: StudyLine
-    study_instance_uid: str
-    issuer_of_patient_id: str
-    patient_birth_date: str
-    patient_sex: str
-    study_description: str
+    study_instance_uid: str = Field(examples=["1.2.826.0.1.3680043.8.498.3"])
+    issuer_of_patient_id: str = Field(examples=["DEMO HOSPITAL"])
+    patient_birth_date: str = Field(examples=["19700101"])
+    patient_sex: str = Field(examples=["O"])
+    study_description: str = Field(examples=["Chest PA"])
     purged_at: datetime | None
     images: list[ImageOut]
     reports: list[ReportOut]
@@ -182,8 +217,10 @@ class StudySearch(Body):
     """Who or what is sought; at least one key. Sent as a body, so that no address names a patient."""
 
     patient_id: Annotated[str, Written] | None = Field(None, max_length=64, examples=["SYN-0417"])
-    patient_name: Annotated[str, Written] | None = Field(None, max_length=64, description="Any part, in any case.")
-    accession_number: Annotated[str, Written] | None = Field(None, max_length=64)
+    patient_name: Annotated[str, Written] | None = Field(
+        None, max_length=64, examples=["ALDER"], description="Any part, in any case."
+    )
+    accession_number: Annotated[str, Written] | None = Field(None, max_length=64, examples=["A-220417"])
     limit: int = Field(50, ge=1, le=200)
 
 
@@ -191,9 +228,21 @@ class NewReview(Body):
     """What a reader says about the study's current report."""
 
     study_id: UUID = Field(examples=[STUDY_ID])
-    verdict: Verdict = Field(description="`agree` and `disagree` need an answer to agree with.")
-    comment: Annotated[str, Written] = Field("", max_length=2000)
-    reviewer: Annotated[str, Written] = Field(min_length=1, max_length=64, examples=["Dr R. Reader"])
+    verdict: Verdict = Field(
+        examples=["disagree"],
+        description="`agree` needs an answer to agree with; `withdraw` takes the reader's own standing verdict back.",
+    )
+    corrected_finding: Literal["normal", "pneumonia", "other"] | None = Field(
+        None, examples=["normal"], description="With `disagree` alone; may be left out where the answer was yes or no."
+    )
+    comment: Annotated[str, Written] = Field("", max_length=2000, examples=["Skin fold, not consolidation."])
+    region: RegionBox | None = Field(None, description="Where in an image of the study.")
+    reviewer: Annotated[str, Written] | None = Field(
+        None, min_length=1, max_length=64, examples=["Dr R. Reader"], description="Left out = who is logged in."
+    )
+    predecessor_id: UUID | None = Field(
+        None, description="The reader's own review that is changed or withdrawn; left out = the one that stands."
+    )
 
 
 class ResultOut(PredictionOut):
@@ -204,13 +253,88 @@ class ResultOut(PredictionOut):
     created_at: datetime
 
 
+class InstanceLine(Schema):
+    """One image as a list shows it."""
+
+    instance_id: UUID = Field(examples=[INSTANCE_ID])
+    study_id: UUID = Field(examples=[STUDY_ID])
+    sop_instance_uid: str = Field(examples=["1.2.826.0.1.3680043.8.498.1"])
+    sop_class_uid: str = Field(examples=["1.2.840.10008.5.1.4.1.1.1.1"])
+    transfer_syntax_uid: str = Field(examples=["1.2.840.10008.1.2.1"])
+    state: InstanceState = Field(examples=["analysed"])
+    is_judged: bool = Field(examples=[True], description="False for what is stored and never judged.")
+    size_bytes: int = Field(examples=[8_421_376])
+    received_at: datetime = Field(examples=[INSTANT])
+
+
+class WarningLine(WarningOut):
+    """One warning of an image's newest judgement."""
+
+    study_id: UUID = Field(examples=[STUDY_ID])
+    instance_id: UUID = Field(examples=[INSTANCE_ID])
+    created_at: datetime = Field(examples=[INSTANT])
+
+
+class ReportLine(ReportOut):
+    """One revision of a study's report as a list shows it."""
+
+    study_id: UUID = Field(examples=[STUDY_ID])
+    review_id: UUID | None = Field(description="The reader's review that this report verifies; null = the model's own.")
+
+
+class DeliveryDetail(DeliveryOut):
+    """One report on its way to one destination."""
+
+    delivery_id: UUID = Field(examples=[DELIVERY_ID])
+    study_id: UUID = Field(examples=[STUDY_ID])
+    report_id: UUID = Field(examples=[REPORT_ID])
+    revision: int = Field(examples=[1])
+    sop_class_uid: str | None = Field(examples=["1.2.840.10008.5.1.4.1.1.88.34"])
+    sop_instance_uid: str | None = Field(examples=["2.25.1234567890"])
+    created_at: datetime = Field(examples=[INSTANT])
+    sent_at: datetime | None = Field(examples=[INSTANT])
+
+
+class ModelVersionOut(Schema):
+    """One version of a model in the books."""
+
+    model_config = ConfigDict(from_attributes=True, protected_namespaces=())
+    model_version_id: UUID
+    name: str = Field(examples=["kermany-resnet50"])
+    version: str = Field(examples=["1.0.0"])
+    weights_sha256: str = Field(examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"])
+    state: ModelState = Field(examples=["active"])
+    added_at: datetime = Field(examples=[INSTANT])
+    activated_at: datetime | None = Field(examples=[INSTANT], description="When it last became the one that answers.")
+
+
+class AuditOut(Schema):
+    """One event of the audit trail."""
+
+    id: UUID
+    at: datetime = Field(examples=[INSTANT])
+    action: str = Field(examples=["study_viewed"])
+    actor: str = Field(examples=["user:reader"])
+    subject_id: UUID | None = Field(examples=[STUDY_ID], description="What it was done to.")
+    details: dict[str, Any] = Field(examples=[{"what": "detail"}])
+    sequence: int | None = Field(examples=[4_711], description="Its place in the sealed chain; null = not sealed yet.")
+
+
+class Done(Schema):
+    """What an administrator's action set going."""
+
+    study_id: UUID = Field(examples=[STUDY_ID])
+    subject_id: UUID = Field(examples=[INSTANCE_ID], description="What it was done to.")
+    detail: str = Field(examples=["The image waits to be judged again."])
+
+
 class QuarantinedOut(Schema):
     """Bytes that were kept apart: unreadable, or other content under a known SOP Instance UID."""
 
     receipt_id: UUID
     instance_id: UUID | None = Field(description="The first copy, where there is one.")
-    reason: str
-    size_bytes: int
+    reason: str = Field(examples=["unreadable"])
+    size_bytes: int = Field(examples=[8_421_376])
     received_at: datetime
     is_purged: bool = Field(description="Its bytes are gone, after `store.quarantine_days`; this row stays.")
 
@@ -223,13 +347,13 @@ class JobOut(Schema):
     subject_id: UUID = Field(description="The instance to infer, the report to build or the delivery to make.")
     study_id: UUID
     state: JobState
-    priority: int
-    attempts: int = Field(description="Ended by an error.")
-    crashes: int = Field(description="Ended by a lost lease.")
+    priority: int = Field(examples=[0])
+    attempts: int = Field(examples=[1], description="Ended by an error.")
+    crashes: int = Field(examples=[0], description="Ended by a lost lease.")
     created_at: datetime
     due_at: datetime
     finished_at: datetime | None
-    error: str | None
+    error: str | None = Field(examples=["no association"])
 
 
 class Health(Schema):
@@ -237,6 +361,7 @@ class Health(Schema):
 
     status: str = Field(examples=["ok"])
     api_version: str = Field(examples=["v1"])
+    model_loaded: bool = Field(description="The model of `/predict` is in memory; else its first upload waits for it.")
 
 
 class ReadinessCheck(Schema):
@@ -293,7 +418,11 @@ class ModelInfo(Schema):
     model_name: str = Field(examples=["kermany-resnet50"])
     version: str = Field(examples=["1.0.0"])
     network: str
+    accuracy: float | None = Field(
+        examples=[0.962], description="At the threshold, on the images that `metrics` names; null where not measured."
+    )
     num_parameters: int = Field(examples=[24_559_170])
+    device: str = Field(examples=["cpu"], description="`auto` until the model is loaded.")
     class_names: list[str] = Field(examples=[["normal", "pneumonia"]])
     image_size: int = Field(examples=[224])
     findings: list[FindingOut]
@@ -309,12 +438,14 @@ class ModelInfo(Schema):
     metrics: dict[str, Any]
 
     @classmethod
-    def of(cls, card: ModelCard, parameter_count: int) -> ModelInfo:
+    def of(cls, card: ModelCard, parameter_count: int, device: str) -> ModelInfo:
         return cls(
             model_name=card.name,
             version=card.version,
             network=card.network,
+            accuracy=_accuracy_of(card),
             num_parameters=parameter_count,
+            device=device,
             class_names=list(card.outputs),
             image_size=card.input_size,
             findings=[FindingOut.model_validate(finding) for finding in card.findings],
@@ -331,3 +462,15 @@ class ModelInfo(Schema):
             training_data=dict(card.training_data),
             metrics=dict(card.metrics),
         )
+
+
+def _accuracy_of(card: ModelCard) -> float | None:
+    """Return the accuracy of the first finding at the operating point that the first population uses."""
+    finding, population = card.findings[0].name, card.populations[0]
+    points = card.metrics.get(population.name, {}).get(finding, {}).get("operating_points", {})
+    used = [
+        point.get("accuracy")
+        for point in points.values()
+        if point.get("threshold") == population.limits[finding].threshold
+    ]
+    return used[0] if used else None

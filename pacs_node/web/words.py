@@ -205,6 +205,8 @@ def report_words(deliveries: Sequence[DeliveryLike], *, is_reported: bool, is_fa
         return ReportWords(f"Waits for {_listed(by_state[DeliveryState.WAITING])}", False)
     if by_state[DeliveryState.SENT]:
         return ReportWords(f"Stored in {_listed(by_state[DeliveryState.SENT])}", False)
+    if by_state[DeliveryState.WITHDRAWN]:
+        return ReportWords("Withdrawn", True)
     return ReportWords("Not sent" if is_reported else "No report yet", False)
 
 
@@ -218,6 +220,8 @@ def delivery_sentence(delivery: DeliveryLike) -> str:
             return f"{delivery.destination} did not accept the report{reason}."
         case DeliveryState.HELD:
             return f"Nothing was sent to {delivery.destination}{reason}."
+        case DeliveryState.WITHDRAWN:
+            return f"The report for {delivery.destination} was withdrawn{reason}."
         case _:
             return f"The report waits for {delivery.destination}{reason}."
 

@@ -6,7 +6,7 @@ Urgent, then suspected, then unanswered, then the rest, then what a reader answe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from urllib.parse import urlencode
 from uuid import UUID
@@ -48,6 +48,7 @@ class Row:
     waiting: str
     waiting_since: datetime
     received: str
+    failed_job_id: UUID | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +79,40 @@ class Silence:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What the reader narrowed the list to, and from what."""
+
+    sender: str = ""
+    period: str = ""
+    probability_from: float | None = None
+    probability_to: float | None = None
+    model_version: str = ""
+    senders: Sequence[str] = ()
+    model_versions: Sequence[str] = ()
+
+    @property
+    def query(self) -> dict[str, str]:
+        """Return what stands in the address."""
+        asked = {
+            "sender": self.sender,
+            "period": self.period,
+            "from": self.probability_from,
+            "to": self.probability_to,
+            "version": self.model_version,
+        }
+        return {name: str(value) for name, value in asked.items() if value not in ("", None)}
+
+    @property
+    def is_narrowed(self) -> bool:
+        return bool(self.query)
+
+    @property
+    def has_more(self) -> bool:
+        """Tell whether one of the filters that are folded away is set."""
+        return bool(self.query.keys() - {"sender", "period"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkList:
     """One page of the worklist."""
 
@@ -86,8 +121,7 @@ class WorkList:
     silence: Silence | None
     views: Sequence[View] = ()
     view: str = "all"
-    senders: Sequence[str] = ()
-    sender: str = ""
+    choice: Choice = field(default_factory=lambda: Choice())
     sought: str = ""
     is_first_page: bool = True
 
@@ -113,21 +147,30 @@ def list_view(
     rows: Sequence[Row],
     *,
     view: str,
-    sender: str,
-    senders: Sequence[str],
-    is_first_page: bool,
+    choice: Choice,
+    others: Sequence[Row] = (),
+    last_received: str = "",
+    is_first_page: bool = True,
     now: datetime,
 ) -> WorkList:
-    """Return the rows that the view shows, grouped, with the words around them."""
+    """Return the rows that the view shows, grouped, with the words around them.
+
+    Parameters
+    ----------
+    others
+        Rows that are not on this page and count all the same.
+    last_received
+        When the node's newest image came, and from whom; empty = never.
+    """
     shown = [row for row in rows if VIEWS[view][1](row)]
+    known = list({row.study_id: row for row in (*rows, *others)}.values())
     return WorkList(
-        summary=_summary(rows, now),
+        summary=_summary(known, now),
         groups=_groups_of(shown),
-        silence=None if shown else _silence(rows, is_empty=not senders),
-        views=_views(rows, view, sender),
+        silence=None if shown else _silence(known, choice, last_received),
+        views=_views(known, view, choice),
         view=view,
-        senders=senders,
-        sender=sender,
+        choice=choice,
         is_first_page=is_first_page,
     )
 
@@ -176,6 +219,7 @@ def row_of(study: StudySummary, now: datetime) -> Row:
         waiting="answered" if study.is_reviewed else words.time_since(study.last_received_at, now),
         waiting_since=study.last_received_at,
         received=words.clock(study.last_received_at, now),
+        failed_job_id=study.failed_job_id,
     )
 
 
@@ -206,11 +250,15 @@ def _sorted(rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: (_ORDER.index(row.kind), -(row.probability or 0.0), row.waiting_since))
 
 
-def _views(rows: Sequence[Row], chosen: str, sender: str) -> list[View]:
+def _views(rows: Sequence[Row], chosen: str, choice: Choice) -> list[View]:
     return [
-        View(words=title, href=href(view=name, sender=sender), count=sum(map(shows, rows)), is_chosen=name == chosen)
+        View(words=title, href=href(view=name, **choice.query), count=sum(map(shows, rows)), is_chosen=name == chosen)
         for name, (title, shows) in VIEWS.items()
     ]
+
+
+PERIODS = {"": "Any date", "1": "Last 24 hours", "7": "Last 7 days", "30": "Last 30 days"}
+"""In days."""
 
 
 def href(**query: str | None) -> str:
@@ -226,14 +274,17 @@ def _summary(rows: Sequence[Row], now: datetime) -> str:
     return f"{len(unread)} to read, longest wait {longest}. {len(rows) - len(unread)} answered."
 
 
-def _silence(rows: Sequence[Row], *, is_empty: bool) -> Silence:
+def _silence(rows: Sequence[Row], choice: Choice, last_received: str) -> Silence:
+    if choice.is_narrowed:
+        text = "The node has studies, but none that these filters let through."
+        return Silence(title="No study matches these filters.", text=text, href="/", action="Clear the filters")
+    if rows and all(row.is_reviewed for row in rows):
+        text = f"All {len(rows)} studies of this list are answered. The node is receiving: {last_received}."
+        return Silence(title="Nothing waits for a reader.", text=text, href=href(view="all"), action="Show all studies")
     if rows:
         answered = sum(row.is_reviewed for row in rows)
-        text = f"Studies on this page: {len(rows)}; answered by a reader: {answered}."
+        text = f"Studies in the list: {len(rows)}; answered by a reader: {answered}."
         return Silence(title="No study matches this view.", text=text, href=href(view="all"), action="Show all studies")
-    if not is_empty:
-        text = "The node has studies, but none of this sender on this page."
-        return Silence(title="No study matches these filters.", text=text, href="/", action="Clear the filters")
     return Silence(
         title="Nothing has been received yet.",
         text="The node waits for its first image: send one by C-STORE, or by pacs-node send. It shows here in seconds.",

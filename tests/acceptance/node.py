@@ -40,6 +40,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "dicom": {"ae_title": AE_TITLE, "drain_timeout_s": 10.0},
     "store": {"min_free_gb": 0.1},
     "worker": {"decode_processes": 1},
+    "predict": {"is_preloaded": False, "decode_processes": 1},
     "study": {"settle_s": 0.5, "idle_s": 3.0},
     "delivery": {"retry_base_s": 0.5, "retry_cap_s": 2.0},
     "schedule": {"settle_every_s": 0.25, "seal_every_s": 1.0},
@@ -61,7 +62,7 @@ class Node:
         own = {
             "node": {"data_dir": "var", "secrets_dir": "var/secrets"},
             "dicom": {"port": self.dicom_port},
-            "web": {"port": self.web_port},
+            "web": {"port": self.web_port, "authentication": "off"},
         }
         self.configure(_merged(_merged(base, own), sections))
 

@@ -385,6 +385,11 @@ class Orthanc:
             answer = response.read()
             return json.loads(answer) if answer else None
 
+    def delete(self, path: str) -> None:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.http_port}{path}", method="DELETE")
+        with urllib.request.urlopen(request, timeout=60):
+            pass
+
     def find(self, level: str, **query: str) -> list[dict[str, Any]]:
         """Query by DICOM keywords, as a reader's list does; return the matches with their tags."""
         body = {"Level": level, "Query": query, "Expand": True}

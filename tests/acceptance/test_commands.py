@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from models.card import CARD_FILE, WEIGHTS_FILE, ModelCard, load_card
+from models.card import CARD_FILE, ModelCard, load_card
 from models.registry import Registry
 from pacs_node.wiring import BUNDLED_MODELS
 from tests.acceptance.node import QUICK, Node, until
@@ -317,7 +317,8 @@ def another_version(folder: Path, version: str) -> ModelCard:
     """Copy the bundled model under another version, as a newly trained one would come."""
     card = Registry([BUNDLED_MODELS]).newest()
     folder.mkdir(parents=True)
-    shutil.copyfile(card.weights_path, folder / WEIGHTS_FILE)
+    for file in set(card.files) - {CARD_FILE}:
+        shutil.copyfile(card.folder / file, folder / file)
     text = (card.folder / CARD_FILE).read_text(encoding="utf-8")
     (folder / CARD_FILE).write_text(
         text.replace(f'version = "{card.version}"', f'version = "{version}"', 1), encoding="utf-8"

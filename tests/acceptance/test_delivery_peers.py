@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,12 +16,14 @@ from typing import Any
 
 import pytest
 from pydicom import dcmread
+from pydicom.dataset import Dataset
 from sqlalchemy import Engine, select
 
 from db import facts
 from db.engine import read_scope, session_scope
 from db.facts import BuiltObject
-from db.tables import Delivery, DeliveryState
+from db.tables import Delivery, DeliveryState, ObjectKind
+from pacs_node.conformance import SECONDARY_CAPTURE
 from pacs_node.delivery import run_delivery
 from pacs_node.report.codes import SR_SOP_CLASSES
 from pacs_node.report.sr import build_sr, sop_instance_uid, to_bytes
@@ -26,8 +31,9 @@ from pacs_node.report.tree import StudyReport
 from pacs_node.settings import Settings
 from pacs_node.store import ObjectStore
 from tests import records
-from tests.acceptance.node import free_port, until
-from tests.acceptance.peers import Orthanc, no_delay, predecessors, required_program
+from tests.acceptance.node import ROOT, free_port, until
+from tests.acceptance.peers import Orthanc, RecordingPacs, no_delay, predecessors, required_program
+from tests.builders import make_radiograph
 from tests.reports import STUDY_UID, make_image, make_predecessor, make_study_report, revised
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(120)]
@@ -54,7 +60,7 @@ class House:
         self.engine, self._url, self._folder = engine, url, folder
         self._store = ObjectStore(folder / "store")
 
-    def add(self, report: StudyReport, *destinations: str) -> None:
+    def add(self, report: StudyReport, *destinations: str, picture: Dataset | None = None) -> None:
         """Record a study's next report as the worker does."""
         now = datetime.now(UTC)
         with session_scope(self.engine) as session:
@@ -63,6 +69,8 @@ class House:
             report_id = records.freeze(session, accepted.study_id, now=now)
             assert report_id is not None
             objects = [self._place(report, sop_class_uid) for sop_class_uid in SR_SOP_CLASSES]
+            if picture is not None:
+                objects.append(self._place_picture(picture))
             plan = [(name, DeliveryState.WAITING, "") for name in destinations]
             facts.record_report_built(session, report_id, objects, plan, now=now)
 
@@ -71,14 +79,37 @@ class House:
         uid = sop_instance_uid(report, sop_class_uid, report.report.revision)
         return BuiltObject(sop_instance_uid=uid, sop_class_uid=sop_class_uid, path=file.path, digest=file.digest)
 
+    def _place_picture(self, picture: Dataset) -> BuiltObject:
+        file = self._store.place([to_bytes(picture)])
+        return BuiltObject(
+            sop_instance_uid=picture.SOPInstanceUID,
+            sop_class_uid=picture.SOPClassUID,
+            path=file.path,
+            digest=file.digest,
+            kind=ObjectKind.HEATMAP,
+        )
+
+    def start_role(self, *destinations: dict[str, Any]) -> subprocess.Popen[bytes]:
+        """Start the delivery role as a process of its own."""
+        sections = {
+            "node": {"data_dir": str(self._folder)},
+            "database": {"url": self._url},
+            "queue": {"lease_s": 2},
+            "destinations": destinations,
+        }
+        environment = {f"PACS_NODE_{name.upper()}": json.dumps(value) for name, value in sections.items()}
+        environment |= {"PACS_NODE_CONFIG": str(ROOT / "config.toml")}
+        return subprocess.Popen([sys.executable, "-m", "pacs_node.cli", "deliver"], env=dict(os.environ) | environment)
+
     @contextmanager
-    def delivering(self, *destinations: dict[str, Any]) -> Iterator[None]:
+    def delivering(self, *destinations: dict[str, Any], **sections: Any) -> Iterator[None]:
         """Run the delivery role."""
         settings = Settings(
             node={"data_dir": self._folder},
             database={"url": self._url},
             delivery={"retry_base_s": 0.2, "retry_cap_s": 0.5},
             destinations=destinations,
+            **sections,
         )
         stop = threading.Event()
         role = threading.Thread(target=run_delivery, args=(settings, stop))
@@ -142,6 +173,37 @@ def test_peer_that_accepts_no_report_at_all_is_shown_as_failed(house: House, tmp
     with storescp(tmp_path, "CTImageStorage", EXPLICIT) as destination, house.delivering(destination):
         (delivery,) = house.wait(DeliveryState.FAILED)
     assert "accepts none of the presentation contexts" in delivery.reason
+
+
+def test_role_that_is_killed_while_it_sends_sends_the_same_again_and_nothing_twice_without_need(
+    house: House, tmp_path: Path
+) -> None:
+    """SIGKILL when the PACS has the heat map and the node does not know it yet."""
+    picture = make_radiograph(rows=64, columns=64)
+    picture.SOPClassUID = picture.file_meta.MediaStorageSOPClassUID = SECONDARY_CAPTURE
+    house.add(make_study_report(make_image(1, p=0.931)), "pacs", picture=picture)
+    with RecordingPacs(tmp_path / "pacs") as pacs:
+        roles = [house.start_role(pacs.destination())]
+
+        def kill_once(request: Any) -> int:
+            if str(request.AffectedSOPClassUID) == SECONDARY_CAPTURE and len(roles) == 1:
+                roles[0].kill()
+                roles[0].wait()
+                roles.append(house.start_role(pacs.destination()))
+            return 0x0000
+
+        pacs.answer = kill_once
+        try:
+            until(lambda: house.deliveries()[0].state is DeliveryState.SENT, timeout_s=100, what="a delivery")
+        finally:
+            for role in roles:
+                role.kill()
+                role.wait()
+        report, *pictures = pacs.received
+    assert report.sop_class_uid == SR_SOP_CLASSES[0]
+    assert [one.sop_class_uid for one in pictures] == [SECONDARY_CAPTURE] * 2
+    assert len({one.read().PixelData for one in pictures}) == 1
+    assert {one.sop_instance_uid for one in pictures} == {picture.SOPInstanceUID}
 
 
 def test_orthanc_keeps_the_chain_of_revisions_under_the_right_patient(house: House, tmp_path: Path) -> None:

@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import threading
-import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
-import numpy as np
 import pytest
+from PIL import Image
 
-from db.engine import make_engine
+from db import facts
+from db.engine import db_now, make_engine, read_scope, session_scope
+from db.facts.heatmaps import NewHeatmap, record_heatmap
+from db.tables import DeliveryState
 from pacs_node.errors import ConfigError
-from pacs_node.settings import NodeSettings, Settings, WebSettings
+from pacs_node.settings import NodeSettings, Settings
 from pacs_node.web.app import run_web
-from tests.browser import Browser, running_browser
+from pacs_node.web_settings import WebSettings
+from tests.browser import is_shown, reader_at, running_browser, unexpected, until
 from tests.builders import as_bytes, make_bundle, make_radiograph
-from tests.web_world import World, free_port, make_world, serving
+from tests.web_world import LATERAL, World, free_port, make_world, serving
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 pytestmark = pytest.mark.acceptance
 
-GROUND, PANEL = (12, 14, 16), (20, 23, 26)
-"""The dark theme's tokens in `page.css`."""
+SERIOUS = ("serious", "critical")
 
 
+@dataclass(frozen=True, kw_only=True)
 class Site:
     """A node's pages under their address, and the data behind them."""
 
-    def __init__(self, world: World, url: str) -> None:
-        self.world, self.url = world, url
-        self.study_id = world.suspected(1, data=as_bytes(make_radiograph(seed=1, rows=512, columns=420)))
+    world: World
+    url: str
+    browser: Any
+
+    def study(self, number: int, **changes: Any) -> UUID:
+        """Add a suspicious study with a picture of its own."""
+        return self.world.suspected(
+            number, data=as_bytes(make_radiograph(seed=number, rows=512, columns=420)), **changes
+        )
 
 
 @pytest.fixture(scope="module")
@@ -38,105 +54,249 @@ def site(tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path) -> Ite
     root = tmp_path_factory.mktemp("site")
     shutil.copyfile(migrated_sqlite, root / "node.sqlite")
     make_bundle(root / "models", name="drawn", version="0.0.1")
-    settings = Settings(node=NodeSettings(data_dir=root), web=WebSettings(port=free_port()))
+    settings = Settings(node=NodeSettings(data_dir=root), web=WebSettings(port=free_port(), authentication="off"))
     engine = make_engine(settings.database_url)
     world = make_world(engine, root, root / "models")
-    with serving(settings) as url:
-        yield Site(world, url)
+    with serving(settings) as url, running_browser() as browser:
+        yield Site(world=world, url=url, browser=browser)
     engine.dispose()
 
 
-@pytest.fixture(scope="module")
-def shared_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with running_browser(tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
-
-
 @pytest.fixture
-def browser(shared_browser: Browser) -> Iterator[Browser]:
-    """The browser; a page that breaks its policy, throws or misses a file fails its test."""
-    shared_browser.complaints.clear()
-    yield shared_browser
-    assert shared_browser.complaints == []
+def page(site: Site) -> Iterator[Page]:
+    """One reader's page; one that breaks its policy, throws or misses a file fails its test."""
+    with reader_at(site.browser, site.url) as (page, complaints):
+        page.add_init_script("localStorage.reader ??= 'Dr R. Reader'")
+        yield page
+    assert unexpected(complaints) == []
 
 
-def open_study(browser: Browser, site: Site) -> None:
-    browser.open(f"{site.url}/studies/{site.study_id}")
-    browser.wait_for("document.querySelector('[data-values]').textContent.startsWith('centre 128')")
+def open_study(page: Page, study_id: UUID) -> None:
+    page.goto(f"/studies/{study_id}", wait_until="domcontentloaded")
+    is_shown(page)
 
 
-def test_worklist_is_dark_and_shows_its_pictures(site: Site, browser: Browser) -> None:
-    browser.open(site.url)
-    browser.wait_for("[...document.images].every((i) => i.complete && i.naturalWidth > 0)")
-    seen = browser.screenshot()
-    assert tuple(seen[20, 800]) == PANEL
-    assert tuple(seen[890, 5]) in (GROUND, PANEL)
-    assert browser.evaluate("document.querySelector('#live').textContent").startswith("Live, ")
+def reviews_of(site: Site, study_id: UUID) -> list[facts.ReviewFacts]:
+    with read_scope(site.world.engine) as session:
+        return list(facts.study_detail(session, study_id).reviews)
 
 
-def test_worklist_announces_new_studies_and_moves_no_row(site: Site, browser: Browser) -> None:
-    browser.open(site.url)
-    before = browser.evaluate("document.querySelectorAll('tr.study').length")
-    site.world.suspected(2, priority=1)
-    browser.wait_for("!document.querySelector('#fresh').hidden")
-    assert "1 new study, 1 of them urgent," in browser.evaluate("document.querySelector('#fresh').textContent")
-    assert browser.evaluate("document.querySelectorAll('tr.study').length") == before
-    browser.press(".")
-    browser.wait_for(f"document.querySelectorAll('tr.study').length === {before + 1}")
+def values(page: Page) -> str:
+    return str(page.locator("#film + p [data-values]").inner_text())
 
 
-def test_study_shows_the_radiograph_and_windows_it(site: Site, browser: Browser) -> None:
-    open_study(browser, site)
-    film = browser.screenshot()[200:800, 400:900]
-    assert film.std() > 20, "a radiograph, not a black box"
-    browser.press("i")
-    browser.wait_for("document.querySelector('[data-values]').textContent.includes('inverted')")
-    inverted = browser.screenshot()[200:800, 400:900]
-    assert np.abs(inverted.astype(int) - film).mean() > 20
-    browser.press("0")
-    browser.press("2")
-    browser.wait_for("document.querySelector('[data-values]').textContent.startsWith('centre 96, width 150')")
+def faults(page: Page) -> list[str]:
+    """Return the serious faults that axe finds, as rule and place."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response["violations"]
+    return [f"{v['id']}: {v['nodes'][0]['html'][:120]}" for v in found if v["impact"] in SERIOUS]
 
 
-def test_study_is_answered_by_one_key_with_a_name(site: Site, browser: Browser) -> None:
-    open_study(browser, site)
-    browser.evaluate("document.querySelector('[name=reviewer]').value = 'Dr R. Reader'")
-    time.sleep(0.7)  # the page refuses an answer to a radiograph that was not on the screen
-    browser.press("a")
-    browser.wait_for("location.search.startsWith('?saved=')")
-    browser.wait_for("document.querySelector('#saved')?.textContent.includes('Agree saved for DEMO1 Drawn')")
-    browser.wait_for("document.querySelector('[name=reviewer]').value === 'Dr R. Reader'")
+def test_worklist_announces_new_studies_and_moves_no_row(site: Site, page: Page) -> None:
+    site.study(1)
+    page.goto("/")
+    until(page, "document.querySelector('#live').textContent.startsWith('Live, ')")
+    before = page.locator("tr.study").count()
+    site.study(2, priority=1)
+    page.locator("#fresh").wait_for(state="visible")
+    assert "1 new study, 1 of them urgent," in page.locator("#fresh").inner_text()
+    assert page.locator("tr.study").count() == before
+    page.keyboard.press(".")
+    until(page, f"document.querySelectorAll('tr.study').length === {before + 1}")
+    assert page.locator("tbody.group th").first.inner_text().startswith("Urgent")
 
 
-def test_keys_are_listed_and_can_be_switched_off(site: Site, browser: Browser) -> None:
-    open_study(browser, site)
-    browser.press("?")
-    browser.wait_for("document.querySelector('#keys').open")
-    assert browser.evaluate("document.querySelectorAll('#keys li').length") > 10
-    browser.evaluate("document.querySelector('#keys-on').click(); document.querySelector('#keys').close()")
-    browser.press("i")
-    assert "inverted" not in browser.evaluate("document.querySelector('[data-values]').textContent")
-    browser.evaluate("document.querySelector('#keys-on').click()")
+def test_reading_windows_by_drag_keys_and_presets(site: Site, page: Page) -> None:
+    open_study(page, site.study(3))
+    assert values(page).startswith("centre 128, width 256")
+    box = page.locator("#film").bounding_box()
+    assert box is not None
+    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.move(*middle)
+    page.mouse.down()
+    page.mouse.move(middle[0] - 100, middle[1] - 50, steps=4)
+    page.mouse.up()
+    until(page, "document.querySelector('[data-values]').textContent.startsWith('centre 108, width 196')")
+    page.keyboard.press("2")
+    until(page, "document.querySelector('[data-values]').textContent.startsWith('centre 96, width 150')")
+    page.keyboard.press("i")
+    until(page, "document.querySelector('[data-values]').textContent.includes('inverted')")
+    page.keyboard.press("r")
+    until(page, "document.querySelector('[data-values]').textContent.includes('turned 90°')")
+    page.keyboard.press("0")
+    until(page, "document.querySelector('[data-values]').textContent.startsWith('centre 128, width 256')")
 
 
-@pytest.mark.parametrize("width", [1440, 1024, 768])
-def test_pages_fit_their_window(site: Site, browser: Browser, width: int) -> None:
-    for address in ("/", f"/studies/{site.study_id}"):
-        browser.open(f"{site.url}{address}", width=width, height=1000)
-        assert browser.evaluate("document.documentElement.scrollWidth") <= width, address
+def test_answer_by_one_key_opens_the_next_study_at_once_and_can_be_undone(site: Site, page: Page) -> None:
+    first, second = site.study(4, priority=1), site.study(5, priority=1)
+    page.goto("/?view=all")
+    page.evaluate(f"sessionStorage.order = JSON.stringify(['{first}', '{second}'])")
+    open_study(page, first)
+    page.wait_for_timeout(1500)  # the next study is fetched meanwhile
+    page.keyboard.press("a")
+    page.wait_for_url(f"**/studies/{second}*")
+    until(page, "Number(document.querySelector('#main').dataset.shownMs) >= 0")
+    shown_ms = int(page.evaluate("document.querySelector('#main').dataset.shownMs"))
+    assert shown_ms < 300, "the next study lies ready"
+    assert "Agree: pneumonia, saved for DEMO4 Drawn, A-4." in page.locator(".toast").first.inner_text()
+    page.keyboard.press("z")
+    page.wait_for_url(f"**/studies/{first}*")
+    page.locator(".told li", has_text="Taken back").wait_for()
+    assert [r.verdict for r in reviews_of(site, first)] == ["agree", "withdraw"]
+
+
+def test_answer_is_refused_until_the_radiograph_was_seen(site: Site, page: Page) -> None:
+    study_id = site.study(6)
+    held: list[Any] = []
+    page.route("**/image?size=2048", lambda route: held.append(route))
+    page.goto(f"/studies/{study_id}", wait_until="domcontentloaded")
+    until(page, "!document.querySelector('#bench').hidden")
+    page.keyboard.press("a")
+    page.locator(".toast", has_text="was not on the screen yet").wait_for()
+    assert reviews_of(site, study_id) == []
+    page.unroute("**/image?size=2048")
+
+
+def test_heat_map_is_off_until_asked_for_and_lies_over_the_film(site: Site, page: Page) -> None:
+    study_id = site.study(17)
+    with read_scope(site.world.engine) as session:
+        image = facts.study_detail(session, study_id).images[0]
+    drawn = io.BytesIO()
+    Image.new("L", (64, 64), 255).save(drawn, "PNG")
+    kept = site.world.store.place([drawn.getvalue()])
+    with session_scope(site.world.engine) as session:
+        made = NewHeatmap(instance_id=image.instance_id, model_name="drawn", model_version="0.0.1", path=kept.path)
+        record_heatmap(session, made, now=db_now(session))
+    open_study(page, study_id)
+    layer = page.locator("#film .layer img")
+    assert not layer.is_visible()
+    page.keyboard.press("h")
+    layer.wait_for(state="visible")
+    assert layer.evaluate("(image) => image.naturalWidth") > 0
+    assert "not an outline" in page.locator("[data-heatkey]").inner_text()
+    strong = float(layer.evaluate("(image) => image.style.opacity"))
+    page.keyboard.press(",")
+    assert float(layer.evaluate("(image) => image.style.opacity")) < strong
+    page.keyboard.press("h")
+    layer.wait_for(state="hidden")
+
+
+def test_two_readers_do_not_overwrite_each_other(site: Site, page: Page) -> None:
+    study_id = site.study(7)
+    open_study(page, study_id)
+    with reader_at(site.browser, site.url) as (other, complaints):
+        other.add_init_script("localStorage.reader = 'Dr S. Second'")
+        open_study(other, study_id)
+        other.keyboard.press("d")
+        other.locator(".toast").wait_for()
+        page.keyboard.press("a")
+        page.locator("#conflict").wait_for(state="visible")
+        said = page.locator("#conflict-words").inner_text()
+        assert "Dr S. Second answered this study" in said
+        assert "Disagree, no pneumonia. Yours (Agree: pneumonia) is not saved." in said
+        assert [r.reviewer for r in reviews_of(site, study_id)] == ["Dr S. Second"]
+        page.get_by_role("button", name="Save mine as a second reading").click()
+        page.locator(".toast", has_text="as a second reading").wait_for()
+    assert unexpected(complaints) == []
+    assert [(r.reviewer, r.reading) for r in reviews_of(site, study_id)] == [("Dr S. Second", 1), ("Dr R. Reader", 2)]
+
+
+def test_study_without_an_answer_asks_what_the_reader_sees(site: Site, page: Page) -> None:
+    received = site.world.receive(8, data=as_bytes(make_radiograph(seed=8, rows=256, columns=256)))
+    site.world.judge(received.instance_id, None, [LATERAL])
+    site.world.report(received.study_id)
+    open_study(page, received.study_id)
+    page.keyboard.press("p")
+    page.locator(".told li", has_text="Disagree, pneumonia").wait_for()
+
+
+def test_earlier_study_hangs_beside_and_hidden_answer_shows_on_demand(site: Site, page: Page) -> None:
+    early = site.study(9, minutes_ago=600, patient_id="SYN-PAST")
+    study_id = site.study(10, patient_id="SYN-PAST")
+    open_study(page, study_id)
+    page.keyboard.press("e")
+    page.locator(".light.earlier").wait_for()
+    page.wait_for_url(f"**beside={early}")
+    page.keyboard.press("b")
+    assert not page.locator(".verdict.clear").is_visible()
+    assert page.locator(".verdict.veil").is_visible()
+    page.keyboard.press("b")
+    assert page.locator(".verdict.clear").is_visible()
+    page.evaluate("localStorage.blind = 'off'")
+
+
+def test_waiting_study_fills_in_by_itself(site: Site, page: Page) -> None:
+    received = site.world.receive(11, data=as_bytes(make_radiograph(seed=11, rows=256, columns=256)))
+    open_study(page, received.study_id)
+    assert "Waiting" in page.locator(".verdict.clear").inner_text()
+    site.world.judge(received.instance_id, 0.94)
+    site.world.report(received.study_id, DeliveryState.SENT)
+    page.locator(".verdict.positive").wait_for()
+    assert page.locator("[data-say]").first.get_attribute("data-say") == "A"
+
+
+def test_failed_job_is_run_again_from_the_admin_page(site: Site, page: Page) -> None:
+    received = site.world.receive(12)
+    site.world.judge(received.instance_id, 0.94)
+    job_id = site.world.break_report(received.study_id)
+    page.goto("/admin")
+    page.locator(f"[data-retry='{job_id}']").click()
+    page.locator("#jobs", has_text="ready again").wait_for()
+    page.get_by_role("button", name="Check the chain now").click()
+    page.locator("#chain", has_text="The chain is unbroken").wait_for()
+
+
+def test_node_that_is_gone_is_said_and_takes_no_answer(site: Site, page: Page) -> None:
+    study_id = site.study(13)
+    open_study(page, study_id)
+    page.context.set_offline(True)
+    page.evaluate("dispatchEvent(new Event('visibilitychange'))")
+    page.locator("#offline").wait_for(state="visible")
+    page.keyboard.press("a")
+    page.locator(".toast", has_text="the node does not answer").wait_for()
+    page.context.set_offline(False)
+    page.locator("#offline").wait_for(state="hidden")
+    assert reviews_of(site, study_id) == []
+
+
+def test_keys_are_listed_and_can_be_switched_off(site: Site, page: Page) -> None:
+    open_study(page, site.study(14))
+    page.keyboard.press("?")
+    page.locator("#keys").wait_for(state="visible")
+    assert page.locator("#keys li").count() > 10
+    page.locator("#keys-on").uncheck()
+    page.locator("#keys .main").click()
+    page.keyboard.press("i")
+    assert "inverted" not in values(page)
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_pages_have_no_serious_accessibility_fault_and_fit(site: Site, page: Page, theme: str) -> None:
+    study_id = site.study(15 if theme == "dark" else 16)
+    found = {}
+    for address in ("/?view=all", f"/studies/{study_id}", "/quality", "/admin"):
+        page.goto(address)
+        page.evaluate(f"localStorage.theme = document.documentElement.dataset.theme = '{theme}'")
+        for width in (1280, 820):
+            page.set_viewport_size({"width": width, "height": 1000})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, (address, width)
+            found[address, width] = faults(page)
+    assert {where: what for where, what in found.items() if what} == {}
 
 
 @pytest.mark.parametrize("address", ["/docs", "/redoc"])
-def test_reference_is_drawn_by_files_served_here(site: Site, browser: Browser, address: str) -> None:
-    browser.open(f"{site.url}{address}")
-    browser.wait_for("document.body.textContent.includes('/api/v1/studies')")
+def test_reference_is_drawn_by_files_served_here(site: Site, address: str) -> None:
+    with reader_at(site.browser, site.url) as (page, complaints):
+        page.goto(address)
+        until(page, "document.body.textContent.includes('/api/v1/studies')")
     # Redoc asks another machine for its maker's logo; our policy refuses.
-    browser.complaints[:] = [said for said in browser.complaints if "logo-mini.svg" not in said]
+    assert [said for said in complaints if "logo-mini.svg" not in said] == []
 
 
 def test_port_in_use_is_one_clear_line(site: Site, tmp_path: Path, migrated_sqlite: Path) -> None:
     shutil.copyfile(migrated_sqlite, tmp_path / "node.sqlite")
     port = int(site.url.rsplit(":", 1)[1])
-    settings = Settings(node=NodeSettings(data_dir=tmp_path), web=WebSettings(port=port))
+    web = WebSettings(port=port, authentication="off")
     with pytest.raises(ConfigError, match=rf"web: cannot listen on 127.0.0.1:{port} .*: change web.port"):
-        run_web(settings, threading.Event())
+        run_web(Settings(node=NodeSettings(data_dir=tmp_path), web=web), threading.Event())

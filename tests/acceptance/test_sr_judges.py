@@ -1,12 +1,17 @@
-"""Every kind of report, from every kind of source, before the judges of other people."""
+"""Every kind of object that the node makes, from every kind of source, before the judges of other people.
+
+CI judges a pairwise subset; with JUDGE_EVERYTHING set (`make validate`) every kind of every source is judged.
+"""
 
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import (
@@ -15,14 +20,23 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from db.tables import Answer, InstanceState
+from db.facts import BuiltObject
+from db.tables import Answer, InstanceState, ObjectKind
+from pacs_node.report import codes
+from pacs_node.report.heatmap import build_heatmap
+from pacs_node.report.picture import read_picture
+from pacs_node.report.region import build_gsps, build_seg
+from pacs_node.report.rejection import build_rejection_note
 from pacs_node.report.source import TYPE_2
 from pacs_node.report.sr import SR_CLASSES, build_sr, to_bytes
 from pacs_node.report.tree import StudyReport
 from tests.acceptance import judges
-from tests.reports import make_image, make_predecessor, make_study_report, revised
+from tests.builders import as_bytes, make_radiograph
+from tests.reports import HERE, NOON, make_image, make_predecessor, make_study_report, reviewed, revised
 
 pytestmark = pytest.mark.acceptance
+
+EVERYTHING = bool(os.environ.get("JUDGE_EVERYTHING"))
 
 SOP_CLASSES = {
     "DX": DigitalXRayImageStorageForPresentation,
@@ -50,6 +64,8 @@ def kinds(header: dict[str, Any]) -> dict[str, StudyReport]:
         "several": study(present, absent, {"p": 0.00001}, lateral),
         "revision_2": revised(study(present), make_predecessor()),
         "revision_3": revised(study(undecodable), make_predecessor(2, answer=Answer.UNDETERMINED, p=0.99999)),
+        "reader_agrees": reviewed(study(present), Answer.PRESENT),
+        "reader_corrects": reviewed(study(present, absent), Answer.ABSENT, comment="Atelectasis, no pneumonia."),
     }
 
 
@@ -86,12 +102,14 @@ HEADERS: dict[str, dict[str, Any]] = {
 
 
 def cases() -> Iterator[tuple[str, StudyReport, str]]:
-    """Yield each kind in each class from a plain source, and each source with kinds and classes in turn."""
+    """Yield each kind in each class from a plain source; each source with kinds and classes in turn, or every kind."""
     for (kind, study), sop_class_uid in itertools.product(kinds({}).items(), SR_CLASSES):
         yield f"{kind}-{sop_class_uid.rpartition('.')[2]}", study, sop_class_uid
     kind_names, classes = itertools.cycle(kinds({})), itertools.cycle(SR_CLASSES)
-    for (name, header), kind, sop_class_uid in zip(HEADERS.items(), kind_names, classes, strict=False):
-        yield f"{name}-{kind}-{sop_class_uid.rpartition('.')[2]}", kinds(header)[kind], sop_class_uid
+    for name, header in HEADERS.items():
+        for kind in kinds({}) if EVERYTHING else (next(kind_names),):
+            sop_class_uid = next(classes)
+            yield f"{name}-{kind}-{sop_class_uid.rpartition('.')[2]}", kinds(header)[kind], sop_class_uid
 
 
 @pytest.fixture(scope="module")
@@ -105,17 +123,97 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return files
 
 
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Each kind of picture of each source."""
+    folder, files = tmp_path_factory.mktemp("pictures"), []
+    row, column = np.mgrid[0:56, 0:56] / 56
+    heatmap_hw = np.rint(255 * np.exp(-(((column - 0.3) / 0.1) ** 2) - ((row - 0.6) / 0.1) ** 2)).astype(np.uint8)
+    for name, header in HEADERS.items():
+        study, source = kinds(header)["present"], folder / "source.bin"
+        source.write_bytes(as_bytes(make_radiograph(rows=240, columns=200, seed=1, **header)))
+        picture, (image, prediction) = read_picture(str(source)), study.analysed[0]
+        for kind, build in (("sc", build_heatmap), ("gsps", build_gsps), ("seg", build_seg)):
+            document = build(study, image, prediction, picture, heatmap_hw)
+            assert document is not None
+            file = folder / f"{name}-{kind}.dcm"
+            file.write_bytes(to_bytes(document))
+            files.append(file)
+    return files
+
+
+@pytest.fixture(scope="module")
+def notes(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A rejection note for each reason, and one for each source."""
+    folder, files = tmp_path_factory.mktemp("notes"), []
+    reasons = itertools.cycle(codes.REJECTIONS)
+    for name, header in (*HEADERS.items(), *((f"plain_{code}", {}) for code in codes.REJECTIONS)):
+        study, code = kinds(header)["present"], next(reasons)
+        report = build_sr(study, next(iter(SR_CLASSES)))
+        rejected = [
+            BuiltObject(
+                sop_instance_uid=str(report.SOPInstanceUID),
+                sop_class_uid=str(report.SOPClassUID),
+                path="",
+                digest="",
+            ),
+            BuiltObject(
+                sop_instance_uid="2.25.7",
+                sop_class_uid=SecondaryCaptureImageStorage,
+                path="",
+                digest="",
+                kind=ObjectKind.HEATMAP,
+            ),
+        ]
+        note = build_rejection_note(
+            report,
+            rejected,
+            code=code,
+            installation_id=HERE,
+            node=study.node,
+            at=NOON,
+            local_zone=study.local_zone,
+            model_name=study.card.name,
+        )
+        file = folder / f"{name}.dcm"
+        file.write_bytes(to_bytes(note))
+        files.append(file)
+    return files
+
+
+def faults(complaints: judges.Complaints) -> dict[str, list[str]]:
+    return {file.name: said for file, said in complaints.items() if said}
+
+
 @pytest.mark.parametrize("judge", [judges.dciodvfy, judges.dsrdump], ids=["dciodvfy", "dsrdump"])
-def test_judge_finds_no_fault(judge: Callable[[list[Path]], judges.Complaints], reports: list[Path]) -> None:
-    complaints = judge(reports)
-    assert {file.name: said for file, said in complaints.items() if said} == {}
-    assert len(complaints) == len(reports)
+def test_judge_finds_no_fault(
+    judge: Callable[[list[Path]], judges.Complaints], reports: list[Path], notes: list[Path]
+) -> None:
+    complaints = judge([*reports, *notes])
+    assert faults(complaints) == {}
+    assert len(complaints) == len(reports) + len(notes)
 
 
-def test_pixelmed_finds_no_fault(reports: list[Path]) -> None:
-    plain = 3 * len(kinds({}))
-    complaints = judges.pixelmed(reports[:plain:4] + reports[plain::3])  # 1 s a file: kinds, classes, sources in turn
-    assert {file.name: said for file, said in complaints.items() if said} == {}
+def test_judge_finds_no_fault_in_pictures(pictures: list[Path]) -> None:
+    assert faults(judges.dciodvfy(pictures)) == {}
+
+
+def test_dcmpschk_finds_no_fault_in_presentation_states(pictures: list[Path]) -> None:
+    has_ascii_name = {
+        name
+        for name, header in HEADERS.items()
+        if str(header.get("patient_name", "")).isascii() and "PatientName" not in header
+    }
+    states = [file for file in pictures if file.name.removesuffix("-gsps.dcm") in has_ascii_name]
+    assert len(states) > len(HEADERS) / 2
+    assert faults(judges.dcmpschk(states)) == {}
+
+
+def test_pixelmed_finds_no_fault(reports: list[Path], notes: list[Path]) -> None:
+    plain = len(SR_CLASSES) * len(kinds({}))
+    some = reports[:plain:4] + reports[plain::3] + notes[::9]  # 1 s a file: kinds, classes, sources in turn
+    complaints = judges.pixelmed([*reports, *notes] if EVERYTHING else some)
+    assert faults(complaints) == {}
 
 
 def test_judges_do_find_faults(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from db.engine import db_now, session_scope
 from db.facts import NewWarning
 from db.queue import JobKind
 from db.tables import Answer
-from models.codes import ADVICE
+from models.codes import CODES
 from pacs_node import cli
 from tests.listening import settings_for
 from tests.records import POLICY, add_image, freeze, judge
@@ -64,4 +64,4 @@ def test_study_says_what_to_do_about_what_was_not_judged(told, sqlite_engine: En
         accepted = add_image(session, now=now)
         turned = NewWarning(code="turned", severity="forbids", text="The stored image is rotated.")
         facts.record_judgement(session, accepted.instance_id, predictions=[], warnings=[turned], voi=None, now=now)
-    assert f"turned: {ADVICE['turned']}" in told("studies", "show", str(accepted.study_id))
+    assert f"turned: {CODES['turned'].advice}" in told("studies", "show", str(accepted.study_id))

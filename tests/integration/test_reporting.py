@@ -12,6 +12,7 @@ from uuid import UUID
 
 import pydicom
 import pytest
+from PIL import Image
 from pydicom.dataset import FileDataset
 from sqlalchemy import Engine, update
 
@@ -19,7 +20,7 @@ from db import audit, facts, queue
 from db.engine import db_now, read_scope, session_scope
 from db.facts import StudySummary
 from db.queue import QueuePolicy
-from db.tables import Answer, Hold, Job, JobKind, JobState
+from db.tables import Answer, Hold, Job, JobKind, JobState, Verdict
 from pacs_node.decoding import DecodingPool
 from pacs_node.reporting import Reporter
 from pacs_node.schedule import Tasks
@@ -32,7 +33,7 @@ from tests.records import POLICY, end_jobs, make_instance, make_prediction
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[DecodingPool]:
-    made = DecodingPool(processes=1, timeout_s=30, memory_mb=2048)
+    made = DecodingPool(processes=1, timeout_s=200, memory_mb=2048)  # the first call imports much, on a busy machine
     yield made
     made.close()
 
@@ -184,3 +185,106 @@ def test_report_that_the_disk_does_not_take_waits_without_an_attempt(
         (job,) = queue.list_jobs(session, kind=JobKind.REPORT, limit=1)
         assert (job.state, job.attempts, job.crashes) == (JobState.READY, 0, 0)
         assert not queue.is_due(session, JobKind.REPORT, now=db_now(session))
+
+
+# Pictures and readers' reports
+
+
+def with_destination(settings: Settings, **more: Any) -> Settings:
+    (main,) = settings.destinations
+    return settings.model_copy(update={"destinations": (main.model_copy(update=more),)})
+
+
+def objects(engine: Engine, study_id: UUID) -> dict[str, list[facts.BuiltObject]]:
+    """Return what was made of the newest report, by kind."""
+    with read_scope(engine) as session:
+        newest = facts.study_detail(session, study_id).reports[-1]
+        made = facts.objects_of(session, newest.report_id)
+    return {kind: [built for built in made if built.kind == kind] for kind in {built.kind for built in made}}
+
+
+def test_positive_image_gets_a_heat_map_and_a_negative_one_none(
+    sqlite_engine: Engine, pool: DecodingPool, settings: Settings
+) -> None:
+    settings = with_destination(settings, objects=("sr", "heatmap", "gsps", "seg"))
+    store = ObjectStore(settings.store_dir)
+    receive(sqlite_engine, store, 1, as_bytes(radiograph(1)), probability=0.9)
+    study_id = receive(sqlite_engine, store, 2, as_bytes(radiograph(2)), probability=0.1)
+    report(sqlite_engine, store, pool, settings)
+    made = objects(sqlite_engine, study_id)
+    assert len(made["sr"]) == 3
+    (picture,) = made["heatmap"]
+    document = pydicom.dcmread(store.absolute(picture.path))
+    assert document.SourceImageSequence[0].ReferencedSOPInstanceUID == "1.2.1.1.1"
+    assert (document.Rows, document.Columns) == (radiograph(1).Rows, radiograph(1).Columns)
+    with read_scope(sqlite_engine) as session:
+        images = facts.study_detail(session, study_id).images
+        first, second = (facts.heatmap_of(session, image.instance_id) for image in images)
+    assert second is None
+    assert first is not None
+    with Image.open(store.absolute(first)) as bare:
+        assert (bare.mode, bare.size) == ("L", (224, 224))
+
+
+def test_pictures_that_no_destination_wants_are_not_made_but_the_bare_map_is(
+    sqlite_engine: Engine, pool: DecodingPool, settings: Settings
+) -> None:
+    settings = with_destination(settings, objects=("sr",))
+    store = ObjectStore(settings.store_dir)
+    study_id = receive(sqlite_engine, store, 1, as_bytes(radiograph(1)))
+    report(sqlite_engine, store, pool, settings)
+    assert objects(sqlite_engine, study_id).keys() == {"sr"}
+    with read_scope(sqlite_engine) as session:
+        (image,) = facts.study_detail(session, study_id).images
+        assert facts.heatmap_of(session, image.instance_id) is not None
+
+
+def test_picture_that_cannot_be_made_is_audited_and_the_report_goes_out(
+    sqlite_engine: Engine, pool: DecodingPool, settings: Settings
+) -> None:
+    store = ObjectStore(settings.store_dir)
+    whole = as_bytes(radiograph(1))
+    study_id = receive(sqlite_engine, store, 1, whole[: len(whole) // 2])
+    report(sqlite_engine, store, pool, settings)
+    assert objects(sqlite_engine, study_id).keys() == {"sr"}
+    assert [str(state) for _, state, _ in summary_of(sqlite_engine, study_id).deliveries] == ["waiting"]
+    with read_scope(sqlite_engine) as session:
+        (image,) = facts.study_detail(session, study_id).images
+        failed = [record for record in audit.tail(session, 9) if record.action == "heatmap_failed"]
+    assert [record.subject_id for record in failed] == [image.instance_id]
+
+
+def test_readers_verdict_becomes_a_verified_report(
+    sqlite_engine: Engine, pool: DecodingPool, settings: Settings
+) -> None:
+    store = ObjectStore(settings.store_dir)
+    study_id = receive(sqlite_engine, store, 1, as_bytes(radiograph(1)))
+    report(sqlite_engine, store, pool, settings)
+    with session_scope(sqlite_engine) as session:
+        now = db_now(session)
+        said = facts.add_review(session, study_id, verdict=Verdict.DISAGREE, comment="", reviewer="ada", now=now)
+        facts.request_verified_report(session, said.review_id, now=now, delay_s=0)
+    report(sqlite_engine, store, pool, settings)
+    made = objects(sqlite_engine, study_id)
+    assert made.keys() == {"sr"}
+    document = pydicom.dcmread(store.absolute(made["sr"][0].path))
+    assert document.VerificationFlag == "VERIFIED"
+    assert str(document.VerifyingObserverSequence[0].VerifyingObserverName) == "ada^"
+    assert summary_of(sqlite_engine, study_id).answer is Answer.PRESENT, "the model's word stays what readers judge"
+
+
+def test_picture_whose_process_was_killed_is_tried_once_more_and_then_left_out(
+    sqlite_engine: Engine, settings: Settings
+) -> None:
+    store, hasty = ObjectStore(settings.store_dir), DecodingPool(processes=1, timeout_s=0.001, memory_mb=2048)
+    study_id = receive(sqlite_engine, store, 1, as_bytes(radiograph(1)))
+    try:
+        report(sqlite_engine, store, hasty, settings)
+        assert summary_of(sqlite_engine, study_id).state == "reporting", "that may have been the machine"
+        with session_scope(sqlite_engine) as session:
+            session.execute(update(Job).where(Job.kind == JobKind.REPORT).values(due_at=db_now(session)))
+        report(sqlite_engine, store, hasty, settings)
+    finally:
+        hasty.close()
+    assert summary_of(sqlite_engine, study_id).state == "answered"
+    assert objects(sqlite_engine, study_id).keys() == {"sr"}

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine, select
 
 from db.audit import Action
-from tests.web_world import BASE_URL, FORM, PROBLEM, World
+from db.engine import read_scope
+from db.tables import ApiToken, Role, WebSession, rows_of
+from pacs_node.web.identify import csrf_of
+from pacs_node.web_settings import WebSettings
+from tests.web_world import BASE_URL, FORM, PROBLEM, World, make_world
 
 ZERO = "00000000-0000-0000-0000-000000000000"
 MISUSES = [
@@ -114,7 +120,7 @@ def test_only_loopback_names_are_served(small_world: World, headers: dict[str, s
 def test_writes_of_other_sites_are_refused(small_world: World, headers: dict[str, str], status: int) -> None:
     study_id = small_world.suspected()
     answer = small_world.client().post(
-        f"/studies/{study_id}/reviews", content="verdict=agree&reviewer=R", headers=FORM | headers
+        f"/studies/{study_id}/reviews", content="answer=agree&reviewer=R", headers=FORM | headers
     )
     assert answer.status_code == status
     assert (Action.REVIEW_ADDED in small_world.actions()) == (status == 200)
@@ -160,3 +166,145 @@ def test_openapi_document_gives_examples_and_problems(small_world: World) -> Non
     missing = document["paths"]["/api/v1/studies/{study_id}"]["get"]["responses"]["404"]["content"]
     assert list(missing) == [PROBLEM]
     assert document["components"]["schemas"]["StudyLine"]["properties"]["patient_id"]["examples"]
+
+
+# Intruders, where people log in
+
+
+@pytest.fixture
+def guarded(sqlite_engine: Engine, tmp_path: Path, models_folder: Path) -> World:
+    """A node that asks for a login."""
+    return make_world(sqlite_engine, tmp_path / "var", models_folder, WebSettings())
+
+
+@pytest.mark.parametrize(
+    "cookie",
+    ["", "x", "0" * 64, "' OR 1=1 --", "%00", "admin", "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhZG1pbiJ9.", "ä".encode().hex()],
+)
+def test_a_forged_cookie_opens_nothing(guarded: World, cookie: str) -> None:
+    guarded.logged_in("ada", Role.ADMIN)
+    thief = guarded.client_at("192.0.2.66", Cookie=f"pacs_node_session={cookie}")
+    assert thief.get("/api/v1/accounts").status_code == 401
+
+
+def test_what_the_database_keeps_opens_nothing(guarded: World) -> None:
+    guarded.logged_in("ada", Role.ADMIN)
+    guarded.with_token("his", Role.ADMIN)
+    with read_scope(guarded.engine) as session:
+        digests = [
+            session.execute(select(table.c.token_sha256)).scalar_one()
+            for table in (rows_of(WebSession), rows_of(ApiToken))
+        ]
+    for digest in digests:
+        for headers in ({"Cookie": f"pacs_node_session={digest}"}, {"Authorization": f"Bearer {digest}"}):
+            assert guarded.client_at("192.0.2.66", **headers).get("/api/v1/accounts").status_code == 401
+
+
+@pytest.mark.parametrize(
+    "value", ["Bearer", "Bearer ", "Bearer null", "Basic YWRtaW46YWRtaW4=", "bearer " + "x" * 5000, "Bearer a b"]
+)
+def test_a_forged_token_opens_nothing(guarded: World, value: str) -> None:
+    client = guarded.client_at("192.0.2.66", Authorization=value)
+    assert client.get("/api/v1/accounts").status_code == 401
+
+
+def test_a_session_cannot_write_without_its_pages_token(guarded: World) -> None:
+    admin = guarded.logged_in("ada", Role.ADMIN)
+    token, wanted = admin.headers.pop("X-CSRF-Token"), {"name": "eve", "roles": ["admin"]}
+    other = csrf_of("another session")
+    for headers in ({}, {"X-CSRF-Token": ""}, {"X-CSRF-Token": other}, {"X-CSRF-Token": token[:-1]}):
+        assert admin.post("/api/v1/accounts", json=wanted, headers=headers).status_code == 403
+    assert admin.post("/logout", content="csrf_token=wrong", headers=FORM).status_code == 403
+    assert admin.post("/logout", content=f"csrf_token={other}", headers=FORM).status_code == 403
+    assert Action.LOGGED_OUT not in guarded.actions()
+    assert Action.ACCESS_REFUSED in guarded.actions()
+    assert admin.post("/api/v1/accounts", json=wanted, headers={"X-CSRF-Token": token}).status_code == 201
+    answer = admin.post("/logout", content=f"csrf_token={token}", headers=FORM, follow_redirects=False)
+    assert answer.status_code == 303, "a form carries the token as a field, and is handed on whole"
+
+
+def test_another_sites_page_cannot_log_anybody_in(guarded: World) -> None:
+    guarded.add_account("eve", Role.RADIOLOGIST, password="a quiet harbour at dawn")
+    fields = {"user": "eve", "password": "a quiet harbour at dawn"}
+    foreign = {"Origin": "https://attacker.example"}
+    answer = guarded.client_at("192.0.2.9").post("/login", data=fields, headers=foreign, follow_redirects=False)
+    assert answer.status_code == 403
+    assert "set-cookie" not in answer.headers
+
+
+def test_a_cookie_that_was_planted_is_worth_nothing_after_the_login(guarded: World) -> None:
+    guarded.add_account("anna", Role.RADIOLOGIST, password="a quiet harbour at dawn")
+    victim = guarded.client_at("192.0.2.9")
+    victim.cookies.set("pacs_node_session", "planted", domain="127.0.0.1", path="/")
+    fields = {"user": "anna", "password": "a quiet harbour at dawn"}
+    answer = victim.post("/login", data=fields, follow_redirects=False)
+    assert answer.status_code == 303
+    assert "pacs_node_session=planted" not in answer.headers["set-cookie"]
+    thief = guarded.client_at("192.0.2.66", Cookie="pacs_node_session=planted")
+    assert thief.get("/api/v1/me").status_code == 401
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        "https://attacker.example/",
+        "//attacker.example",
+        "/\\attacker.example",
+        "\\\\attacker.example",
+        "javascript:alert(1)",
+        "/\n/attacker.example",
+        "http:attacker.example",
+        "attacker.example",
+        "",
+        "//[",
+    ],
+)
+def test_the_door_leads_nowhere_else(guarded: World, wanted: str) -> None:
+    guarded.add_account("anna", Role.RADIOLOGIST, password="a quiet harbour at dawn")
+    fields = {"user": "anna", "password": "a quiet harbour at dawn", "next": wanted}
+    answer = guarded.client_at("192.0.2.9").post("/login", data=fields, follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "//api/v1/accounts",
+        "/api/v1/accounts/",
+        "/api/v1//accounts",
+        "/API/v1/accounts",
+        "/static/..%2fapi/v1/accounts",
+        "/static/../api/v1/accounts",
+        "/openapi.json/../api/v1/accounts",
+        "/static%2f../api/v1/accounts",
+        "/api/v1/accounts%00",
+        "/api/v1/accounts;x=/static/",
+    ],
+)
+def test_no_other_spelling_of_an_address_gets_past_the_gate(guarded: World, address: str) -> None:
+    guarded.add_account("ada", Role.ADMIN)
+    answer = guarded.client_at("192.0.2.66").get(address)
+    assert answer.status_code in (401, 404)
+    assert "ada" not in answer.text
+
+
+def test_a_stranger_cannot_send_large_bodies_anywhere(guarded: World) -> None:
+    stranger = guarded.client_at("192.0.2.66")
+    assert stranger.post("/predict", content=b"x" * 70_000).status_code == 413
+    assert stranger.post("/login", content=b"user=" + b"x" * 70_000, headers=FORM).status_code == 413
+
+
+def test_foreign_pages_call_by_token_where_the_settings_name_them(
+    sqlite_engine: Engine, tmp_path: Path, models_folder: Path
+) -> None:
+    web = WebSettings(cors_origins=("https://viewer.example.org",))
+    world = make_world(sqlite_engine, tmp_path / "var", models_folder, web)
+    program, named = world.with_token("viewer", Role.SERVICE), {"Origin": "https://viewer.example.org"}
+    body = {"patient_id": "SYN-1"}
+    answer = program.post("/api/v1/studies/search", json=body, headers=named | {"Sec-Fetch-Site": "cross-site"})
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "https://viewer.example.org")
+    assert "access-control-allow-credentials" not in answer.headers
+    foreign = {"Origin": "https://attacker.example"}
+    assert program.post("/api/v1/studies/search", json=body, headers=foreign).status_code == 403
+    reader = world.logged_in("anna", Role.RADIOLOGIST)
+    assert reader.post("/api/v1/studies/search", json=body, headers=named).status_code == 403, "a cookie does not count"

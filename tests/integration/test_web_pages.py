@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from datetime import date
+from pathlib import Path
+
 import pytest
+from pydantic import ValidationError
+from sqlalchemy import Engine
 
 from db.audit import Action
-from db.tables import DeliveryState
-from tests.web_world import FORM, LATERAL, World
+from db.tables import DeliveryState, Role
+from pacs_node.web_settings import GroupSettings, WebSettings
+from tests.web_world import FORM, LATERAL, World, make_world
 
 
 def test_worklist_says_every_state_in_words(world: World) -> None:
@@ -95,9 +102,108 @@ def test_study_page_shows_answer_reasons_and_report(world: World) -> None:
 def test_study_page_takes_an_answer_without_script(small_world: World) -> None:
     study_id = small_world.suspected()
     client = small_world.client()
-    said = client.post(f"/studies/{study_id}/reviews", content="verdict=agree&reviewer=R&comment=", headers=FORM)
+    said = client.post(f"/studies/{study_id}/reviews", content="answer=agree:&reviewer=R&comment=seen", headers=FORM)
     assert said.history[0].status_code == 303
-    assert "<b>Agree</b> saved for DEMO1 Drawn, A-1." in said.text
+    assert "Your answer is saved." in said.text
+    assert "<b>Agree</b>, R," in said.text
+    other = client.post(f"/studies/{study_id}/reviews", content="answer=disagree:normal&reviewer=S", headers=FORM)
+    assert other.status_code == 428, "another reader's verdict stands and this form does not say that it was seen"
+
+
+def test_study_page_offers_what_fits_the_answer(small_world: World) -> None:
+    suspected, silent = small_world.suspected(1), small_world.receive(2)
+    small_world.judge(silent.instance_id, None, [LATERAL])
+    small_world.report(silent.study_id)
+    client = small_world.client()
+    keys = [re.findall(r'data-say="(.)"', client.get(f"/studies/{i}").text) for i in (suspected, silent.study_id)]
+    assert keys == [["A", "D", "U"], ["P", "N", "U"]]
+
+
+def test_study_page_shows_the_past_of_the_same_patient_beside_it(small_world: World) -> None:
+    past = {"patient_id": "SYN-7", "issuer_of_patient_id": "here"}
+    early = small_world.suspected(1, **past, study_date=date(2026, 1, 5))
+    elsewhere = small_world.suspected(2, **past | {"issuer_of_patient_id": "there"}, study_date=date(2026, 1, 6))
+    now = small_world.suspected(3, **past, study_date=date(2026, 3, 5))
+    page = small_world.client().get(f"/studies/{now}?beside={early}").text
+    assert "EARLIER, 2026-01-05" in page
+    assert "pneumonia suspected, 0.94 by version 1.0.0; not reviewed" in page
+    assert f"beside={elsewhere}" not in page, "the same number of another issuer is another patient"
+    assert len(small_world.audited(Action.STUDY_VIEWED)) == 2
+    assert "EARLIER" not in small_world.client().get(f"/studies/{early}").text
+
+
+def test_hospital_viewer_is_a_link_without_patient_attributes(
+    sqlite_engine: Engine, tmp_path: Path, models_folder: Path
+) -> None:
+    viewer = WebSettings(authentication="off", viewer_url="https://viewer.example.org/?s={study_instance_uid}")
+    world = make_world(sqlite_engine, tmp_path / "var", models_folder, viewer)
+    study_id = world.suspected(4)
+    assert 'href="https://viewer.example.org/?s=1.2.4"' in world.client().get(f"/studies/{study_id}").text
+
+
+@pytest.mark.parametrize(
+    "url", ["javascript:alert(1)//{study_instance_uid}", "https://v/?p={patient_id}", "https://v/"]
+)
+def test_viewer_address_that_says_more_is_refused(url: str) -> None:
+    with pytest.raises(ValidationError, match="viewer_url"):
+        WebSettings(viewer_url=url)
+
+
+def test_quality_page_adds_up_and_gives_no_share_of_few(small_world: World) -> None:
+    study_id = small_world.suspected(1)
+    failed, silent = small_world.receive(2), small_world.receive(3)
+    small_world.fail(failed.instance_id)
+    small_world.judge(silent.instance_id, None, [LATERAL])
+    for accepted in (failed, silent):
+        small_world.report(accepted.study_id)
+    small_world.receive(4)
+    client = small_world.client()
+    client.post(f"/studies/{study_id}/reviews", content="answer=agree:&reviewer=R", headers=FORM)
+    page = client.get("/quality").text
+    assert page.count("The counts add up.") == 2
+    assert "1 of 1, too few to give a share" in page
+    assert "too few to give a share" in page
+    assert "The view is lateral" in page or "not frontal" in page
+    assert "DEMO1" not in page
+
+
+def test_admin_page_shows_what_needs_a_person_and_no_patient(small_world: World) -> None:
+    accepted = small_world.receive(1)
+    small_world.judge(accepted.instance_id, 0.94)
+    job_id = small_world.break_report(accepted.study_id)
+    client = small_world.client()
+    page = client.get("/admin").text
+    assert "1 failed job" in page
+    assert f'data-retry="{job_id}"' in page
+    for hidden in ("DEMO1", "SYN-1", "A-1<"):
+        assert hidden not in page
+    assert client.post("/admin/chain").json()["unbroken"] is True
+    assert client.post("/admin/destinations/nobody/echo").status_code == 404
+
+
+def test_pages_are_for_those_who_may_see_them(sqlite_engine: Engine, tmp_path: Path, models_folder: Path) -> None:
+    world = make_world(sqlite_engine, tmp_path / "var", models_folder, WebSettings())
+    reader, program = world.logged_in("reader", Role.RADIOLOGIST), world.with_token("program", Role.SERVICE)
+    assert reader.get("/quality").status_code == 200
+    assert reader.get("/admin").status_code == 403
+    assert 'href="/admin"' not in reader.get("/").text
+    assert program.get("/quality").status_code == 403
+    assert world.client().get("/quality", follow_redirects=False).status_code in (303, 401)
+
+
+def test_pages_and_counts_show_a_group_its_own_senders_alone(
+    sqlite_engine: Engine, tmp_path: Path, models_folder: Path
+) -> None:
+    groups = (GroupSettings(name="ward", senders=("CR_ROOM_1",)),)
+    world = make_world(sqlite_engine, tmp_path / "var", models_folder, WebSettings(groups=groups))
+    own, other = world.suspected(1), world.suspected(2, calling_ae_title="CR_ROOM_2")
+    reader = world.logged_in("reader", Role.RADIOLOGIST, groups=["ward"])
+    page = reader.get("/?view=all").text
+    assert str(own) in page
+    assert str(other) not in page
+    assert "CR_ROOM_2" not in page
+    assert reader.get(f"/studies/{other}").status_code == 404
+    assert "CR_ROOM_2" not in reader.get("/quality").text
 
 
 def test_page_escapes_what_a_modality_sent(small_world: World) -> None:
@@ -114,7 +220,7 @@ def test_page_escapes_what_a_modality_sent(small_world: World) -> None:
 def test_pages_hold_no_inline_script_or_style(small_world: World) -> None:
     study_id = small_world.suspected()
     client = small_world.client()
-    for address in ("/", f"/studies/{study_id}", "/docs", "/redoc"):
+    for address in ("/", f"/studies/{study_id}", "/quality", "/admin", "/docs", "/redoc"):
         page = client.get(address)
         assert "<script>" not in page.text
         assert " style=" not in page.text

@@ -18,15 +18,16 @@ from sqlalchemy import Engine
 
 from db import facts, queue
 from db.engine import Session, db_now, make_engine, read_scope, session_scope
-from db.tables import InstanceState, JobKind
+from db.tables import Answer, InstanceState, JobKind
 from models.predictor import DeviceOutOfMemory, Prediction, Predictor
 from models.registry import Registry
 from pacs_node import judging
 from pacs_node.decoding import DecodingPool
+from pacs_node.report.answer import presence_of
 from pacs_node.settings import Settings
 from pacs_node.store import ObjectStore
 from pacs_node.worker import run_worker
-from tests.builders import as_bytes, make_bundle, make_population, make_radiograph
+from tests.builders import as_bytes, draw_chest, make_bundle, make_population, make_radiograph
 from tests.records import POLICY, make_instance
 
 
@@ -95,6 +96,42 @@ def test_batch_ends_every_image_in_its_state(
     assert found[lateral].state is found[garbage].state is InstanceState.NOT_ANALYSED
     assert "no_pixels" in {w.code for w in found[garbage].warnings}
     assert not found[garbage].predictions
+
+
+def test_first_answered_image_of_a_device_model_says_so_once_and_again_when_judged_again(
+    engine: Engine, store: ObjectStore, pool: DecodingPool, predictor: Predictor
+) -> None:
+    with session_scope(engine) as session:
+        unfit = receive(session, store, 1, as_bytes(make_radiograph(seed=1, view_position="LL")))
+        first, second = (receive(session, store, n, as_bytes(make_radiograph(seed=n))) for n in (2, 3))
+    judgements = run_batch(engine, store, pool, predictor)
+    judging.record(engine, judgements, policy=POLICY)
+    noted = {i for i, image in images(engine).items() if "first_seen_device" in {w.code for w in image.warnings}}
+    assert noted in ({first}, {second})
+    assert unfit not in noted
+    before = images(engine)
+    with session_scope(engine) as session:
+        for judgement in judgements:
+            again = judging.with_first_seen(judgement, facts.note_devices(
+                session, judging.devices_of(judgements), now=db_now(session)
+            ))  # fmt: skip
+            facts.record_judgement(
+                session, again.job.subject_id, predictions=again.predictions, warnings=again.warnings, voi=again.voi,
+                now=db_now(session),
+            )  # fmt: skip
+    assert images(engine) == before
+
+
+def test_inverted_image_gets_a_probability_and_no_answer(
+    engine: Engine, store: ObjectStore, pool: DecodingPool, predictor: Predictor
+) -> None:
+    with session_scope(engine) as session:
+        inverted = receive(session, store, 1, as_bytes(make_radiograph(pixels=1 - draw_chest(256, 240))))
+    judging.record(engine, run_batch(engine, store, pool, predictor), policy=POLICY)
+    image = images(engine)[inverted]
+    assert image.state is InstanceState.ANALYSED
+    assert "inverted" in {w.code for w in image.warnings}
+    assert presence_of(image.predictions[0]) is Answer.UNDETERMINED
 
 
 def test_each_patient_is_judged_by_the_limits_of_their_age(

@@ -121,7 +121,7 @@ def test_contents_name_images_predictions_and_codes_and_do_not_change_by_themsel
 
 
 def test_codes_are_those_that_the_images_get() -> None:
-    forbidding = {code for code, (severity, _) in CODES.items() if severity is Severity.FORBIDS}
+    forbidding = {code for code, row in CODES.items() if row.severity is Severity.FORBIDS}
     assert forbidding | set(NotJudged) >= NOT_FOR_THIS_MODEL >= ANOTHER_SUBJECT | NOT_NAMED
 
 
@@ -159,7 +159,7 @@ def test_percent_is_never_rounded_to_certainty_nor_across_the_threshold(
         (
             [UNDETERMINED],
             "Probability of pneumonia 50.0 % (threshold 50 %): UNDETERMINED. "
-            "The probability lies too close to the threshold to decide.",
+            "The probability lies too close to the threshold to decide, or a warning says why it is no answer.",
         ),
         (
             [ABSENT, UNDECODABLE],

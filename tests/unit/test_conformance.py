@@ -5,9 +5,18 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pacs_node.conformance import DATA_TRANSFER_SYNTAXES, IMAGE_TRANSFER_SYNTAXES, STORAGE_CLASSES, VERIFICATION
+from pacs_node.conformance import (
+    DATA_TRANSFER_SYNTAXES,
+    IMAGE_TRANSFER_SYNTAXES,
+    STORAGE_CLASSES,
+    STORAGE_COMMITMENT,
+    STUDY_ROOT_FIND,
+    STUDY_ROOT_MOVE,
+    VERIFICATION,
+)
+from pacs_node.destinations import contexts_of
 from pacs_node.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from pacs_node.settings import DicomSettings
+from pacs_node.settings import DestinationSettings, DicomSettings
 
 STATEMENT = (Path(__file__).parents[2] / "CONFORMANCE.md").read_text(encoding="utf-8")
 
@@ -39,3 +48,21 @@ def test_statement_names_the_product_and_its_limits() -> None:
     defaults = DicomSettings()
     for value in (IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, defaults.ae_title, defaults.max_pdu_bytes):
         assert f"`{value}`" in STATEMENT or f"| {value} (" in STATEMENT, value
+
+
+def section(heading: str) -> str:
+    return STATEMENT.partition(f"### {heading}")[2].partition("\n#")[0]
+
+
+def test_statement_names_exactly_what_is_proposed_to_destinations() -> None:
+    said = set(re.findall(r"^\| [^|]+ \| `([0-9.]+)` \| [^|]+ \|$", section("3.3 Storage SCU"), flags=re.M))
+    everything = DestinationSettings(
+        name="main", ae_title="A", host="h", port=1, objects=("sr", "heatmap", "gsps", "seg"), send_rejection_notes=True
+    )
+    assert said == {sop_class for sop_class, _ in contexts_of(everything)}
+
+
+def test_statement_names_the_other_services() -> None:
+    assert f"`{STORAGE_COMMITMENT}`" in section("3.4 Storage Commitment SCU")
+    for uid in (STUDY_ROOT_FIND, STUDY_ROOT_MOVE):
+        assert f"`{uid}`" in section("3.6 Query/Retrieve SCU")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,19 @@ from sqlalchemy import Engine, select, update
 from db import audit, facts, queue
 from db.engine import read_scope, session_scope
 from db.facts import BuiltObject, StudyFacts
-from db.tables import PRIOR, Answer, Delivery, DeliveryState, Hold, Job, JobKind, JobState
+from db.tables import (
+    PRIOR,
+    Answer,
+    DeliveredObject,
+    Delivery,
+    DeliveryState,
+    Hold,
+    Job,
+    JobKind,
+    JobState,
+    ObjectKind,
+)
+from pacs_node.conformance import GRAYSCALE_PRESENTATION_STATE, SECONDARY_CAPTURE
 from pacs_node.delivery import Courier, delivery_policy
 from pacs_node.dimse import StoreResult
 from pacs_node.errors import DeliveryDelayed, DeliveryRejected
@@ -165,10 +177,13 @@ class Hospital:
             self.build(report_id)
         return report_id
 
-    def build(self, report_id: UUID, state: DeliveryState = WAITING) -> None:
+    def build(
+        self, report_id: UUID, state: DeliveryState = WAITING, pictures: dict[ObjectKind, str] | None = None
+    ) -> None:
         with session_scope(self.engine) as session:
             report = facts.report_facts(session, report_id)
             objects = [self._built(report, uid) for uid in SR_SOP_CLASSES]
+            objects += [replace(self._built(report, uid), kind=kind) for kind, uid in (pictures or {}).items()]
             plan = [(destination.name, state, "") for destination in self.settings.destinations]
             facts.record_report_built(session, report_id, objects, plan, now=datetime.now(UTC))
 
@@ -183,6 +198,12 @@ class Hospital:
 
     def states(self) -> list[DeliveryState]:
         return [delivery.state for delivery in self.deliveries()]
+
+    def delivered(self) -> dict[str, tuple[bool, str]]:
+        """Return, by kind, whether each object was sent, and why it was refused."""
+        with read_scope(self.engine) as session:
+            rows = session.execute(select(DeliveredObject)).scalars()
+            return {row.kind.value: (row.sent_at is not None, row.refusal) for row in rows}
 
     def jobs(self) -> list[Any]:
         with read_scope(self.engine) as session:
@@ -262,6 +283,124 @@ def test_later_revision_keeps_the_class_of_the_report_it_replaces(hospital: Hosp
 
 class PowerCut(BaseException):
     """The process is gone."""
+
+
+@pytest.mark.parametrize("wanted", [["enhanced"], ["enhanced", "comprehensive_3d"]])
+def test_profile_says_which_sr_class_is_preferred(hospital: Hospital, wanted: list[str]) -> None:
+    profile = {"name": "main", "ae_title": "MAIN", "host": "h", "port": 104, "sr_classes": wanted}
+    hospital.settings = make_settings(hospital.folder, destinations=[profile])
+    hospital.report()
+    hospital.run()
+    assert hospital.deliveries()[0].sop_class_uid == EnhancedSRStorage
+
+
+# Pictures beside the report
+
+PICTURES = {ObjectKind.HEATMAP: SECONDARY_CAPTURE, ObjectKind.GSPS: GRAYSCALE_PRESENTATION_STATE}
+EVERYTHING = (*SR_SOP_CLASSES, *PICTURES.values())
+
+
+def with_objects(hospital: Hospital, *objects: str, **more: Any) -> None:
+    profile = {"name": "main", "ae_title": "MAIN", "host": "h", "port": 104, "objects": objects} | more
+    hospital.settings = make_settings(hospital.folder, destinations=[profile])
+
+
+def test_pictures_follow_the_report_as_the_profile_names_them(hospital: Hospital) -> None:
+    with_objects(hospital, "gsps", "sr")
+    hospital.peers["main"].classes = EVERYTHING
+    hospital.build(hospital.report(is_built=False), pictures=PICTURES)
+    hospital.run()
+    assert hospital.states() == [SENT]
+    assert hospital.delivered() == {"sr": (True, ""), "gsps": (True, "")}
+    report, picture = hospital.peers["main"].has
+    assert b".34 revision" in report
+    assert b".1 revision" in picture
+
+
+def test_picture_of_a_class_that_the_peer_does_not_take_is_a_note(hospital: Hospital) -> None:
+    hospital.build(hospital.report(is_built=False), pictures=PICTURES)
+    hospital.run()
+    assert hospital.states() == [SENT]
+    assert hospital.delivered() == {"sr": (True, ""), "heatmap": (False, "the peer does not accept its SOP Class")}
+    assert "object_refused" in hospital.actions()
+
+
+def test_picture_that_the_peer_refuses_is_a_note_and_is_not_sent_again(hospital: Hospital) -> None:
+    peer = hospital.peers["main"]
+    peer.classes = EVERYTHING
+
+    def refuse_pictures(path: Path) -> None:
+        if b".7 revision" in path.read_bytes():
+            raise DeliveryRejected("main", "C-STORE answered C000")
+
+    peer.answer = refuse_pictures
+    hospital.build(hospital.report(is_built=False), pictures=PICTURES)
+    hospital.run()
+    assert (hospital.states(), len(peer.has)) == ([SENT], 1)
+    assert hospital.delivered()["heatmap"] == (False, "C-STORE answered C000")
+
+
+@pytest.mark.parametrize("fault", [DeliveryDelayed("main", "C-STORE answered A700"), PowerCut])
+def test_picture_that_is_tried_again_does_not_send_the_report_twice(hospital: Hospital, fault: Any) -> None:
+    peer = hospital.peers["main"]
+    peer.classes = EVERYTHING
+
+    def fail_once(path: Path) -> None:
+        if b".7 revision" in path.read_bytes():
+            peer.answer = lambda path: None
+            raise fault
+
+    peer.answer = fail_once
+    hospital.build(hospital.report(is_built=False), pictures=PICTURES)
+    if fault is PowerCut:
+        with pytest.raises(PowerCut):
+            hospital.run(turns=1)
+        hospital.expire_leases()
+    hospital.run()
+    assert hospital.states() == [SENT]
+    assert [b".7 revision" in content for content in peer.has] == [False, True]
+
+
+# What is withdrawn
+
+
+def withdraw(hospital: Hospital, report_id: UUID) -> int:
+    with session_scope(hospital.engine) as session:
+        return facts.withdraw_report(session, report_id, code="113001", actor="admin", now=datetime.now(UTC))
+
+
+def test_report_that_was_withdrawn_before_it_was_sent_never_leaves(hospital: Hospital) -> None:
+    report_id = hospital.report()
+    assert withdraw(hospital, report_id) == 0
+    hospital.run()
+    assert (hospital.states(), hospital.peers["main"].has) == ([DeliveryState.WITHDRAWN], [])
+    assert hospital.jobs()[0].state is JobState.DONE
+    hospital.report(number=2)
+    hospital.run()
+    assert hospital.states() == [DeliveryState.WITHDRAWN, SENT]
+
+
+def test_destination_without_rejection_notes_keeps_a_withdrawn_report_and_that_is_said(hospital: Hospital) -> None:
+    report_id = hospital.report()
+    hospital.run()
+    assert withdraw(hospital, report_id) == 1
+    assert withdraw(hospital, report_id) == 0
+    hospital.run()
+    (delivery,) = hospital.deliveries()
+    assert delivery.state is DeliveryState.WITHDRAWN
+    assert "takes no rejection notes" in delivery.reason
+    assert len(hospital.peers["main"].has) == 1
+
+
+def test_report_that_is_withdrawn_while_it_is_sent_is_not_left_as_sent(hospital: Hospital) -> None:
+    report_id = hospital.report()
+    hospital.peers["main"].answer = lambda path: withdraw(hospital, report_id) and None
+    hospital.run(turns=1)
+    assert hospital.states() == [WAITING]
+    with session_scope(hospital.engine) as session:
+        facts.requeue_waiting_deliveries(session, now=datetime.now(UTC))
+    hospital.run()
+    assert hospital.states() == [DeliveryState.WITHDRAWN]
 
 
 def test_crash_between_sending_and_recording_sends_the_same_object_again(hospital: Hospital) -> None:

@@ -108,29 +108,29 @@ def test_map_is_the_one_of_monai(card: ModelCard, network: Classifier, chest_1HW
     np.testing.assert_array_equal(heatmap_BHW, grad_cam(network, torch.from_numpy(chest_1HW[None]), 1))
 
 
-@pytest.mark.parametrize("part", ["head", "backbone"])
+@pytest.mark.parametrize(("part", "most"), [("head", 0.8), ("backbone", 0.5)])
 def test_randomised_weights_change_the_map(
-    part: str, card: ModelCard, network: Classifier, chest_1HW: np.ndarray
+    part: str, most: float, card: ModelCard, network: Classifier, chest_1HW: np.ndarray
 ) -> None:
-    torch.manual_seed(1)
-    randomised, fresh = load_network(card), make_network(card.network, len(card.outputs))
-    setattr(randomised, part, getattr(fresh, part))
-    trained_HW, random_HW = (grad_cam(one, chest_1HW[None], 1)[0] for one in (network, randomised))
-    assert alike(trained_HW, random_HW) < 0.5
+    """A new head only weighs the old activations anew, so that its maps stay more alike; judged over three draws."""
+    likeness = []
+    for seed in (1, 2, 3):
+        torch.manual_seed(seed)
+        randomised, fresh = load_network(card), make_network(card.network, len(card.outputs))
+        setattr(randomised, part, getattr(fresh, part))
+        likeness.append(alike(*(grad_cam(one, chest_1HW[None], 1)[0] for one in (network, randomised))))
+    assert np.mean(likeness) < most
 
 
 @pytest.mark.parametrize("pixels", [32, -32])
-def test_map_moves_with_the_image(pixels: int, network: Classifier, chest_1HW: np.ndarray) -> None:
-    moved_1HW = np.roll(chest_1HW, pixels, axis=2)
-    still_HW, moved_HW = grad_cam(network, np.stack([chest_1HW, moved_1HW]), 1)
-    inner = np.s_[:, 64:160]  # at the edges the network sees another image: what left it, and its padding
-    assert alike(np.roll(still_HW, pixels, axis=1)[inner], moved_HW[inner]) > 0.95
-    assert alike(still_HW[inner], moved_HW[inner]) < 0.5
-
-
-def test_centre_of_the_map_follows_a_real_pneumonia(card: ModelCard, network: Classifier) -> None:
-    file = data_folder("kermany224", "train", "PNEUMONIA") / "person154_virus_305.jpeg"
-    image_1HW = squash(from_array(np.asarray(Image.open(file).convert("L"))), card.input_size).numpy()
-    views = np.stack([np.roll(image_1HW, pixels, axis=2) for pixels in (-32, 0, 32)])
-    centres = np.array([centre_of(heatmap_HW) for heatmap_HW in grad_cam(network, views, 1)])
-    np.testing.assert_allclose(np.diff(centres, axis=0), [[0, 32], [0, 32]], atol=10)
+def test_map_moves_with_real_pneumonias(pixels: int, card: ModelCard, network: Classifier) -> None:
+    files = sorted(data_folder("kermany224", "train", "PNEUMONIA").glob("*.jpeg"))[::400]
+    images = [from_array(np.asarray(Image.open(file).convert("L"))) for file in files]
+    image_B1HW = np.stack([squash(image, card.input_size).numpy() for image in images])
+    still_BHW = grad_cam(network, image_B1HW, 1)
+    moved_BHW = grad_cam(network, np.roll(image_B1HW, pixels, axis=3), 1)
+    inner = np.s_[:, 40:-40]  # at the edges the network sees another image: what left it, and its padding
+    follows = [alike(np.roll(a, pixels, axis=1)[inner], b[inner]) for a, b in zip(still_BHW, moved_BHW, strict=True)]
+    stays = [alike(a[inner], b[inner]) for a, b in zip(still_BHW, moved_BHW, strict=True)]
+    assert np.median(follows) > 0.8
+    assert np.median(stays) < 0.6

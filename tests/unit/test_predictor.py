@@ -145,6 +145,9 @@ def test_noise_is_further_from_the_training_images_than_they_are(card: ModelCard
     scores = np.array([one.ood_score for (one,) in told.predict(np.concatenate([usual, strange]))], dtype=float)
     assert scores[:4].max() < 3 < scores[4:].min()
     assert all(one.ood_score is None for (one,) in plain.predict(usual))
+    assert all(one.is_out_of_distribution for (one,) in told.predict(strange))
+    assert not any(one.is_out_of_distribution for (one,) in told.predict(usual))
+    assert not any(one.is_out_of_distribution for (one,) in plain.predict(strange))
     (tmp_path / FEATURES_FILE).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(WeightsMismatch, match="sha256"):
         Predictor(replace(card, folder=tmp_path, out_of_distribution=known))

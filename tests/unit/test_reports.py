@@ -182,7 +182,7 @@ def test_delivery_keeps_what_was_chosen_and_is_sent_once(session: Session, study
     delivery = facts.delivery_facts(session, delivery_id)
     assert (delivery.sop_class_uid, delivery.reason) == (SR_ENHANCED.sop_class_uid, "no association")
     for _ in range(2):
-        facts.record_sent(session, delivery_id, **chosen, now=NOON)
+        facts.record_sent(session, delivery_id, now=NOON)
     assert facts.delivery_facts(session, delivery_id).state is DeliveryState.SENT
     assert actions(session)[-2:] == [Action.DELIVERY_DELAYED, Action.DELIVERY_SENT]
 
@@ -256,7 +256,7 @@ def finished(session: Session) -> UUID:
     judge(session, accepted.instance_id)
     built(session, accepted.study_id)
     delivery_id = jobs(session, JobKind.DELIVER)[0].subject_id
-    facts.record_sent(session, delivery_id, sop_class_uid="1", sop_instance_uid="2", now=NOON)
+    facts.record_sent(session, delivery_id, now=NOON)
     end_jobs(session, delivery_id)
     return accepted.study_id
 

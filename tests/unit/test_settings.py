@@ -6,6 +6,7 @@ import pytest
 
 from pacs_node.errors import ConfigError
 from pacs_node.settings import Settings, load_settings
+from pacs_node.settings_trail import changed_keys
 
 SHIPPED = Path(__file__).parents[2] / "config.toml"
 
@@ -29,7 +30,8 @@ def test_shipped_config_names_every_key() -> None:
     text = SHIPPED.read_text(encoding="utf-8")
     for name, field in Settings.model_fields.items():
         for key in getattr(field.annotation, "model_fields", {}):
-            assert f"\n{key} =" in text or f"\n# {key} =" in text or f"[[{name}.{key}]]" in text, f"{name}.{key}"
+            is_table = f"[[{name}.{key}]]" in text or f"\n[{name}.{key}]" in text
+            assert f"\n{key} =" in text or f"\n# {key} =" in text or is_table, f"{name}.{key}"
 
 
 def test_relative_folders_are_relative_to_the_file(tmp_path: Path) -> None:
@@ -44,6 +46,16 @@ def test_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert (settings.dicom.port, settings.dicom.listeners) == (10104, 1)
 
 
+def test_a_changed_key_is_named_once_without_its_value(tmp_path: Path) -> None:
+    def start(text: str) -> list[str]:
+        return changed_keys(load_settings(write(tmp_path, f'[node]\ndata_dir = "."\n{text}')))
+
+    assert start("") == []
+    assert start("[web]\nport = 8001\n[study]\nsettle_s = 3\n") == ["study.settle_s", "web.port"]
+    assert start("[web]\nport = 8001\n[study]\nsettle_s = 3\n") == []
+    assert "8001" not in (tmp_path / "settings.digests").read_text(encoding="ascii")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -52,7 +64,13 @@ def test_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("[dicom]\nport = 70000\n", "dicom.port: "),
         ('[dicom]\nae_title = "A_TITLE_THAT_IS_TOO_LONG"\n', "is not an AE title"),
         ('[dicom]\nhost = "0.0.0.0"\n', "list who may send"),
-        ('[web]\nhost = "0.0.0.0"\n', "no logins yet"),
+        ('[web]\nhost = "0.0.0.0"\n', "give tls_certificate"),
+        ('[web]\nhost = "0.0.0.0"\nauthentication = "off"\n', "needs authentication"),
+        ('[web]\ntls_certificate = "web.crt"\n', "belong together"),
+        ('[web]\ncors_origins = ["*"]\n', "not an origin"),
+        ('[web.oidc]\nissuer = "http://login.example.org"\n', "https://"),
+        ('[web.oidc]\nissuer = "https://login.example.org"\n', "client_id"),
+        ('[[web.groups]]\nname = "ward a"\nsenders = ["CR"]\n', "web.groups.0.name"),
         ('[[dicom.peers]]\nae_title = "CR"\naddresses = ["999.1.1.1"]\n', "dicom.peers.0.addresses"),
         ('[[destinations]]\nname="a"\nae_title="A"\nhost="h"\nport=1\n' * 2, "same name"),
         ("[dicom\n", "cannot be read"),

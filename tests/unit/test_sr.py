@@ -35,6 +35,7 @@ from tests.reports import (
     make_predecessor,
     make_prediction,
     make_study_report,
+    reviewed,
     revised,
 )
 
@@ -320,3 +321,42 @@ def test_nothing_about_the_patient_is_warned_about_or_logged(
         to_bytes(build_sr(study, Comprehensive3DSRStorage))
     assert not recwarn.list
     assert not [record for record in caplog.records if "OneWordName" in record.getMessage()]
+
+
+# Readers' reports
+
+
+@pytest.mark.parametrize(
+    ("answer", "presence", "said"),
+    [
+        (Answer.PRESENT, "Present", "The reader agrees with the AI result (AI: PRESENT, 93.1 %). Pneumonia: PRESENT."),
+        (Answer.ABSENT, "Absent", "The reader disagrees with the AI result (AI: PRESENT, 93.1 %). Pneumonia: ABSENT."),
+        (Answer.UNDETERMINED, "Undetermined", "The reader disagrees with the AI result"),
+    ],
+)
+def test_readers_report_is_verified_and_gives_no_number(answer: Answer, presence: str, said: str) -> None:
+    study = make_study_report(make_image(2, p=0.07), PRESENT)
+    before, document = built(study), built(reviewed(study, answer, comment="Atelectasis."))
+    assert (document.VerificationFlag, document.PreliminaryFlag) == ("VERIFIED", "FINAL")
+    (observer,) = document.VerifyingObserverSequence
+    assert (str(observer.VerifyingObserverName), observer.VerifyingOrganization) == ("Reader^Ada", "Test hospital")
+    assert observer.VerificationDateTime == "20260304120030"
+    assert texts(document, "Person Observer's Login Name") == ["ada"]
+    assert items(document, "Device Observer UID") == []
+    assert "ContributingEquipmentSequence" not in document
+    assert codes(document, "Presence of property") == [presence]
+    assert numbers(document) == []
+    assert texts(document, "Narrative Summary")[0].startswith(said)
+    assert texts(document, "Comment")[0] == "Atelectasis."
+    decisive = items(before, "Tracking Unique Identifier")[1]
+    assert [item.UID for item in items(document, "Tracking Unique Identifier")] == [decisive.UID]
+
+
+def test_readers_report_stands_in_its_own_series_and_names_the_ai_result() -> None:
+    study = make_study_report(PRESENT)
+    before, document = built(study), built(reviewed(study, Answer.ABSENT))
+    assert document.SeriesInstanceUID != before.SeriesInstanceUID
+    assert (document.SeriesNumber, document.SeriesDescription) == (9002, "AI result - reviewed")
+    replaced = document.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
+    assert replaced.ReferencedSOPInstanceUID == before.SOPInstanceUID
+    assert replaced.PurposeOfReferenceCodeSequence[0].CodeValue == "121362"

@@ -18,9 +18,18 @@ from pydicom.uid import (
     JPEGBaseline8Bit,
 )
 
-from models.codes import ADVICE
 from models.predictor import Prediction
-from models.suitability import CODES, Examination, Severity, examine, examine_file, warnings_of
+from models.suitability import (
+    CODES,
+    Examination,
+    Severity,
+    examine,
+    examine_file,
+    make_warning,
+    pixel_codes,
+    settled,
+    warnings_of,
+)
 from tests.builders import data_folder, draw_chest, make_card, make_population, make_radiograph, store_pixels
 
 CARD = make_card()
@@ -84,6 +93,7 @@ def test_frontal_chest_of_a_child_is_fit_without_remark(modality: str) -> None:
         ("several_frames", {"NumberOfFrames": 2}),
         ("low_resolution", {"rows": 223}),
         ("blank_image", {"pixels": np.full((240, 232), 0.5)}),
+        ("no_chest_seen", {"pixels": np.indices((240, 232)).sum(0) // 28 % 2}),
         ("age_outside_card", {"patient_age": "056Y"}),
     ],
 )
@@ -219,27 +229,27 @@ def test_no_text_carries_a_patient_attribute_or_an_open_blank() -> None:
 
 
 def test_every_code_has_a_sentence_for_the_radiologist_and_one_for_the_admin() -> None:
-    assert list(CODES) == list(ADVICE)
-    for code, (severity, text) in CODES.items():
-        assert severity in Severity
-        assert text.endswith("."), code
-        assert ADVICE[code].endswith("."), code
-        assert "{" not in ADVICE[code], code
+    for code, row in CODES.items():
+        assert row.code == code
+        assert row.text.endswith("."), code
+        assert row.advice.endswith("."), code
+        assert "{" not in row.advice, code
+        assert not row.is_no_answer or row.severity is Severity.WARNING, code
 
 
 STABLE = {
-    "forbids": "wrong_modality not_chest body_part_unknown not_frontal turned not_human for_processing "
+    "forbids": "wrong_modality not_chest no_chest_seen body_part_unknown not_frontal turned not_human for_processing "
     "derived_secondary no_pixels undecodable left_justified_bits colour several_frames low_resolution blank_image "
-    "age_outside_card processing_failed decode_timeout",
+    "age_outside_card rejected_by_sender processing_failed decode_timeout",
     "warning": "age_unknown view_unknown secondary_capture lut_shape_contradicts burned_in_annotation low_confidence "
-    "inverted looks_turned exposure_out_of_range low_contrast clipped much_padding",
-    "note": "lossy_source no_window stored_in_colour ap_or_portable identity_incomplete",
+    "inverted looks_turned exposure_out_of_range low_contrast clipped much_padding out_of_distribution",
+    "note": "lossy_source no_window stored_in_colour ap_or_portable identity_incomplete first_seen_device",
 }
 """Names and severities stand in databases, reports and other programs: they may be added to, not changed."""
 
 
 def test_codes_keep_their_names_and_severities() -> None:
-    found = {code: severity.value for code, (severity, _) in CODES.items()}
+    found = {code: row.severity.value for code, row in CODES.items()}
     assert found == {code: severity for severity, codes in STABLE.items() for code in codes.split()}
 
 
@@ -276,14 +286,66 @@ def test_compressed_rubbish_is_undecodable() -> None:
     assert codes_of(examine(dataset, CARD)) == {"undecodable"}
 
 
+def make_prediction(probability: float, **more: Any) -> Prediction:
+    return Prediction(
+        finding="pneumonia", probability=probability, threshold=0.5, abstain_low=0.4, abstain_high=0.6,
+        model_name="drawn", model_version="0.0.1", **more,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(("probability", "is_low"), [(0.39, False), (0.4, True), (0.59, True), (0.6, False)])
 def test_low_confidence_is_said_inside_the_abstain_band(probability: float, is_low: bool) -> None:
-    prediction = Prediction(
-        finding="pneumonia", probability=probability, threshold=0.5, abstain_low=0.4, abstain_high=0.6,
-        model_name="drawn", model_version="0.0.1",
-    )  # fmt: skip
+    prediction = make_prediction(probability)
     assert [warning.code for warning in warnings_of(prediction)] == (["low_confidence"] if is_low else [])
     assert all("40 to 60 %" in warning.text for warning in warnings_of(prediction))
+
+
+@pytest.mark.parametrize(
+    ("score", "limit", "is_said"), [(None, None, False), (1.0, None, False), (1.3, 1.3, False), (1.31, 1.3, True)]
+)
+def test_image_over_the_cards_limit_is_out_of_distribution(
+    score: float | None, limit: float | None, is_said: bool
+) -> None:
+    prediction = make_prediction(0.99, ood_score=score, ood_limit=limit)
+    assert [warning.code for warning in warnings_of(prediction)] == (["out_of_distribution"] if is_said else [])
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.5, 0.99, 1.0])
+@pytest.mark.parametrize("code", ["inverted", "out_of_distribution"])
+def test_probability_that_is_no_answer_lies_in_the_abstain_band(code: str, probability: float) -> None:
+    is_strange = code == "out_of_distribution"
+    seen = () if is_strange else (make_warning(code),)
+    prediction = make_prediction(probability, ood_score=2.0 if is_strange else 1.0, ood_limit=1.5)
+    ((found,), warnings) = settled([prediction], seen)
+    assert found.abstain_low <= probability < found.abstain_high
+    assert (found.probability, found.threshold) == (probability, 0.5)
+    assert code in [warning.code for warning in warnings]
+    assert settled([prediction], seen) == ((found,), warnings)
+
+
+def test_warning_that_leaves_the_answer_alone_leaves_it_alone() -> None:
+    prediction = make_prediction(0.9)
+    remark = make_warning("view_unknown")
+    assert settled([prediction, prediction], [remark]) == ((prediction, prediction), (remark,))
+
+
+def test_pixels_that_show_no_chest_say_nothing_else() -> None:
+    noise_1HW = np.random.default_rng(1).random((1, 224, 224)).astype(np.float32)
+    assert pixel_codes(noise_1HW) == ["no_chest_seen"]
+    assert pixel_codes(np.full((1, 224, 224), 0.5, dtype=np.float32)) == ["blank_image"]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "device"),
+    [
+        ({"Manufacturer": " Fuji ", "ManufacturerModelName": "CR-1"}, ("FUJI", "CR-1", "DIRECT")),
+        ({"Manufacturer": None, "ManufacturerModelName": "x" * 99, "DetectorType": None}, ("", "X" * 64, "")),
+        ({"Manufacturer": "", "ManufacturerModelName": None}, None),
+    ],
+)
+def test_examination_says_what_took_the_image(attributes: dict[str, Any], device: tuple[str, ...] | None) -> None:
+    found = examined(**({"DetectorType": "DIRECT"} | attributes)).device
+    assert (found and (found.manufacturer, found.model_name, found.detector_type)) == device
 
 
 def test_real_frontal_chest_radiographs_are_refused_for_age_only() -> None:

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom.dataset import Dataset
 
-from pacs_node.web.render import REFUSAL_S, Drawing, _Memory, draw_png
+from pacs_node.web.dicom_views import as_json, as_page
+from pacs_node.web.render import REFUSAL_S, Drawing, Form, _Memory, draw_picture, size_of
 from tests.builders import make_radiograph, save
+
+FORMS: tuple[Form, ...] = ("png", "webp")
 
 
 def opened(png: bytes | str) -> Image.Image:
     assert isinstance(png, bytes), png
     return Image.open(io.BytesIO(png))
+
+
+def draw_png(path: str, size: int, window: tuple[float, float] | None, **options: Any) -> bytes | str:
+    return draw_picture(path, Drawing(digest="", size=size, window=window, **options))
 
 
 def test_both_polarities_are_drawn_alike(tmp_path: Path) -> None:
@@ -55,12 +65,14 @@ def test_missing_file_is_said_to_be_purged(tmp_path: Path) -> None:
 
 def test_etag_depends_on_everything_that_changes_pixels() -> None:
     drawings = [
-        Drawing(digest=digest, size=size, window=window)
+        Drawing(digest=digest, size=size, window=window, form=form, heatmap=heatmap)
         for digest in ("a", "b")
         for size in (64, 128)
         for window in (None, (1.0, 2.0))
+        for form in FORMS
+        for heatmap in (None, "h.png")
     ]
-    assert len({drawing.etag for drawing in drawings}) == 8
+    assert len({drawing.etag for drawing in drawings}) == 32
 
 
 def test_memory_is_bounded_and_forgets_refusals() -> None:
@@ -74,3 +86,63 @@ def test_memory_is_bounded_and_forgets_refusals() -> None:
     assert memory.get("a", now=1) is None, "the one used longest ago goes first"
     memory.put("huge", b"x" * 11, now=0)
     assert memory.get("huge", now=1) is None
+
+
+def test_webp_is_drawn_where_it_is_asked_for(tmp_path: Path) -> None:
+    path = str(save(make_radiograph(rows=96, columns=80), tmp_path / "a.dcm"))
+    assert opened(draw_png(path, 48, None, form="webp")).format == "WEBP"
+
+
+def test_heat_map_colours_where_it_is_warm_alone(tmp_path: Path) -> None:
+    path = str(save(make_radiograph(rows=96, columns=80), tmp_path / "a.dcm"))
+    heat_HW = np.zeros((16, 16), np.uint8)
+    heat_HW[:, 12:] = 255
+    Image.fromarray(heat_HW).save(tmp_path / "heat.png")
+    heated_HW3 = np.asarray(opened(draw_png(path, 96, None, heatmap=str(tmp_path / "heat.png"))), int)
+    colourful_HW = np.ptp(heated_HW3, axis=2) > 0
+    assert heated_HW3.shape == (96, 80, 3)
+    assert not colourful_HW[:, :50].any()
+    assert colourful_HW[:, 70:].all()
+
+
+def test_size_is_told_and_what_is_no_image_has_none(tmp_path: Path) -> None:
+    assert size_of(str(save(make_radiograph(rows=96, columns=80), tmp_path / "a.dcm"))) == (96, 80)
+    (tmp_path / "b.dcm").write_bytes(b"no DICOM")
+    assert size_of(str(tmp_path / "b.dcm")) == "it has no rows and columns"
+
+
+def test_dicom_json_names_the_file_in_place_of_its_pixels(tmp_path: Path) -> None:
+    path = str(save(make_radiograph(rows=96, columns=80), tmp_path / "a.dcm"))
+    found = as_json(path, "/api/v1/instances/x/dicom")
+    assert isinstance(found, bytes)
+    (dataset,) = json.loads(found)
+    assert dataset["00280010"] == {"vr": "US", "Value": [96]}
+    assert dataset["7FE00010"]["BulkDataURI"] == "/api/v1/instances/x/dicom"
+
+
+def test_page_of_a_hostile_object_holds_no_mark_up_of_its_own(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>^\"'&"
+    page = as_page(str(save(make_radiograph(patient_name=evil, StudyDescription=evil), tmp_path / "a.dcm")))
+    assert isinstance(page, bytes)
+    assert b"<script" not in page
+    assert b"&lt;script&gt;" in page
+
+
+def test_page_of_a_report_tells_its_content_tree(tmp_path: Path) -> None:
+    report = make_radiograph()
+    report.ContentSequence = [content("TEXT", "Finding", TextValue="Nothing <b>seen</b>")]
+    report.ContentSequence[0].ContentSequence = [content("UIDREF", "Source", UID="1.2.3")]
+    page = as_page(str(save(report, tmp_path / "a.dcm")))
+    assert isinstance(page, bytes)
+    assert b'data-depth="1"><strong>' not in page.split(b"Finding")[0]
+    assert b"Nothing &lt;b&gt;seen&lt;/b&gt;" in page
+    assert b"1.2.3" in page
+
+
+def content(kind: str, name: str, **values: str) -> Dataset:
+    item, concept = Dataset(), Dataset()
+    concept.CodeValue, concept.CodingSchemeDesignator, concept.CodeMeaning = "1", "99TEST", name
+    item.ValueType, item.ConceptNameCodeSequence = kind, [concept]
+    for keyword, value in values.items():
+        setattr(item, keyword, value)
+    return item

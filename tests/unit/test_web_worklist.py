@@ -9,6 +9,7 @@ from uuid import uuid4
 from db.facts import DeliveryLine, StudySummary, WarningFacts
 from db.tables import Answer, DeliveryState
 from pacs_node.web import worklist
+from pacs_node.web.worklist import Choice
 from tests.records import MINUTE, NOON
 
 
@@ -60,7 +61,7 @@ STUDIES = [
 
 def listed(view: str = "all", studies: list[StudySummary] = STUDIES) -> worklist.WorkList:
     rows = [worklist.row_of(study, NOON) for study in studies]
-    return worklist.list_view(rows, view=view, sender="", senders=["CR_ROOM_1"], is_first_page=True, now=NOON)
+    return worklist.list_view(rows, view=view, choice=Choice(senders=["CR_ROOM_1"]), now=NOON)
 
 
 def names(work: worklist.WorkList) -> list[str]:
@@ -111,18 +112,18 @@ def test_longest_wait_comes_first_among_equals() -> None:
 def test_empty_list_says_why() -> None:
     assert listed("positive", [STUDIES[0]]).silence == worklist.Silence(
         title="No study matches this view.",
-        text="Studies on this page: 1; answered by a reader: 0.",
+        text="Studies in the list: 1; answered by a reader: 0.",
         href="/?view=all",
         action="Show all studies",
     )
-    nothing = worklist.list_view([], view="open", sender="", senders=[], is_first_page=True, now=NOON)
+    nothing = worklist.list_view([], view="open", choice=Choice(), now=NOON)
     assert nothing.silence is not None
     assert nothing.silence.title == "Nothing has been received yet."
 
 
 def test_older_pages_and_searches_stand_still() -> None:
     assert listed().is_live
-    older = worklist.list_view([], view="all", sender="", senders=["X"], is_first_page=False, now=NOON)
+    older = worklist.list_view([], view="all", choice=Choice(senders=["X"]), is_first_page=False, now=NOON)
     assert not older.is_live
     assert not worklist.search_view([], "Doe", NOON).is_live
 
@@ -138,3 +139,28 @@ def test_study_whose_report_failed_says_so_and_is_found_among_the_undelivered() 
     assert (row.report.short, row.report.is_bad) == ("Not built", True)
     assert row.sentences[0].lead == "Failed:"
     assert "its report could not be built" in row.sentences[0].text
+
+
+def test_list_without_open_studies_says_that_the_node_receives() -> None:
+    rows = [worklist.row_of(make_summary("read", Answer.ABSENT, 0.1, is_reviewed=True), NOON)]
+    said = "its last image came at 08:40 from CR_ROOM_1"
+    list_ = worklist.list_view([], view="open", choice=Choice(), others=rows, last_received=said, now=NOON)
+    assert list_.silence is not None
+    assert list_.silence.title == "Nothing waits for a reader."
+    assert said in list_.silence.text
+
+
+def test_filters_stand_in_the_address_and_are_offered_to_be_cleared() -> None:
+    choice = Choice(sender="CR 1", period="7", probability_from=0.25)
+    list_ = worklist.list_view([], view="open", choice=choice, now=NOON)
+    assert list_.views[0].href == "/?view=open&sender=CR+1&period=7&from=0.25"
+    assert list_.silence is not None
+    assert list_.silence.action == "Clear the filters"
+    assert choice.has_more
+    assert not Choice(sender="CR 1").has_more
+
+
+def test_studies_beyond_the_page_count_once() -> None:
+    row = worklist.row_of(STUDIES[0], NOON)
+    list_ = worklist.list_view([row], view="open", choice=Choice(), others=[row], now=NOON)
+    assert list_.views[0].count == 1

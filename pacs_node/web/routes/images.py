@@ -1,38 +1,64 @@
-"""One image: what is known about it, and its picture."""
+"""Images: lists, one in full, its picture, its DICOM file, and judging it once more."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 
 from db import facts
-from db.engine import read_scope
+from db.audit import Action
+from db.engine import db_now, read_scope, session_scope
 from db.facts import InstanceDetail
+from db.tables import InstanceState
+from pacs_node.web.access import Role, requires
 from pacs_node.web.context import Web, WebContext
+from pacs_node.web.dicom_files import FILE, FileForm, dicom_file
+from pacs_node.web.listing import Listed, page_of
 from pacs_node.web.problems import documented
 from pacs_node.web.query import refuse
-from pacs_node.web.render import SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, Drawing
+from pacs_node.web.render import SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, Drawing, Form
 from pacs_node.web.routes import API
-from pacs_node.web.schemas import InstanceOut
+from pacs_node.web.schemas import Done, InstanceLine, InstanceOut, Page
 
-router = APIRouter(prefix=f"{API}/instances", tags=["images"], responses=documented(404, 422, 503))
+router = APIRouter(
+    prefix=f"{API}/instances",
+    tags=["images"],
+    responses=documented(404, 422, 503),
+    dependencies=[requires(Role.RADIOLOGIST, Role.ADMIN, Role.SERVICE)],
+)
 
 THUMBNAIL = 160
 """Pixels; larger pictures are views of the study, which are audited."""
 Size = Annotated[int, Query(ge=SIZE_MIN, le=SIZE_MAX, description="Longest side in pixels; never enlarged.")]
 Value = Annotated[
-    float, Query(ge=-1e7, le=1e7, allow_inf_nan=False, description="In the image's own units, with `width`.")
+    float,
+    Query(ge=-1e7, le=1e7, allow_inf_nan=False, examples=[2048], description="In the image's own units, with `width`."),
 ]
 Width = Annotated[
-    float, Query(gt=0, le=1e7, allow_inf_nan=False, description="In the image's own units, with `center`.")
+    float,
+    Query(gt=0, le=1e7, allow_inf_nan=False, examples=[4096], description="In the image's own units, with `center`."),
 ]
+Overlay = Annotated[
+    str | None, Query(pattern="^heatmap$", description="Where the model saw its finding, in red to yellow.")
+]
+PICTURE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/png": {}, "image/webp": {}}},
+    304: {"description": "Not Modified"},
+}
+
+
+@router.get("", summary="List images")
+def list_instances(web: WebContext, asked: Listed, state: InstanceState | None = None) -> Page[InstanceLine]:
+    """Return one page of images, the last received first; `state=failed` lists what can be run again."""
+    with read_scope(web.engine) as session:
+        return page_of(InstanceLine, facts.list_instances(session, asked, state=state))
 
 
 @router.get("/{instance_id}", summary="One image in full")
 def get_instance(web: WebContext, instance_id: UUID) -> InstanceOut:
-    """Return the image's state, results and warnings."""
+    """Return the image's state, results and warnings; the view is audited."""
     instance = detail_of(web, instance_id)
     web.note_view(instance.study_id, "detail")
     own = {name: getattr(instance, name) for name in InstanceOut.model_fields if hasattr(instance, name)}
@@ -42,12 +68,7 @@ def get_instance(web: WebContext, instance_id: UUID) -> InstanceOut:
     return InstanceOut.model_validate(of_image | own)
 
 
-@router.get(
-    "/{instance_id}/image",
-    summary="The image as PNG",
-    response_class=Response,
-    responses={200: {"content": {"image/png": {}}}, 304: {"description": "Not Modified"}},
-)
+@router.get("/{instance_id}/image", summary="The image as PNG or WebP", response_class=Response, responses=PICTURE)
 def get_image(
     web: WebContext,
     request: Request,
@@ -55,18 +76,50 @@ def get_image(
     size: Size = SIZE_DEFAULT,
     center: Value | None = None,
     width: Width | None = None,
+    overlay: Overlay = None,
+    form: Annotated[Form, Query(alias="format")] = "png",
 ) -> Response:
-    """Return the radiograph as an 8-bit grey PNG, windowed as the model sees it or by `center` and `width`.
+    """Return the radiograph as an 8-bit picture, windowed as the model sees it or by `center` and `width`.
 
-    Above 160 pixels it is a view of the study, which is audited.
+    Above 160 pixels it is a view of the study, which is audited. A heat map is there once one was drawn; until then
+    asking for it is answered by 404.
     """
     if (center is None) != (width is None):
         raise refuse("center", "center and width belong together")
     window = (center, width) if center is not None and width is not None else None
     instance = detail_of(web, instance_id)
+    heatmap = _heatmap(web, instance_id) if overlay else None
     if size > THUMBNAIL:
         web.note_view(instance.study_id, "image")
-    return picture(web, request, instance, size=size, window=window)
+    drawing = Drawing(digest=instance.digest, size=size, window=window, form=form, heatmap=heatmap)
+    return picture(web, request, instance, drawing)
+
+
+@router.get("/{instance_id}/dicom", summary="The image's DICOM file", response_class=Response, responses=FILE)
+def get_dicom(web: WebContext, instance_id: UUID, form: FileForm = "dicom") -> Response:
+    """Return the file as it was received, as DICOM JSON, or as a page to read; audited, for it names the patient."""
+    instance = detail_of(web, instance_id)
+    if instance.is_purged:
+        raise HTTPException(404, "The input images of this study were purged after the retention time.")
+    web.note(Action.DICOM_FETCHED, instance_id, {"study_id": str(instance.study_id), "form": form})
+    return dicom_file(
+        web, instance.image.path, name=str(instance_id), form=form, address=f"{router.prefix}/{instance_id}/dicom"
+    )
+
+
+@router.post(
+    "/{instance_id}/rerun",
+    summary="Judge the image once more",
+    status_code=202,
+    responses=documented(409),
+    dependencies=[requires(Role.ADMIN)],
+)
+def rerun(web: WebContext, instance_id: UUID) -> Done:
+    """Queue the image for the model that is active now; what was said about it stands until then. Audited."""
+    with session_scope(web.engine) as session:
+        now = db_now(session)
+        study_id = facts.rerun_instance(session, instance_id, actor=web.caller.actor, now=now)
+    return Done(study_id=study_id, subject_id=instance_id, detail="The image waits to be judged again.")
 
 
 def detail_of(web: Web, instance_id: UUID) -> InstanceDetail:
@@ -75,15 +128,21 @@ def detail_of(web: Web, instance_id: UUID) -> InstanceDetail:
         return facts.instance_detail(session, instance_id)
 
 
-def picture(
-    web: Web, request: Request, instance: InstanceDetail, *, size: int, window: tuple[float, float] | None
-) -> Response:
+def picture(web: Web, request: Request, instance: InstanceDetail, drawing: Drawing) -> Response:
     """Return the drawing, or 304 where the browser has it; it asks each time: nothing is shown after a purge."""
     if instance.is_purged:
         raise HTTPException(404, "The input images of this study were purged after the retention time.")
-    drawing = Drawing(digest=instance.digest, size=size, window=window)
     headers = {"ETag": drawing.etag, "Cache-Control": "private, no-cache"}
     if drawing.etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    png = web.renderer.draw(web.store.absolute(instance.image.path), drawing)
-    return Response(png, media_type="image/png", headers=headers)
+    drawn = web.renderer.draw(web.store.absolute(instance.image.path), drawing)
+    return Response(drawn, media_type=f"image/{drawing.form}", headers=headers)
+
+
+def _heatmap(web: Web, instance_id: UUID) -> str:
+    with read_scope(web.engine) as session:
+        key = facts.heatmap_of(session, instance_id)
+    path = web.store.absolute(key) if key else None
+    if path is None or not path.is_file():
+        raise HTTPException(404, "No heat map was drawn for this image, or it was purged.")
+    return str(path)

@@ -8,6 +8,7 @@ from fastapi import APIRouter, HTTPException, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from models.errors import ModelError
+from pacs_node.web.access import Role, requires, requires_off_loopback, requires_to_predict
 from pacs_node.web.context import WebContext
 from pacs_node.web.metrics import exposition
 from pacs_node.web.problems import documented
@@ -15,15 +16,18 @@ from pacs_node.web.readiness import check_all
 from pacs_node.web.schemas import Health, ModelInfo, Readiness, ReadinessCheck
 
 router = APIRouter(tags=["node"])
+FOR_MACHINES = requires_off_loopback(Role.SERVICE, Role.ADMIN)
 
 
-@router.get("/health", summary="Is the web process alive?")
-def health() -> Health:
+@router.get("/health", summary="Is the web process alive?", dependencies=[requires(Role.PUBLIC)])
+def health(web: WebContext) -> Health:
     """Answer without touching database or disk: for whoever restarts processes."""
-    return Health(status="ok", api_version="v1")
+    return Health(status="ok", api_version="v1", model_loaded=web.predictions.loaded is not None)
 
 
-@router.get("/ready", summary="Can the node do its work?", responses={503: {"model": Readiness}})
+@router.get(
+    "/ready", summary="Can the node do its work?", responses={503: {"model": Readiness}}, dependencies=[FOR_MACHINES]
+)
 def ready(web: WebContext, response: Response) -> Readiness:
     """Check database, store, model and queue; 503 names the one that fails."""
     checks = check_all(web)
@@ -35,20 +39,27 @@ def ready(web: WebContext, response: Response) -> Readiness:
     )
 
 
-@router.get("/metrics", summary="Numbers for Prometheus", response_class=Response)
+@router.get("/metrics", summary="Numbers for Prometheus", response_class=Response, dependencies=[FOR_MACHINES])
 def metrics(web: WebContext) -> Response:
     """Return text exposition; read from the database, without any patient attribute."""
     return Response(exposition(web), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/model/info", summary="Which model answers", responses=documented(503))
+@router.get(
+    "/model/info",
+    summary="Which model answers",
+    responses=documented(503),
+    dependencies=[requires_to_predict()],
+)
 def model_info(web: WebContext) -> ModelInfo:
     """Return what the active model's card says."""
     try:
         card = web.card()
     except ModelError as error:
         raise HTTPException(503, str(error)) from error
-    return ModelInfo.of(card, _count_parameters(card.network, len(card.outputs)))
+    loaded = web.predictions.loaded
+    device = loaded.predictor.device if loaded else web.settings.worker.device
+    return ModelInfo.of(card, _count_parameters(card.network, len(card.outputs)), device)
 
 
 @lru_cache(maxsize=8)

@@ -1,7 +1,13 @@
-"""The pages people open: worklist and study. Words come from `worklist` and `reading`, looks from the templates."""
+"""The pages readers open: worklist and study. Words come from `worklist` and `reading`, looks from the templates.
+
+Quality and administration have their own rooms beside this one and hang on its router.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date, datetime, timedelta
 from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qs
 from uuid import UUID
@@ -13,24 +19,30 @@ from pydantic import BaseModel, ValidationError
 
 from db import facts
 from db.engine import Session, db_now, read_scope
-from db.facts import StudySummary
+from db.facts import StudyDetail, StudySummary
+from db.facts.study_filters import StudyFilters
 from db.tables import Verdict
-from pacs_node.web import worklist
+from pacs_node.web import words, worklist
+from pacs_node.web.access import Role, requires
 from pacs_node.web.context import Web, WebContext
 from pacs_node.web.query import Cursor, cursor_out
-from pacs_node.web.reading import study_view
+from pacs_node.web.reading import Shown, study_view
 from pacs_node.web.routes.reviews import add_review
 from pacs_node.web.routes.studies import detail_of
 from pacs_node.web.schemas import NewReview, StudySearch
+from pacs_node.web.worklist import Choice
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, dependencies=[requires(Role.RADIOLOGIST, Role.ADMIN)])
 
 Sent = TypeVar("Sent", bound=BaseModel)
 ROWS = 100
 """Studies on one page of the worklist."""
+PRIORS, PRIORS_SHOWN = 20, 4
+"""Earlier studies of a patient that are looked at, and that are shown."""
 FORM = "application/x-www-form-urlencoded"
 Sender = Annotated[str, Query(max_length=16, pattern=r"^[\x20-\x5b\x5d-\x7e]*$")]
 """Empty = all: it comes from a form."""
+PROBABILITY = r"^(0(\.[0-9]{1,6})?|1(\.0{1,6})?)?$"
 ViewName = Annotated[str, Query(pattern="^(open|positive|silent|undelivered|all)$")]
 
 
@@ -50,18 +62,74 @@ async def _form(request: Request) -> dict[str, str]:
 Form = Annotated[dict[str, str], Depends(_form)]
 
 
+def _choice(
+    sender: Sender = "",
+    period: Annotated[str, Query(pattern=r"^(1|7|30)?$")] = "",
+    probability_from: Annotated[str, Query(alias="from", pattern=PROBABILITY)] = "",
+    probability_to: Annotated[str, Query(alias="to", pattern=PROBABILITY)] = "",
+    model_version: Annotated[str, Query(alias="version", pattern=r"^([0-9]{1,9}(\.[0-9]{1,9}){2})?$")] = "",
+) -> Choice:
+    """Read the filters of the worklist; empty = not set, for they come from a form."""
+    return Choice(
+        sender=sender,
+        period=period,
+        probability_from=float(probability_from) if probability_from else None,
+        probability_to=float(probability_to) if probability_to else None,
+        model_version=model_version,
+    )
+
+
 @router.get("/")
 def show_worklist(
-    web: WebContext, request: Request, view: ViewName = "open", sender: Sender = "", cursor: Cursor = None
+    web: WebContext,
+    request: Request,
+    asked: Annotated[Choice, Depends(_choice)],
+    view: ViewName = "open",
+    cursor: Cursor = None,
 ) -> HTMLResponse:
-    """Show the newest studies in the order of need."""
+    """Show the newest studies in the order of need; those that a reader answered do not push others off the page."""
+    is_of_all = view in ("all", "undelivered")
     with read_scope(web.engine) as session:
-        studies, following = facts.list_studies(session, calling_ae_title=sender or None, limit=ROWS, cursor=cursor)
-        senders, now = facts.list_senders(session), db_now(session)
+        now = db_now(session)
+        senders = [s for s in facts.list_senders(session) if web.caller.visible is None or s in web.caller.visible]
+        versions = sorted({known.version for known in facts.list_model_versions(session)})
+        choice = replace(asked, senders=senders, model_versions=versions)
+        wanted = _wanted(web, choice, now)
+        unread = wanted | {"is_reviewed": False}
+        page, other = (wanted, unread) if is_of_all else (unread, wanted)
+        studies, following = facts.list_studies(session, limit=ROWS, cursor=cursor, **page)
+        others = [] if cursor else facts.list_studies(session, limit=ROWS, **other)[0]
     rows = [worklist.row_of(study, now) for study in studies]
-    shown = worklist.list_view(rows, view=view, sender=sender, senders=senders, is_first_page=cursor is None, now=now)
-    older = worklist.href(view=view, sender=sender, cursor=cursor_out(following)) if following else ""
-    return _page(web, request, "worklist.html", {"page": "worklist", "list": shown, "older": older})
+    shown = worklist.list_view(
+        rows,
+        view=view,
+        choice=choice,
+        others=[worklist.row_of(study, now) for study in others],
+        last_received=_last_received([*studies, *others], now),
+        is_first_page=cursor is None,
+        now=now,
+    )
+    older = worklist.href(view=view, cursor=cursor_out(following), **choice.query) if following else ""
+    context = {"page": "worklist", "list": shown, "older": older, "periods": worklist.PERIODS}
+    return show(web, request, "worklist.html", context)
+
+
+def _wanted(web: Web, choice: Choice, now: datetime) -> StudyFilters:
+    return {
+        "calling_ae_title": choice.sender or None,
+        "received_from": now - timedelta(days=int(choice.period)) if choice.period else None,
+        "probability_from": choice.probability_from,
+        "probability_to": choice.probability_to,
+        "model_version": choice.model_version or None,
+        "visible": web.caller.visible,
+    }
+
+
+def _last_received(studies: Sequence[StudySummary], now: datetime) -> str:
+    if not studies:
+        return ""
+    newest = max(studies, key=lambda study: study.last_received_at)
+    return f"its last image came at {words.clock(newest.last_received_at, now)} from {newest.calling_ae_title}"
 
 
 @router.post("/")
@@ -69,51 +137,75 @@ def search(web: WebContext, request: Request, form: Form) -> HTMLResponse:
     """Show the studies of the patient or order that was typed; a form, so that no address names a patient."""
     sought = _checked(StudySearch, patient_name=form.get("q", "")).patient_name or ""
     with read_scope(web.engine) as session:
-        found = _search(session, sought) if sought else []
+        found = _search(session, sought, web.caller.visible) if sought else []
         now = db_now(session)
     if sought:
         web.note_search(len(found))
     rows = [worklist.row_of(study, now) for study in found]
-    return _page(
+    return show(
         web,
         request,
         "worklist.html",
-        {"page": "worklist", "list": worklist.search_view(rows, sought, now), "older": ""},
+        {"page": "worklist", "list": worklist.search_view(rows, sought, now), "older": "", "periods": {}},
     )
 
 
-def _search(session: Session, sought: str) -> list[StudySummary]:
+def _search(session: Session, sought: str, visible: frozenset[str] | None) -> list[StudySummary]:
     """Look in the three places that people type into one box; names are written with a space and kept with a caret."""
     found = [
-        *facts.search_studies(session, accession_number=sought, limit=ROWS),
-        *facts.search_studies(session, patient_id=sought, limit=ROWS),
-        *facts.search_studies(session, patient_name=sought, limit=ROWS),
-        *facts.search_studies(session, patient_name=sought.replace(" ", "^"), limit=ROWS),
+        *facts.search_studies(session, accession_number=sought, visible=visible, limit=ROWS),
+        *facts.search_studies(session, patient_id=sought, visible=visible, limit=ROWS),
+        *facts.search_studies(session, patient_name=sought, visible=visible, limit=ROWS),
+        *facts.search_studies(session, patient_name=sought.replace(" ", "^"), visible=visible, limit=ROWS),
     ]
     return list({study.study_id: study for study in found}.values())[:ROWS]
 
 
 @router.get("/studies/{study_id}")
 def show_study(
-    web: WebContext, request: Request, study_id: UUID, image: UUID | None = None, saved: UUID | None = None
+    web: WebContext, request: Request, study_id: UUID, image: UUID | None = None, beside: UUID | None = None
 ) -> HTMLResponse:
-    """Show one study with its radiograph and the model's answer; the view is audited."""
+    """Show one study with its radiograph and the model's answer; the view is audited, and so is an earlier study's."""
     study = detail_of(web, study_id)
     web.note_view(study_id, "page")
     with read_scope(web.engine) as session:
-        now = db_now(session)
-    view = study_view(study, chosen=image, saved=saved, now=now)
-    return _page(web, request, "study.html", {"page": "study", "study": view})
+        reviews, priors, now = facts.review_state(session, study_id), _priors(web, session, study), db_now(session)
+    if beside in [prior.summary.study_id for prior in priors]:
+        web.note_view(beside, "beside")
+    shown = Shown(image=image, beside=beside, viewer_url=web.settings.web.viewer_url)
+    view = study_view(study, reviews, priors, shown, now=now)
+    saved = request.query_params.get("saved") == "yes" and "Your answer is saved."
+    return show(web, request, "study.html", {"page": "study", "study": view, "saved": saved})
+
+
+def _priors(web: Web, session: Session, study: StudyDetail) -> list[StudyDetail]:
+    """Return the patient's earlier studies that the caller may see, the newest first.
+
+    The same id from the same issuer is the same patient; an empty id is nobody's.
+    """
+    own = study.summary
+    if not own.patient_id:
+        return []
+    found = facts.search_studies(session, patient_id=own.patient_id, limit=PRIORS, visible=web.caller.visible)
+    earlier = [line.study_id for line in found if _place(line) < _place(own)]
+    details = [facts.study_detail(session, study_id) for study_id in earlier]
+    return [prior for prior in details if prior.issuer_of_patient_id == study.issuer_of_patient_id][:PRIORS_SHOWN]
+
+
+def _place(line: StudySummary) -> tuple[date, datetime]:
+    return line.study_date or line.received_at.date(), line.received_at
 
 
 @router.post("/studies/{study_id}/reviews")
 def post_review(web: WebContext, study_id: UUID, form: Form) -> RedirectResponse:
-    """Keep what the reader said, and show the study again."""
-    wanted = {name: form.get(name, "") for name in ("verdict", "comment", "reviewer")}
-    if wanted["comment"] and not wanted["verdict"]:
-        wanted["verdict"] = Verdict.COMMENT  # the Enter key in the comment
-    review = add_review(web, _checked(NewReview, study_id=study_id, **wanted))
-    return RedirectResponse(f"/studies/{study_id}?saved={review.review_id}", status_code=303)
+    """Keep what the reader said without script, and show the study again."""
+    verdict, _, finding = form.get("answer", "").partition(":")
+    wanted = {"verdict": verdict or Verdict.COMMENT, "comment": form.get("comment", "")}  # Enter in the comment
+    finding = form.get("finding") or finding if verdict == Verdict.DISAGREE else finding
+    wanted |= {"corrected_finding": finding} if finding else {}
+    wanted |= {"reviewer": form["reviewer"]} if "reviewer" in form else {}
+    add_review(web, _checked(NewReview, study_id=study_id, **wanted), tag=form.get("tag"))
+    return RedirectResponse(f"/studies/{study_id}?saved=yes", status_code=303)
 
 
 def _checked(kind: type[Sent], **fields: Any) -> Sent:
@@ -123,6 +215,7 @@ def _checked(kind: type[Sent], **fields: Any) -> Sent:
         raise RequestValidationError(error.errors()) from None
 
 
-def _page(web: Web, request: Request, template: str, context: dict[str, Any]) -> HTMLResponse:
-    page: HTMLResponse = web.templates.TemplateResponse(request, template, context)
+def show(web: Web, request: Request, template: str, context: dict[str, Any]) -> HTMLResponse:
+    """Return a page for the caller."""
+    page: HTMLResponse = web.templates.TemplateResponse(request, template, {"caller": web.caller, **context})
     return page

@@ -5,10 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
+from pacs_node.web.access import Role, requires
 from pacs_node.web.context import WebContext
 from pacs_node.web.policy import REFERENCE_POLICY
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, dependencies=[requires(Role.PUBLIC)])
 
 
 @router.get("/docs")

@@ -6,56 +6,44 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, HTTPException, Query, Request, Response
-from fastapi.responses import FileResponse
 
 from db import facts
 from db.engine import read_scope
-from db.facts import STUDY_STATES, BuiltObject, ReportFacts, StudyDetail
-from db.tables import Answer
+from db.facts import BuiltObject, ReportFacts, StudyDetail
+from db.tables import ObjectKind
+from pacs_node.web.access import Role, requires
 from pacs_node.web.context import Web, WebContext
+from pacs_node.web.dicom_files import FILE, FileForm, dicom_file
 from pacs_node.web.problems import documented
-from pacs_node.web.query import AeTitle, Code, Cursor, Instant, Limit, Version, cursor_out
+from pacs_node.web.query import Cursor, Limit, cursor_out
 from pacs_node.web.reading import decisive_image
+from pacs_node.web.render import Drawing
 from pacs_node.web.routes import API
 from pacs_node.web.routes.images import THUMBNAIL, picture
 from pacs_node.web.schemas import Page, StudyLine, StudyOut, StudySearch
+from pacs_node.web.study_query import Sort, Wanted
 
-router = APIRouter(prefix=f"{API}/studies", tags=["studies"], responses=documented(404, 422, 503))
+router = APIRouter(
+    prefix=f"{API}/studies",
+    tags=["studies"],
+    responses=documented(404, 422, 503),
+    dependencies=[requires(Role.RADIOLOGIST, Role.ADMIN, Role.SERVICE)],
+)
 
-State = Annotated[str, Query(pattern=f"^({'|'.join(STUDY_STATES)})$", examples=["answered"])]
 COMPREHENSIVE_3D_SR = "1.2.840.10008.5.1.4.1.1.88.34"
-PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}}, 304: {"description": "Not Modified"}}
+PNG: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/png": {}}},
+    304: {"description": "Not Modified"},
+}
 
 
 @router.get("", summary="List studies")
 def list_studies(
-    web: WebContext,
-    state: State | None = None,
-    answer: Answer | None = None,
-    warning: Code | None = None,
-    calling_ae_title: AeTitle | None = None,
-    model_version: Version | None = None,
-    reviewed: bool | None = None,
-    since: Instant | None = None,
-    until: Instant | None = None,
-    limit: Limit = 50,
-    cursor: Cursor = None,
+    web: WebContext, wanted: Wanted, sort: Sort = "-received_at", limit: Limit = 50, cursor: Cursor = None
 ) -> Page[StudyLine]:
-    """Return one page of studies, the newest first. `since` and `until` bound when the first image arrived."""
+    """Return one page of studies, the newest first unless `sort` says otherwise."""
     with read_scope(web.engine) as session:
-        studies, following = facts.list_studies(
-            session,
-            state=state,
-            answer=answer,
-            warning=warning,
-            calling_ae_title=calling_ae_title,
-            model_version=model_version,
-            is_reviewed=reviewed,
-            received_from=since,
-            received_before=until,
-            limit=limit,
-            cursor=cursor,
-        )
+        studies, following = facts.list_studies(session, **wanted, sort=sort, limit=limit, cursor=cursor)
     return Page(items=[StudyLine.model_validate(study) for study in studies], next_cursor=cursor_out(following))
 
 
@@ -69,7 +57,7 @@ def search_studies(web: WebContext, sought: StudySearch) -> Page[StudyLine]:
     if not any(wanted.values()):
         raise HTTPException(422, "A search needs patient_id, patient_name or accession_number.")
     with read_scope(web.engine) as session:
-        studies = facts.search_studies(session, **wanted, limit=sought.limit)
+        studies = facts.search_studies(session, **wanted, visible=web.caller.visible, limit=sought.limit)
     web.note_search(len(studies))
     return Page(items=[StudyLine.model_validate(study) for study in studies], next_cursor=None)
 
@@ -83,7 +71,10 @@ def get_study(web: WebContext, study_id: UUID) -> StudyOut:
 
 
 @router.get(
-    "/{study_id}/thumbnail", summary="The study's picture for a list", response_class=Response, responses=PICTURE
+    "/{study_id}/thumbnail",
+    summary="The study's picture for a list",
+    response_class=Response,
+    responses=PNG,
 )
 def get_thumbnail(web: WebContext, request: Request, study_id: UUID) -> Response:
     """Return the image that decides the answer as a small PNG; not audited, a list shows no more than this."""
@@ -93,24 +84,24 @@ def get_thumbnail(web: WebContext, request: Request, study_id: UUID) -> Response
         raise HTTPException(404, "This study has no picture.")
     with read_scope(web.engine) as session:
         instance = facts.instance_detail(session, image.instance_id)
-    return picture(web, request, instance, size=THUMBNAIL, window=None)
+    return picture(web, request, instance, Drawing(digest=instance.digest, size=THUMBNAIL, window=None))
 
 
 @router.get(
-    "/{study_id}/report",
-    summary="The study's DICOM Structured Report",
-    response_class=FileResponse,
-    responses={200: {"content": {"application/dicom": {}}}},
+    "/{study_id}/report", summary="The study's DICOM Structured Report", response_class=Response, responses=FILE
 )
 def get_report(
-    web: WebContext, study_id: UUID, revision: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None
-) -> FileResponse:
-    """Return the current report, or an earlier revision, as a DICOM file; the view is audited."""
+    web: WebContext,
+    study_id: UUID,
+    revision: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None,
+    form: FileForm = "dicom",
+) -> Response:
+    """Return the current report, or an earlier revision, as DICOM, DICOM JSON or a page; the view is audited."""
     report = _report(detail_of(web, study_id), revision)
     built = _preferred(web, report)
     web.note_view(study_id, "report")
-    name = f"{study_id}-{report.revision}.dcm"
-    return FileResponse(web.store.absolute(built.path), media_type="application/dicom", filename=name)
+    address = f"{router.prefix}/{study_id}/report?revision={report.revision}"
+    return dicom_file(web, built.path, name=f"{study_id}-{report.revision}", form=form, address=address)
 
 
 def detail_of(web: Web, study_id: UUID) -> StudyDetail:
@@ -131,7 +122,8 @@ def _preferred(web: Web, report: ReportFacts) -> BuiltObject:
     """Return the richest of a report's objects: the Comprehensive 3D SR where there is one."""
     with read_scope(web.engine) as session:
         built = facts.objects_of(session, report.report_id)
-    is_there = [made for made in built if web.store.absolute(made.path).is_file()]
+    is_report = [made for made in built if made.kind is ObjectKind.SR]
+    is_there = [made for made in is_report if web.store.absolute(made.path).is_file()]
     if not is_there:
         raise HTTPException(404, "The report's file is not in the store.")
     return max(is_there, key=lambda made: made.sop_class_uid == COMPREHENSIVE_3D_SR)

@@ -1,21 +1,23 @@
-"""The queue and the quarantine, to look at; an operator acts on them by `pacs-node jobs`."""
+"""The queue and the quarantine: to look at, and to run a failed job again."""
 
 from __future__ import annotations
 
 from typing import Annotated
+from uuid import UUID
 
 from fastapi import APIRouter, Query
 
 from db import facts, queue
-from db.engine import read_scope
+from db.engine import db_now, read_scope, session_scope
 from db.queue import JobKind, JobState
+from pacs_node.web.access import Role, requires
 from pacs_node.web.context import WebContext
 from pacs_node.web.problems import documented
 from pacs_node.web.query import Cursor, Limit, cursor_out
 from pacs_node.web.routes import API
-from pacs_node.web.schemas import JobOut, Page, QuarantinedOut
+from pacs_node.web.schemas import Done, JobOut, Page, QuarantinedOut
 
-router = APIRouter(prefix=API, tags=["work"], responses=documented(404, 422, 503))
+router = APIRouter(prefix=API, tags=["work"], responses=documented(404, 422, 503), dependencies=[requires(Role.ADMIN)])
 
 Offset = Annotated[int, Query(ge=0, le=1_000_000)]
 
@@ -28,6 +30,14 @@ def list_jobs(
     with read_scope(web.engine) as session:
         jobs = queue.list_jobs(session, state=state, kind=kind, limit=limit, offset=offset)
     return [JobOut.model_validate(job) for job in jobs]
+
+
+@router.post("/jobs/{job_id}/retry", summary="Run a failed job again", status_code=202)
+def retry_job(web: WebContext, job_id: UUID) -> Done:
+    """Make a failed job ready again, with its attempts forgiven; audited. 404 where it has not failed."""
+    with session_scope(web.engine) as session:
+        job = facts.retry_job(session, job_id, actor=web.caller.actor, now=db_now(session))
+    return Done(study_id=job.study_id, subject_id=job.subject_id, detail="The job waits for its turn.")
 
 
 @router.get("/quarantine", summary="List quarantined objects")

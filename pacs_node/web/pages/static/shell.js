@@ -1,25 +1,69 @@
-// What every page shares: the theme, the keys, one polite message at the foot. The server renders the page; this only enhances it.
+// What every page shares: the theme, the keys, words at the foot, and one way to ask the node. The server renders the
+// page; this only enhances it. Nothing about a patient is kept in the browser.
 
 export const $ = (query, from = document) => from.querySelector(query);
 export const $$ = (query, from = document) => [...from.querySelectorAll(query)];
 
-/** Say one sentence at the foot for a few seconds. */
-export function toast(text, seconds = 6) {
-  $(".toast")?.remove();
-  const box = document.createElement("div");
-  box.className = "toast";
+const PAGES = { w: "/", q: "/quality", a: "/admin" }, PATIENCE_MS = 5000;
+
+/** Ask the API; returns {ok, status, body, headers}, and status 0 when the node did not answer. */
+export async function ask(method, url, body, headers = {}) {
+  const sent = { Accept: "application/json", "X-CSRF-Token": $("meta[name=csrf-token]")?.content ?? "", ...headers };
+  if (body !== undefined) sent["Content-Type"] = "application/json";
+  try {
+    const answer = await fetch(url, { method, headers: sent, body: body === undefined ? undefined : JSON.stringify(body), signal: AbortSignal.timeout(4 * PATIENCE_MS) });
+    if (answer.status === 401) location.href = `/login?why=over&next=${encodeURIComponent(location.pathname + location.search)}`;
+    const isJson = answer.headers.get("content-type")?.includes("json");
+    return { ok: answer.ok, status: answer.status, headers: answer.headers, body: isJson ? await answer.json() : null };
+  } catch {
+    return { ok: false, status: 0, headers: new Headers(), body: { detail: "The node did not answer. Nothing was changed that you can count on; look again before you repeat it." } };
+  }
+}
+
+/** Fetch a page as a document, as a reader's step or by itself. */
+export async function fetchPage(url, { background = false } = {}) {
+  const headers = { Accept: "text/html", ...(background && { "X-Background": "1" }) };
+  const answer = await fetch(url, { headers, signal: AbortSignal.timeout(PATIENCE_MS) });
+  if (answer.redirected && new URL(answer.url).pathname === "/login") location.reload();
+  if (!answer.ok) throw new Error(answer.status);
+  return new DOMParser().parseFromString(await answer.text(), "text/html");
+}
+
+/** Say one sentence at the foot. With `undo` it stays for `seconds`, and Z takes it back; a plain one never displaces that. */
+export function toast(text, { undo = null, seconds = undo ? 10 : 6 } = {}) {
+  const box = document.createElement("div"), words = document.createElement("span");
+  $(undo ? ".toast:not(.plain)" : ".toast.plain")?.remove();
+  box.className = undo ? "toast" : "toast plain";
   box.setAttribute("role", "status");
-  box.textContent = text;
+  words.textContent = text;
+  box.append(words);
+  if (undo) box.append(undoButton(box, undo, seconds));
   document.body.append(box);
   setTimeout(() => box.remove(), 1000 * seconds);
+}
+
+function undoButton(box, undo, seconds) {
+  const button = document.createElement("button"), key = document.createElement("kbd"), left = document.createElement("span");
+  [key.textContent, left.className] = ["Z", "num soft"];
+  for (const e of [key, left]) e.setAttribute("aria-hidden", "true"); // the countdown is silent
+  button.type = "button";
+  button.dataset.undo = "";
+  button.append("Undo ", key, left);
+  const until = performance.now() + 1000 * seconds;
+  const tick = () => { left.textContent = `${Math.max(0, Math.ceil((until - performance.now()) / 1000))} s`; if (!box.isConnected) clearInterval(timer); };
+  const timer = setInterval(tick, 1000);
+  tick();
+  button.addEventListener("click", () => { box.remove(); undo(); });
+  return button;
 }
 
 /** Install one table of keys: [key, words, action]. Silent while typing; can be switched off (WCAG 2.1.4). */
 export function keys(table) {
   const all = [
     ...table,
-    ...$$("input[type=search]").map((box) => ["/", "Search", () => box.focus()]),
-    ["W", "Go to the worklist", () => { location.href = "/"; }],
+    ...$$("input[type=search]").slice(0, 1).map((box) => ["/", "Search", () => box.focus()]),
+    ["Z", "Undo, for 10 seconds", () => $("[data-undo]")?.click()],
+    ["G then W, Q, A", "Go to worklist, quality, admin", null],
     ["?", "Show these keys", () => $("#keys").showModal()],
   ];
   for (const [key, words] of all) {
@@ -28,14 +72,28 @@ export function keys(table) {
     item.append(name, cap);
     $("#keys ul").append(item);
   }
+  let isGoing = false;
   addEventListener("keydown", (event) => {
-    const isTyping = event.target.closest("input:not([type=checkbox]), textarea, select, dialog");
+    const isTyping = event.target.closest?.("input:not([type=checkbox], [type=range]), textarea, select, dialog");
     if (isTyping || event.ctrlKey || event.metaKey || event.altKey || localStorage.keys === "off") return;
-    const hit = all.find(([key]) => key.split(" or ").some((k) => k.toLowerCase() === event.key.toLowerCase()));
-    if (!hit || (event.repeat && !["j", "k"].includes(event.key))) return;
+    const key = event.key.toLowerCase(), page = isGoing && PAGES[key];
+    isGoing = key === "g";
+    if (page) { location.href = page; return; }
+    const hit = all.find(([names, , act]) => act && names.split(" or ").some((name) => name.toLowerCase() === key));
+    if (!hit || (event.repeat && !["j", "k", "+", "-", "=", "arrowdown", "arrowup"].includes(key))) return; // a held key answers once
     event.preventDefault();
     hit[2](event);
   });
+}
+
+/** Show or take away the banner that says since when the node is silent. */
+export function contact(lastContact, isThere) {
+  const banner = $("#offline"), live = $("#live"), at = lastContact.toLocaleTimeString("en-GB");
+  live.textContent = isThere ? `Live, ${at}` : `No connection since ${at}`;
+  document.body.classList.toggle("offline", !isThere);
+  if (!banner) return;
+  banner.hidden = isThere;
+  if (!isThere) $("b", banner).textContent = `No connection to the node since ${at}.`;
 }
 
 function theme() {
@@ -53,6 +111,9 @@ function dialog() {
   on.addEventListener("change", () => { localStorage.keys = on.checked ? "on" : "off"; });
 }
 
+/** What does nothing without modules is hidden until now. */
+export const unhide = () => { for (const e of $$("[data-script]")) e.hidden = false; };
+
 theme();
 dialog();
-for (const e of $$("[data-script]")) e.hidden = false; // what does nothing without modules is hidden until now
+unhide();

@@ -1,94 +1,152 @@
-// The reading room: hangs the radiograph, moves between images and studies, and guards the answer.
+// The reading room: moves between studies, images and the past; keeps what is shown fresh; the next study lies ready.
 
-import { $, $$, keys, toast } from "./shell.js";
-import { LightBox, PRESETS } from "./viewer.js";
+import { $, $$, contact, fetchPage, keys, toast, unhide } from "./shell.js";
+import { DO, choose, hang, heat, hideHeat, lookAgain, magnify, moreHeat, picture, preset, presets, refreshBench, toggleHeat } from "./film.js";
+import { buttonOf, isInConflict, save, settle } from "./answer.js";
+import { listen } from "./live.js";
+import { resume } from "./undo.js";
 
-const EVERY_MS = 3000, SEEN_MS = 600; // no answer to a radiograph that was not on the screen
-const box = $(".light .box"), values = $("[data-values]"), say = $("#say"), me = location.pathname.split("/").pop();
-let light = null, readyAt = box ? Infinity : 0;
+const ready = new Map(); // study -> {page, image}: what was fetched before it was asked for
+const main = () => $("#main"), me = () => main().dataset.study;
+const order = () => JSON.parse(sessionStorage.order ?? "[]");
+const address = (study) => `/studies/${study}`;
+const reportOf = (tag) => tag.split(".")[0];
+const isBlind = () => localStorage.blind === "on";
+let revealed = false;
 
-function tell(l) {
-  const parts = [`centre ${Math.round(l.centre)}, width ${Math.round(l.width)}`, `${Math.round(l.zoom * devicePixelRatio * 100)} %`, l.inverted && "inverted", l.turn && `turned ${l.turn}°`];
-  values.textContent = parts.filter(Boolean).join(", ");
+// ---- moving ----
+async function fetchStudy(url) {
+  const page = await fetchPage(url), source = $("#film", page)?.dataset.src;
+  return { page, image: source ? await picture(source).catch(() => null) : null };
 }
 
-async function hang() {
-  const film = new LightBox(box, tell);
+async function fetchNext() {
+  const next = order()[order().indexOf(me()) + 1];
+  for (const study of ready.keys()) if (study !== next) ready.delete(study);
+  if (next && !ready.has(next)) ready.set(next, fetchStudy(address(next)).catch(() => { ready.delete(next); return null; }));
+}
+
+/** Show a page in place of this one; the modules and what they remember stay. */
+async function show(url, { push = true, keep = false } = {}) {
+  const begun = performance.now(), study = new URL(url, location.href).pathname.split("/").pop();
+  const isNew = study !== me(), kept = isNew && (await ready.get(study));
+  let found = kept;
   try {
-    await film.show($("img", box).src);
-    light = film;
-    readyAt = performance.now() + SEEN_MS;
-    $("#bench").hidden = false;
+    found ||= { page: await fetchPage(url), image: null };
   } catch {
-    const problem = await fetch($("img", box).src).then((answer) => answer.json(), () => null);
-    $("#no-film").hidden = false;
-    $("#no-film p").textContent = problem?.detail ?? "The node did not answer. The file is kept.";
-    $(".light").hidden = true;
+    location.href = url; // the node says itself what is wrong
+    return;
   }
+  const comment = keep ? $("#comment")?.value : "";
+  document.title = found.page.title;
+  main().replaceWith(document.adoptNode($("#main", found.page)));
+  if (push) history.pushState(null, "", url);
+  if (isNew) revealed = false;
+  if (comment && $("#comment")) $("#comment").value = comment;
+  ready.delete(study);
+  await draw(found.image);
+  main().dataset.shownMs = Math.round(performance.now() - begun);
+  if (kept) refresh();
+  fetchNext();
 }
 
-const DO = {
-  invert: () => light?.set({ inverted: !light.inverted }), rotate: () => light?.rotate(), fit: () => light?.fit(), actual: () => light?.actual(), reset: () => light?.reset(),
-};
-const preset = (name) => light?.set({ centre: PRESETS[name][0], width: PRESETS[name][1] });
-
-function choose(tool) {
-  if (!light) return;
-  light.tool = tool;
-  for (const b of $$("[data-tool]")) b.setAttribute("aria-pressed", String(b.dataset.tool === tool));
-}
-
-function image(by) {
-  const all = $$(".shelf .pick"), at = all.findIndex((a) => a.hasAttribute("aria-current"));
-  if (all.length > 1) all[(at + by + all.length) % all.length].click();
+async function draw(image = null) {
+  unhide();
+  const at = order().indexOf(me());
+  $("#place").textContent = at < 0 ? "" : `${at + 1} of ${order().length} in the list`;
+  const name = $("[name=reviewer]");
+  if (name) name.value ||= localStorage.reader ?? "";
+  blind();
+  await hang(image);
 }
 
 function step(by) {
-  const order = JSON.parse(sessionStorage.order ?? "[]"), next = order[order.indexOf(me) + by];
-  if (!order.includes(me) || !next) return toast("That was the last study of the list as you opened it.");
-  location.href = `/studies/${next}`;
+  const next = order()[order().indexOf(me()) + by];
+  if (!order().includes(me()) || !next) return toast("That was the last study of the list as you opened it.");
+  return show(address(next));
 }
 
-function answer(verdict) {
-  const button = $(`[name=verdict][value=${verdict}]`);
-  if (button && !button.disabled) button.click();
+async function goOn() { // after an answer: the next one, or this one again with the answer below it
+  const next = order()[order().indexOf(me()) + 1];
+  if (order().includes(me()) && next) await show(address(next));
+  else await show(address(me()), { push: false });
 }
+
+function image(by) {
+  const all = $$(".shelf [data-image]"), at = all.findIndex((a) => a.hasAttribute("aria-current"));
+  if (all.length > 1) all[(at + by + all.length) % all.length].click();
+}
+
+// ---- what is hidden until the reader has looked ----
+function blind() {
+  document.body.classList.toggle("blind", isBlind() && !revealed);
+  refreshBench();
+}
+function reveal() {
+  if (document.body.classList.contains("blind")) revealed = true;
+  else { localStorage.blind = isBlind() ? "off" : "on"; revealed = false; hideHeat(); }
+  blind();
+  toast(isBlind() ? "The model's answer stays hidden until you have looked." : "The model's answer is shown at once.");
+}
+
+// ---- keeping fresh ----
+/** A waiting study fills in by itself; the picture and what is being typed stay as they are. */
+async function refresh() {
+  const study = me();
+  const page = await fetchPage(location.href, { background: true }).catch(() => null);
+  if (!page || study !== me() || isInConflict()) return;
+  for (const part of [".told", ".shelf"]) {
+    const [mine, theirs] = [$(part), $(part, page)];
+    if (mine.innerHTML !== theirs.innerHTML && !mine.contains(document.activeElement)) mine.replaceChildren(...document.adoptNode(theirs).childNodes);
+  }
+  const [mine, theirs] = [main().dataset.tag, $("#main", page).dataset.tag];
+  if (reportOf(mine) !== reportOf(theirs)) { // a new answer of the model; another reader's word is met when ours is saved
+    $(".three").replaceChildren(...document.adoptNode($(".three", page)).childNodes);
+    main().dataset.tag = theirs;
+    lookAgain();
+    toast("The model's answer to this study is new.");
+  }
+  if ($("#film", page)?.dataset.heat && $("#film")) $("#film").dataset.heat = $("#film", page).dataset.heat;
+  main().dataset.settled = $("#main", page).dataset.settled;
+  refreshBench();
+}
+
+const say = async (opacity) => { const why = await opacity; if (why) toast(why); };
+const answer = (key) => { const button = buttonOf(key); if (button) save(button, goOn); };
 
 addEventListener("click", (event) => {
-  const { do: act, tool, preset: name, step: by } = event.target.closest("button")?.dataset ?? {};
+  const link = event.target.closest("a[data-image], a[data-prior]"), button = event.target.closest("button");
+  if (link && !event.ctrlKey && !event.metaKey) { event.preventDefault(); show(link.href, { push: false, keep: true }).then(() => history.replaceState(null, "", link.href)); return; }
+  if (!button) return;
+  const { do: act, tool, preset: name, step: by, conflict, reveal: shows } = button.dataset;
   if (act) DO[act]();
   else if (tool) choose(tool);
   else if (name) preset(name);
   else if (by) step(Number(by));
+  else if (conflict) settle(conflict);
+  else if (shows !== undefined) reveal();
+  else if (button.id === "heat") say(toggleHeat());
 });
-say?.addEventListener("submit", (event) => {
-  localStorage.reader = $("[name=reviewer]").value;
-  if (performance.now() >= readyAt) return;
+addEventListener("input", (event) => { if (event.target.id === "opacity") say(heat(event.target.value / 100)); });
+addEventListener("submit", (event) => {
+  if (event.target.id !== "say") return;
   event.preventDefault();
-  toast("Not saved: the radiograph was not on the screen yet.");
+  const isEnter = document.activeElement?.tagName === "INPUT"; // Enter in the comment is no answer
+  if (event.submitter?.dataset.say && !isEnter) save(event.submitter, goOn);
+  else toast("Choose an answer; the comment goes with it.");
 });
-if (say && localStorage.reader) $("[name=reviewer]").value ||= localStorage.reader;
-
-/** A waiting study fills in by itself; the picture and what is being typed stay as they are. */
-async function refresh() {
-  if (document.hidden) return;
-  const answer = await fetch(location.pathname, { headers: { Accept: "text/html" } }).catch(() => null);
-  if (!answer?.ok) return;
-  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-  for (const part of [".told", ".shelf", ".three"]) {
-    const [mine, theirs] = [$(part), $(part, page)];
-    if (mine.innerHTML !== theirs.innerHTML && !mine.contains(document.activeElement)) mine.replaceChildren(...document.adoptNode(theirs).childNodes);
-  }
-  if ($("#main", page).dataset.settled === "yes") clearInterval(timer);
-}
+addEventListener("popstate", () => show(location.href, { push: false }));
+addEventListener("taken-back", ({ detail: study }) => { ready.delete(study); show(address(study), { push: study !== me() }); toast("Your answer is taken back."); });
 
 keys([
-  ["A", "Agree", () => answer("agree")], ["D", "Disagree", () => answer("disagree")], ["C", "Comment", () => $("#comment")?.focus()],
-  ["J", "Next study", () => step(1)], ["K", "Previous study", () => step(-1)], ["]", "Next image of the study", () => image(1)], ["[", "Previous image", () => image(-1)],
-  ...Object.keys(PRESETS).map((name, i) => [String(i + 1), `Window: ${$(`[data-preset=${name}]`)?.dataset.word ?? name}`, () => preset(name)]),
-  ["I", "Invert", DO.invert], ["R", "Turn by 90°", DO.rotate], ["F", "Fit", DO.fit], ["O", "1:1, one pixel per pixel", DO.actual], ["0", "Put the view back", DO.reset],
-  ["+ or =", "Zoom in", () => light?.magnify(1.25)], ["-", "Zoom out", () => light?.magnify(0.8)],
+  ["A", "Agree", () => answer("A")], ["D", "Disagree", () => answer("D")], ["U", "Unsure", () => answer("U")], ["P", "Pneumonia (where there is no answer)", () => answer("P")], ["N", "No pneumonia (where there is no answer)", () => answer("N")], ["C", "Comment", () => $("#comment")?.focus()],
+  ["J", "Next study", () => step(1)], ["K", "Previous study", () => step(-1)], ["]", "Next image of the study", () => image(1)], ["[", "Previous image", () => image(-1)], ["E", "Earlier study beside", () => $(".shelf [data-prior]")?.click()],
+  ...presets.map((name, i) => [String(i + 1), `Window: ${$(`[data-preset=${name}]`)?.dataset.word ?? name}`, () => preset(name)]),
+  ["I", "Invert", DO.invert], ["R", "Turn by 90°", DO.rotate], ["F", "Fit", DO.fit], ["O", "1:1, one pixel per pixel", DO.actual], ["+ or =", "Zoom in", () => magnify(1.25)], ["-", "Zoom out", () => magnify(0.8)], ["0", "Put the view back", DO.reset],
+  ["H", "Heat map on or off", () => say(toggleHeat())], [", or ;", "Heat map fainter", () => say(moreHeat(-1))], [". or :", "Heat map stronger", () => say(moreHeat(1))],
+  ["B", "Hide the model's answer until you have looked", reveal], ["V", "Open in the hospital's viewer", () => $("#viewer")?.click()],
 ]);
-if (box) hang();
-const timer = $("#main").dataset.settled === "no" && setInterval(refresh, EVERY_MS);
+listen({ changed: (study) => { ready.delete(study); if (study === me()) refresh(); }, poll: () => main().dataset.settled === "no" && refresh(), contact });
+draw().then(fetchNext);
+resume();
 setTimeout(() => $("#saved")?.remove(), 8000);

@@ -1,5 +1,6 @@
 // One light box: grey pixels -> window -> screen, with zoom, pan and turn. It knows nothing of studies. There is no
 // mirroring: a mirrored chest is a trap. The server drew 8 grey bits by the image's own window; this windows those.
+// The heat map is a layer above the film: the pixels below stay what they are.
 
 export const PRESETS = { sent: [128, 256], lungs: [96, 150], mediastinum: [168, 120], contrast: [128, 110] };
 const MIDDLE = 128, FULL = 256;
@@ -10,15 +11,16 @@ export class LightBox {
     this.layer = document.createElement("div");
     this.layer.className = "layer";
     this.film = document.createElement("canvas");
-    this.layer.append(this.film);
+    this.heat = new Image();
+    this.heat.alt = "";
+    this.heat.hidden = true;
+    this.layer.append(this.film, this.heat);
     this.listen();
     new ResizeObserver(() => { if (this.fitted) { this.fit(); this.place(); } }).observe(box);
   }
 
-  async show(url) {
-    const image = new Image();
-    image.src = url;
-    await image.decode();
+  /** Hang a picture that is decoded already. */
+  show(image) {
     const width = this.film.width = image.naturalWidth, height = this.film.height = image.naturalHeight;
     const pen = this.film.getContext("2d", { willReadFrequently: true });
     pen.drawImage(image, 0, 0);
@@ -30,6 +32,13 @@ export class LightBox {
     Object.assign(this.layer.style, { width: `${width}px`, height: `${height}px` });
     this.box.replaceChildren(this.layer);
     this.reset();
+  }
+
+  /** Lay a picture over the film, or take it away with null. */
+  cover(image, opacity = 0) {
+    if (image && this.heat.src !== image.src) this.heat.src = image.src;
+    this.heat.hidden = !image || !opacity;
+    this.heat.style.opacity = opacity;
   }
 
   reset() { Object.assign(this, { centre: MIDDLE, width: FULL, inverted: false, turn: 0 }); this.fit(); }

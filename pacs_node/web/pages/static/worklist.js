@@ -1,13 +1,15 @@
 // Keeps the list fresh without moving a row: changes of a row appear in place, new studies are announced and shown on demand.
 
-import { $, $$, keys, toast } from "./shell.js";
+import { $, $$, ask, contact, fetchPage, keys, toast, unhide } from "./shell.js";
+import { listen } from "./live.js";
+import { resume } from "./undo.js";
 
-const EVERY_MS = 5000, PATIENCE_MS = 5000;
-const list = $("#list"), fresh = $("#fresh"), live = $("#live"), offline = $("#offline");
-let here = 0, latest = null, lastContact = new Date();
+const PAUSE_MS = 700; // many events make one question
+const list = $("#list"), fresh = $("#fresh"), isLive = list.dataset.live === "yes", chosen = new Set();
+let here = 0, latest = null, due = null;
 
 const rows = (from = document) => $$("tr.study", from);
-const clock = (at) => at.toLocaleTimeString("en-GB");
+const current = () => rows()[here];
 
 function move(by) {
   const all = rows();
@@ -29,9 +31,17 @@ function show() {
   fresh.hidden = true;
   latest = null;
   here = 0;
+  settle();
+  toast("The list is up to date.");
+}
+
+/** Bring what the server drew into this page's state: choices, the row under the keys, the order of reading. */
+function settle() {
+  unhide();
+  for (const row of rows()) $("input", row).checked = chosen.has(row.dataset.id);
   move(0);
   remember();
-  toast("The list is up to date.");
+  batch();
 }
 
 /** Put what changed into the rows that stand here; return the rows that are new. */
@@ -40,8 +50,10 @@ function merge(page) {
   for (const row of rows(page)) {
     const old = mine.get(row.dataset.id);
     if (!old) { added.push(row); continue; }
-    if (old.innerHTML === row.innerHTML || old.contains(document.activeElement)) continue;
-    old.replaceChildren(...document.importNode(row, true).childNodes);
+    for (const [i, cell] of [...row.cells].entries()) { // the box to choose by stays as it is
+      if (i && old.cells[i].innerHTML !== cell.innerHTML && !old.cells[i].contains(document.activeElement)) old.cells[i].replaceChildren(...document.importNode(cell, true).childNodes);
+      if (old.cells[i].className !== cell.className) old.cells[i].className = cell.className;
+    }
   }
   for (const id of ["views", "counts"]) $(`#${id}`).replaceChildren(...document.importNode($(`#${id}`, page), true).childNodes);
   return added;
@@ -56,37 +68,83 @@ function announce(added) {
 }
 
 async function refresh() {
-  if (document.hidden) return;
-  try {
-    const answer = await fetch(location.href, { headers: { Accept: "text/html" }, signal: AbortSignal.timeout(PATIENCE_MS) });
-    if (!answer.ok) throw new Error(answer.status);
-    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-    latest = page;
-    if (!rows().length && rows(page).length) show(); // an empty list has no row to keep still
-    else announce(merge(page));
-    lastContact = new Date();
-    offline.hidden = true;
-    live.textContent = `Live, ${clock(lastContact)}`;
-  } catch {
-    offline.hidden = false;
-    $("b", offline).textContent = `No connection to the node since ${clock(lastContact)}.`;
-    live.textContent = "No connection";
-  }
+  const page = await fetchPage(location.href, { background: true }).catch(() => null);
+  if (!page) return;
+  latest = page;
+  if (!rows().length && rows(page).length) show(); // an empty list has no row to keep still
+  else announce(merge(page));
 }
 
+function soon() {
+  due ??= setTimeout(() => { due = null; refresh(); }, PAUSE_MS);
+}
+
+// ---- batches ----
+function batch() {
+  const bar = $("#batch");
+  for (const id of chosen) if (!rows().some((row) => row.dataset.id === id)) chosen.delete(id);
+  bar.hidden = !chosen.size;
+  $("b", bar).textContent = `${chosen.size} chosen`;
+}
+
+/** Return what of a study is acted on: the deliveries of its current report, or its images. */
+async function parts(list, id) {
+  const found = await ask("GET", `/api/v1/${list}?study_id=${id}&limit=200`), items = found.body?.items ?? [];
+  const newest = Math.max(...items.map((item) => item.revision ?? 0));
+  return { found, items: items.filter((item) => (item.revision ?? newest) === newest && item.is_judged !== false) };
+}
+
+const ACTS = {
+  resend: { list: "deliveries", key: "delivery_id", done: "studies: their reports are on their way again", none: "It has no report to send." },
+  rerun: { list: "instances", key: "instance_id", done: "studies are judged again", none: "It has no image to judge." },
+};
+
+/** Act on one study; returns why not, or nothing. */
+async function actOn(name, id) {
+  const { list: of, key, none } = ACTS[name], { found, items } = await parts(of, id);
+  if (!found.ok) return found.body?.detail ?? `The node answered ${found.status}.`;
+  if (!items.length) return none;
+  const answers = await Promise.all(items.map((item) => ask("POST", `/api/v1/${of}/${item[key]}/${name}`)));
+  return answers.every((answer) => !answer.ok) ? answers[0].body?.detail : "";
+}
+
+async function act(name) {
+  const total = chosen.size, refused = [];
+  for (const id of [...chosen]) {
+    const why = await actOn(name, id);
+    if (why) refused.push(why);
+    else chosen.delete(id);
+  }
+  const { done } = ACTS[name];
+  toast(refused.length ? `${total - refused.length} of ${total} ${done}. Not the others: ${refused[0]}` : `${total} ${done}.`, { seconds: 10 });
+  settle();
+  soon();
+}
+
+list.addEventListener("change", (event) => {
+  const row = event.target.closest("tr.study");
+  if (!row) return;
+  if (event.target.checked) chosen.add(row.dataset.id);
+  else chosen.delete(row.dataset.id);
+  batch();
+});
+addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (!button) return;
+  if (button.dataset.batch) act(button.dataset.batch);
+  else if ("none" in button.dataset) { chosen.clear(); settle(); }
+  else if (button.id === "more-button") { const more = $("#more"); more.hidden = !more.hidden; button.setAttribute("aria-expanded", String(!more.hidden)); }
+});
 $("button", fresh).addEventListener("click", show);
-$("button", offline).addEventListener("click", refresh);
-$("select[name=sender]")?.addEventListener("change", (event) => event.target.form.requestSubmit());
+$("#filters")?.addEventListener("change", (event) => { if (event.target.tagName === "SELECT") event.target.form.requestSubmit(); });
 keys([
   ["J or ArrowDown", "Next study", () => move(1)],
   ["K or ArrowUp", "Previous study", () => move(-1)],
-  ["O", "Open the study (Enter on its name)", () => rows()[here] && $("a.open", rows()[here]).click()],
+  ["O", "Open the study (Enter on its name)", () => current() && $("a.open", current()).click()],
+  ["X", "Choose for a batch", () => current() && $("input", current()).click()],
   [".", "Show new studies", show],
 ]);
-move(0);
-remember();
-if (list.dataset.live === "yes") {
-  live.textContent = `Live, ${clock(lastContact)}`;
-  setInterval(refresh, EVERY_MS);
-  addEventListener("visibilitychange", refresh);
-}
+addEventListener("taken-back", () => { soon(); toast("Your answer is taken back."); });
+settle();
+resume();
+if (isLive) listen({ changed: soon, poll: refresh, contact });

@@ -1,0 +1,194 @@
+"""Which studies a worklist shows and in which order: ids first, found in one index, however many studies.
+
+What stands on the study's own row is filtered while the index of worklists is walked. What stands elsewhere (an image's
+warning, a job) is walked too while many studies have it; where few have it, those few are looked up first, for a walk
+would pass all the others in search of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypedDict
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Select, and_, case, exists, select, union_all
+
+from db.engine import Session
+from db.facts.paging import turn_to
+from db.facts.studies import is_being_judged, is_sent_to
+from db.tables import Answer, Instance, Job, JobKind, JobState, Prediction, Report, Study, Warning, rows_of
+
+STUDY_STATES = ("receiving", "judging", "reporting", "answered", "held", "failed")
+"""FAILED: its report could not be built; `failed_job_id` builds it when it is run again."""
+FEW = 1000
+"""So many studies are looked up one by one; more are walked."""
+
+
+class StudyFilters(TypedDict, total=False):
+    """What may be asked of a list of studies; None asks nothing."""
+
+    state: str | None
+    """One of `STUDY_STATES`."""
+    answer: Answer | None
+    finding: str | None
+    """Some image was judged for it; the probability is then that image's."""
+    probability_from: float | None
+    probability_to: float | None
+    """Both ends included."""
+    warning: str | None
+    """The code of a warning that some image of the study has."""
+    calling_ae_title: str | None
+    model_version: str | None
+    is_reviewed: bool | None
+    """A reader's verdict on the current report stands."""
+    priority: int | None
+    """At least this."""
+    received_from: datetime | None
+    received_before: datetime | None
+    visible: Collection[str] | None
+    """Sending AE titles whose studies may be seen; None = all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sorting:
+    """An order of studies: by these columns, then by id."""
+
+    columns: tuple[str, ...]
+    is_descending: bool = True
+
+
+STUDY_SORTS = {
+    "-received_at": Sorting(columns=("first_received_at",)),
+    "received_at": Sorting(columns=("first_received_at",), is_descending=False),
+    "-probability": Sorting(columns=("probability",)),
+    "-priority": Sorting(columns=("priority", "first_received_at")),
+}
+"""`-` = falling. Studies without a probability are no part of the order by probability."""
+
+STUDIES, REPORTS, JOBS = rows_of(Study), rows_of(Report), rows_of(Job)
+_INSTANCES, _PREDICTIONS, _WARNINGS = rows_of(Instance), rows_of(Prediction), rows_of(Warning)
+CURRENT = and_(REPORTS.c.study_id == STUDIES.c.id, REPORTS.c.revision == STUDIES.c.revision)
+IS_REVIEWED = STUDIES.c.reviewed_revision == STUDIES.c.revision
+BUILDING = JOBS.alias("building")
+HAS_FAILED = and_(
+    BUILDING.c.kind == JobKind.REPORT, BUILDING.c.subject_id == REPORTS.c.id, BUILDING.c.state == JobState.FAILED
+)
+_IS_DUE = STUDIES.c.unreported_since.is_not(None)
+_IS_UNBUILT = and_(REPORTS.c.id.is_not(None), REPORTS.c.built_at.is_(None))
+STATE = case(
+    (STUDIES.c.hold.is_not(None), "held"),
+    (and_(_IS_DUE, is_sent_to()), "receiving"),
+    (is_being_judged(), "judging"),
+    (_IS_DUE, "reporting"),
+    (BUILDING.c.id.is_not(None), "failed"),
+    (_IS_UNBUILT, "reporting"),
+    else_="answered",
+)
+_DUE = select(STUDIES.c.id).where(_IS_DUE)
+_UNBUILT = select(REPORTS.c.study_id).where(REPORTS.c.built_at.is_(None))
+_JUDGED = select(JOBS.c.study_id).where(
+    JOBS.c.kind == JobKind.INFER, JOBS.c.state.in_([JobState.READY, JobState.RUNNING])
+)
+_NOT_BUILT = select(JOBS.c.study_id).where(JOBS.c.kind == JobKind.REPORT, JOBS.c.state == JobState.FAILED)
+_CANDIDATES = {"receiving": _DUE, "judging": _JUDGED, "reporting": union_all(_DUE, _UNBUILT), "failed": _NOT_BUILT}
+"""By state: the studies among which all of that state are."""
+
+
+def ids_of_page(
+    session: Session, wanted: StudyFilters, *, sort: str = "-received_at", limit: int, cursor: str | None
+) -> list[UUID]:
+    """Return the ids of one page and of the row behind it, in order.
+
+    Parameters
+    ----------
+    sort
+        A key of `STUDY_SORTS`.
+
+    Raises
+    ------
+    ForeignCursor
+        `cursor` is none of this list and order.
+    """
+    sorting = STUDY_SORTS[sort]
+    keys = [STUDIES.c[name] for name in sorting.columns]
+    query = select(STUDIES.c.id).where(*(key.is_not(None) for key in keys if key.nullable))
+    query = _filtered(session, query, wanted)
+    query = turn_to(query, keys, STUDIES.c.id, cursor=cursor, limit=limit, is_descending=sorting.is_descending)
+    return list(session.execute(query).scalars())
+
+
+def _filtered(session: Session, query: Select[Any], wanted: StudyFilters) -> Select[Any]:
+    query = query.where(*_on_the_row(wanted))
+    finding, state, warning = wanted.get("finding"), wanted.get("state"), wanted.get("warning")
+    if finding is not None:
+        query = query.where(_narrowed(session, *_predicted(finding, wanted)))
+    if warning is not None:
+        query = query.where(_narrowed(session, *_warned(warning)))
+    if state == "held":
+        query = query.where(STUDIES.c.hold.is_not(None))
+    elif state is not None:
+        query = query.outerjoin(REPORTS, CURRENT).outerjoin(BUILDING, HAS_FAILED)
+        query = query.where(STUDIES.c.hold.is_(None), STATE.in_([state]))
+        if state in _CANDIDATES:
+            query = query.where(_narrowed(session, _CANDIDATES[state]))
+        else:
+            query = query.where(~_IS_DUE, STUDIES.c.revision > 0)
+    return query
+
+
+def _on_the_row(wanted: StudyFilters) -> list[ColumnElement[bool]]:
+    low, high = wanted.get("probability_from"), wanted.get("probability_to")
+    if wanted.get("finding") is not None:
+        low = high = None
+    is_reviewed, visible = wanted.get("is_reviewed"), wanted.get("visible")
+    row = STUDIES.c
+    asked: list[tuple[Any, Any]] = [
+        (wanted.get("answer"), lambda answer: row.answer == answer),
+        (low, lambda bound: row.probability >= bound),
+        (high, lambda bound: row.probability <= bound),
+        (wanted.get("calling_ae_title"), lambda title: row.calling_ae_title == title),
+        (wanted.get("model_version"), lambda version: row.model_version == version),
+        (wanted.get("priority"), lambda priority: row.priority >= priority),
+        (wanted.get("received_from"), lambda instant: row.first_received_at >= instant),
+        (wanted.get("received_before"), lambda instant: row.first_received_at < instant),
+        (is_reviewed, lambda is_wanted: IS_REVIEWED if is_wanted else ~IS_REVIEWED),
+        (visible, lambda titles: row.calling_ae_title.in_(titles)),
+    ]
+    return [condition(value) for value, condition in asked if value is not None]
+
+
+def _narrowed(session: Session, candidates: Any, is_member: ColumnElement[bool] | None = None) -> ColumnElement[bool]:
+    """Name the studies where they are few; else say what makes one of them (None = the caller does)."""
+    found = set(session.execute(candidates.limit(FEW + 1)).scalars())
+    few = STUDIES.c.id.in_(found) if len(found) <= FEW else None
+    parts = [part for part in (few, is_member) if part is not None]
+    return and_(True, *parts)
+
+
+def _warned(code: str) -> tuple[Any, ColumnElement[bool]]:
+    is_meant = and_(_WARNINGS.c.code == code, _WARNINGS.c.superseded_at.is_(None))
+    return _of_some_image(_WARNINGS, is_meant)
+
+
+def _predicted(finding: str, wanted: StudyFilters) -> tuple[Any, ColumnElement[bool]]:
+    low, high = wanted.get("probability_from"), wanted.get("probability_to")
+    parts = [_PREDICTIONS.c.finding == finding, _PREDICTIONS.c.superseded_at.is_(None)]
+    if low is not None:
+        parts.append(_PREDICTIONS.c.probability >= low)
+    if high is not None:
+        parts.append(_PREDICTIONS.c.probability <= high)
+    return _of_some_image(_PREDICTIONS, and_(*parts))
+
+
+def _of_some_image(table: Any, is_meant: ColumnElement[bool]) -> tuple[Any, ColumnElement[bool]]:
+    """Return the studies of which some image has such a row, and what makes one of them.
+
+    Two steps inside one another: in a join, a database without statistics may begin at the wrong end for every study.
+    """
+    its_image = table.c.instance_id == _INSTANCES.c.id
+    candidates = select(_INSTANCES.c.study_id).join(table, its_image).where(is_meant)
+    has_row = exists().where(its_image, is_meant).correlate(_INSTANCES)
+    of_study = _INSTANCES.c.study_id == STUDIES.c.id
+    return candidates, exists(select(_INSTANCES.c.id).where(of_study, has_row).correlate(STUDIES))

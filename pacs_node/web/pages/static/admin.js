@@ -1,0 +1,88 @@
+// The administrator's buttons. What cannot be taken back asks first, and names its consequence on the button.
+
+import { $, ask, keys, toast } from "./shell.js";
+
+/** Ask in a dialog; returns the form's fields, or null. */
+function confirmed(title, text, yes, { fields = false } = {}) {
+  const dialog = $("#ask");
+  [$("#ask-title").textContent, $("#ask-text").textContent, $("#ask-yes").textContent] = [title, text, yes];
+  $("#ask-fields").hidden = !fields;
+  dialog.returnValue = "no";
+  dialog.showModal();
+  return new Promise((done) => {
+    dialog.onclose = () => done(dialog.returnValue === "yes" ? Object.fromEntries(new FormData($("form", dialog))) : null);
+  });
+}
+
+/** Show a secret once. */
+function reveal(title, secret) {
+  $("#shown-title").textContent = title;
+  $("#shown-secret").textContent = secret;
+  $("#shown").showModal();
+  return new Promise((done) => { $("#shown").onclose = done; });
+}
+
+async function during(button, word, act) {
+  const before = button.textContent;
+  Object.assign(button, { disabled: true, textContent: word });
+  const answer = await act();
+  Object.assign(button, { disabled: false, textContent: before });
+  return answer;
+}
+
+const why = (answer) => answer.body?.detail ?? `The node answered ${answer.status}.`;
+
+const DO = {
+  async retry(button, id) {
+    const answer = await during(button, "asking …", () => ask("POST", `/api/v1/jobs/${id}/retry`));
+    if (!answer.ok) return toast(why(answer));
+    button.closest("td").textContent = "ready again";
+    toast("The job is ready again; a worker takes it next.");
+  },
+  async echo(button, name) {
+    const answer = await during(button, "asking …", () => ask("POST", `/admin/destinations/${encodeURIComponent(name)}/echo`));
+    $("[data-seen]", button.closest("tr")).textContent = answer.ok ? `${answer.body.state}, just now` : "";
+    toast(why(answer));
+  },
+  async chain(button) {
+    const answer = await during(button, "checking …", () => ask("POST", "/admin/chain"));
+    $("#chain").textContent = why(answer);
+    $("#chain").className = answer.ok && answer.body.unbroken ? "" : "bad strong";
+  },
+  async revoke(button, id) {
+    if (!await confirmed(`Revoke ${button.dataset.name}?`, "The program that uses it stops at once. This cannot be taken back.", "Revoke")) return;
+    changed(await ask("DELETE", `/api/v1/tokens/${id}`));
+  },
+  async lock(button, id) {
+    const locked = button.dataset.locked === "no";
+    if (locked && !await confirmed(`Lock ${button.dataset.name}?`, "The person is logged out everywhere at once and cannot log in until you unlock the account.", "Lock")) return;
+    changed(await ask("PATCH", `/api/v1/accounts/${id}`, { locked }));
+  },
+  async link(button, id) {
+    if (!await confirmed(`A new link for ${button.dataset.name}?`, "With it the person chooses a new password. An earlier link that was not used ends.", "Make the link")) return;
+    const answer = await ask("POST", `/api/v1/accounts/${id}/link`);
+    if (!answer.ok) return toast(why(answer));
+    await reveal(`The link for ${button.dataset.name}`, answer.body.link);
+  },
+  async add(button, kind) {
+    const isToken = kind === "token";
+    const wanted = await confirmed(isToken ? "A new API token" : "A new user", isToken ? "For a program; it ends after a year." : "You get a link by which the person chooses a password.", isToken ? "Make the token" : "Add the user", { fields: true });
+    if (!wanted) return;
+    const answer = await ask("POST", isToken ? "/api/v1/tokens" : "/api/v1/accounts", { name: wanted.name, roles: [wanted.role] });
+    if (!answer.ok) return toast(why(answer));
+    await reveal(isToken ? `The token ${wanted.name}` : `The link for ${wanted.name}`, answer.body.secret ?? answer.body.link);
+    location.reload();
+  },
+};
+
+function changed(answer) {
+  if (answer.ok) location.reload();
+  else toast(why(answer));
+}
+
+addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  const name = button && Object.keys(DO).find((key) => key in button.dataset);
+  if (name) DO[name](button, button.dataset[name]);
+});
+keys([]);

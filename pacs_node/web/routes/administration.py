@@ -1,0 +1,196 @@
+"""The administration page: what needs a person, who may send, which model answers, who may log in, what was done.
+
+Shows no patient attribute: a study is a link. What the page changes goes through the API; asking a destination whether
+it is there and walking the audit chain change nothing, and live here.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from datetime import datetime
+
+from fastapi import APIRouter, HTTPException, Request
+from fastapi.responses import HTMLResponse
+
+from db import audit, facts, queue
+from db.audit import Action, AuditRecord
+from db.engine import Session, db_now, read_scope
+from db.facts import accounts, credentials
+from db.facts.quality import last_seen
+from db.queue import Job, JobKind, JobState
+from pacs_node import dimse
+from pacs_node.errors import DeliveryFailed
+from pacs_node.settings import Settings
+from pacs_node.web import charts, words
+from pacs_node.web.access import Role, requires
+from pacs_node.web.context import Web, WebContext
+from pacs_node.web.readiness import check_all
+from pacs_node.web.routes.pages import show
+from pacs_node.wiring import audit_key
+
+router = APIRouter(include_in_schema=False, dependencies=[requires(Role.ADMIN)])
+
+FAILED_SHOWN, EVENTS_SHOWN = 50, 40
+STEPS = {JobKind.INFER: "Judge an image", JobKind.REPORT: "Build a report", JobKind.DELIVER: "Deliver a report"}
+STATES = {
+    JobState.READY: "wait for a worker",
+    JobState.RUNNING: "being done",
+    JobState.FAILED: "need a person",
+    JobState.DONE: "done",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedJob:
+    """A job that waits for a person."""
+
+    job: Job
+    step: str
+    because: str
+    """The last line of its error."""
+    tries: str
+    at: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """Somebody this node talks to."""
+
+    name: str
+    does: str
+    address: str
+    transport: str
+    seen: str
+    can_echo: bool
+
+
+@router.get("/admin")
+def show_administration(web: WebContext, request: Request) -> HTMLResponse:
+    """Show the node's state, read now."""
+    checks = check_all(web)
+    with read_scope(web.engine) as session:
+        now = db_now(session)
+        context = {
+            "jobs": [(STATES.get(state, state.value), n) for state, n in _job_states(session).items()],
+            "failed": [_failed(job, now) for job in _failed_jobs(session)],
+            "peers": _peers(web.settings, last_seen(session), now),
+            "models": facts.list_model_versions(session),
+            "accounts": accounts.list_accounts(session),
+            "tokens": credentials.list_tokens(session),
+            "events": [(words.clock(event.at, now), event, _from(event)) for event in reversed(_tail(session))],
+            "quarantined": len(facts.list_quarantined(session, limit=200)[0]),
+        }
+    context |= {"page": "admin", "checks": checks, "disk": _disk(web), "charts": charts, "now": now, "words": words}
+    return show(web, request, "admin.html", context)
+
+
+@router.post("/admin/destinations/{name}/echo")
+def post_echo(web: WebContext, name: str) -> dict[str, str]:
+    """Ask a destination whether it is there (C-ECHO, PS3.4 A); says in words what it answered."""
+    destination = next((known for known in web.settings.destinations if known.name == name), None)
+    if destination is None or destination.kind != "dimse":
+        raise HTTPException(404, "There is no such DICOM destination.")
+    try:
+        dimse.echo(destination, calling_ae_title=web.settings.dicom.ae_title)
+    except DeliveryFailed as error:
+        return {"state": "silent", "detail": f"{error}"}
+    return {"state": "answers", "detail": f"{name} answered."}
+
+
+@router.post("/admin/chain")
+def post_chain(web: WebContext) -> dict[str, str | bool]:
+    """Walk the whole audit chain; the check is told in the trail itself."""
+    with read_scope(web.engine) as session:
+        found = audit.verify(session, audit_key(web.settings.node.secrets_dir))
+    web.note(Action.CHAIN_VERIFIED, details={"sealed": found.sealed, "broken": len(found.broken)})
+    if found.broken:
+        places = ", ".join(map(str, found.broken[:5]))
+        return {"unbroken": False, "detail": f"The chain is broken at {len(found.broken)} places: {places}."}
+    text = f"The chain is unbroken: {found.sealed} events, checked just now; {found.unsealed} not sealed yet."
+    return {"unbroken": True, "detail": text}
+
+
+def _job_states(session: Session) -> dict[JobState, int]:
+    counted = queue.counts(session)
+    return {state: sum(n for (_, s), n in counted.items() if s is state) for state in STATES}
+
+
+def _failed_jobs(session: Session) -> list[Job]:
+    return queue.list_jobs(session, state=JobState.FAILED, limit=FAILED_SHOWN)
+
+
+def _failed(job: Job, now: datetime) -> FailedJob:
+    lines = (job.error or "").strip().splitlines()
+    crashes = f", {job.crashes} crashed" if job.crashes else ""
+    return FailedJob(
+        job=job,
+        step=STEPS.get(job.kind, job.kind.value),
+        because=lines[-1] if lines else "no reason was recorded",
+        tries=f"{job.attempts}{crashes}",
+        at=words.clock(job.finished_at or job.created_at, now),
+    )
+
+
+def _tail(session: Session) -> list[AuditRecord]:
+    return audit.tail(session, EVENTS_SHOWN)
+
+
+def _from(event: AuditRecord) -> str:
+    return str(event.details.get("from", ""))
+
+
+def _peers(settings: Settings, seen: dict[str, datetime], now: datetime) -> list[Peer]:
+    listed = [
+        Peer(
+            name=peer.ae_title,
+            does="sends" if peer.may_store else "may only ask",
+            address=", ".join(peer.addresses),
+            transport="TLS" if settings.dicom.tls else "plain",
+            seen=words.clock(seen[peer.ae_title], now) if peer.ae_title in seen else "never",
+            can_echo=False,
+        )
+        for peer in settings.dicom.peers
+    ]
+    known = {peer.ae_title for peer in settings.dicom.peers}
+    listed += [
+        Peer(name=title, does="sends", address="", transport="", seen=words.clock(at, now), can_echo=False)
+        for title, at in sorted(seen.items())
+        if title not in known
+    ]
+    return listed + [
+        Peer(
+            name=to.name,
+            does="gets reports",
+            address=to.url if to.kind == "stow" else f"{to.ae_title}@{to.host}:{to.port}",
+            transport="TLS" if to.tls or to.url.startswith("https://") else "plain",
+            seen="",
+            can_echo=to.kind == "dimse",
+        )
+        for to in settings.destinations
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """How full the object store's disk is."""
+
+    used_gb: float
+    size_gb: float
+    floor_gb: float
+
+    @property
+    def share(self) -> float:
+        return self.used_gb / self.size_gb if self.size_gb else 0.0
+
+    @property
+    def limit(self) -> float:
+        return 1 - self.floor_gb / self.size_gb if self.size_gb else 1.0
+
+
+def _disk(web: Web) -> Disk | None:
+    try:
+        usage = shutil.disk_usage(web.settings.store_dir)
+    except OSError:
+        return None  # the checks beside it say so in words
+    return Disk(used_gb=usage.used / 1e9, size_gb=usage.total / 1e9, floor_gb=web.settings.store.min_free_gb)

@@ -1,0 +1,80 @@
+"""The quality page: do the counts add up, how long do steps take, do readers and model agree?"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import HTMLResponse
+
+from db import facts
+from db.engine import Session, db_now, read_scope
+from db.facts import quality as counted
+from db.facts import readings
+from db.facts.quality import Scope
+from db.tables import JobKind
+from pacs_node.web import charts, quality, words
+from pacs_node.web.access import Role, requires
+from pacs_node.web.context import WebContext
+from pacs_node.web.routes.pages import Sender, show
+
+router = APIRouter(include_in_schema=False, dependencies=[requires(Role.RADIOLOGIST, Role.ADMIN)])
+
+FAILED_STEPS = {
+    JobKind.INFER: "Images that could not be judged",
+    JobKind.REPORT: "Reports that could not be built",
+    JobKind.DELIVER: "Reports that were not delivered",
+}
+
+
+@router.get("/quality")
+def show_quality(
+    web: WebContext,
+    request: Request,
+    period: Annotated[str, Query(pattern=f"^({'|'.join(quality.PERIODS)})$")] = "30d",
+    sender: Sender = "",
+) -> HTMLResponse:
+    """Count from the tables, now; of the studies that the caller may see."""
+    with read_scope(web.engine) as session:
+        now = db_now(session)
+        since, until = quality.period_of(period, now)
+        scope = Scope(since=since, until=until, sender=sender, visible=web.caller.visible)
+        context = _counts(session, scope) | _readings(session, scope)
+        senders = [s for s in facts.list_senders(session) if web.caller.visible is None or s in web.caller.visible]
+    context |= {
+        "page": "quality",
+        "charts": charts,
+        "quality": quality,
+        "chosen": {"period": period, "sender": sender},
+        "senders": senders,
+        "counted_at": words.clock(now, now),
+        "since": words.clock(since, now),
+    }
+    return show(web, request, "quality.html", context)
+
+
+def _counts(session: Session, scope: Scope) -> dict[str, object]:
+    failures = counted.count_failures(session, scope)
+    return {
+        "objects": counted.count_objects(session, scope),
+        "studies": counted.count_studies(session, scope),
+        "reasons": quality.reasons(counted.count_reasons(session, scope)),
+        "failures": [(FAILED_STEPS.get(kind, kind.value), count) for kind, count in failures.items()],
+        "steps": quality.steps(counted.step_times(session, scope)),
+        "sent": quality.sent(counted.count_deliveries_of(session, scope)),
+    }
+
+
+def _readings(session: Session, scope: Scope) -> dict[str, object]:
+    covered = readings.coverage(session, scope)
+    said = quality.agreement(readings.list_readings(session, scope))
+    marks = [
+        charts.Mark(label=week.label, n=week.readings, share=week.share, low=week.low, high=week.high)
+        for week in said.weeks
+    ]
+    return {
+        "agreement": said,
+        "over_time": charts.over_time(marks, quality.weeks_text(said.weeks)),
+        "coverage": [(quality.COVERAGE[row.answer], row) for row in covered if row.studies],
+        "coverage_text": quality.coverage_text(covered),
+    }

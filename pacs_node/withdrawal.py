@@ -1,0 +1,78 @@
+"""The rejection note of a withdrawn delivery: built when it is to be sent, recorded before it leaves.
+
+Takes what a destination was sent of a report; gives a stored Key Object Selection that rejects exactly that. Building
+it twice gives the same SOP Instance, so that a crash sends no second note.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydicom import dcmread
+from sqlalchemy.engine import Engine
+
+from db import facts
+from db.engine import db_now, read_scope, session_scope
+from db.facts import BuiltObject, DeliveryFacts
+from db.tables import ObjectKind
+from pacs_node import __version__
+from pacs_node.errors import DeliveryRejected
+from pacs_node.report.document import to_bytes
+from pacs_node.report.rejection import build_rejection_note
+from pacs_node.report.tree import NodeIdentity
+from pacs_node.settings import Settings
+from pacs_node.store import ObjectStore
+
+
+def note_of(engine: Engine, store: ObjectStore, settings: Settings, delivery: DeliveryFacts) -> BuiltObject:
+    """Return the note that tells a destination not to show what it was sent.
+
+    Raises
+    ------
+    DeliveryRejected
+        The stored report, from which patient and study are copied, is gone.
+    DatabaseAway
+        The note is not recorded yet.
+    """
+    reports = (built for built in delivery.objects if built.kind is ObjectKind.SR)
+    report_file = next((path for built in reports if (path := store.absolute(built.path)).exists()), None)
+    if report_file is None or delivery.withdrawn_at is None:
+        raise DeliveryRejected(delivery.destination, "the stored report is gone")
+    with read_scope(engine) as session:
+        report = facts.report_facts(session, delivery.report_id)
+        installation_id = facts.installation_id(session)
+    note = build_rejection_note(
+        dcmread(report_file),
+        rejected_of(delivery),
+        code=delivery.withdrawal or "",
+        installation_id=installation_id,
+        node=NodeIdentity(name=settings.node.name, ae_title=settings.dicom.ae_title, software_version=__version__),
+        at=delivery.withdrawn_at,
+        local_zone=datetime.now().astimezone().tzinfo,  # type: ignore[arg-type]  # astimezone always sets one
+        model_name=report.model_name,
+    )
+    uid = str(note.SOPInstanceUID)
+    known = next((built for built in delivery.objects if built.sop_instance_uid == uid), None)
+    if known is not None and store.absolute(known.path).exists():
+        return known
+    file = store.place([to_bytes(note)])
+    built = BuiltObject(
+        sop_instance_uid=uid,
+        sop_class_uid=str(note.SOPClassUID),
+        path=file.path,
+        digest=file.digest,
+        kind=ObjectKind.REJECTION,
+    )
+    with session_scope(engine) as session:
+        return facts.add_rejection_note(session, delivery.report_id, built, now=db_now(session))
+
+
+def rejected_of(delivery: DeliveryFacts) -> list[BuiltObject]:
+    """Return what the destination has of a report, or may have: what was chosen may have left before a crash."""
+    there = {one.sop_instance_uid for one in delivery.delivered if one.sent_at is not None}
+    there |= {delivery.sop_instance_uid} if delivery.sop_instance_uid else set()
+    return [
+        built
+        for built in delivery.objects
+        if built.sop_instance_uid in there and built.kind is not ObjectKind.REJECTION
+    ]

@@ -1,0 +1,111 @@
+"""Reviews over HTTP: an immutable history, two readers who cannot overwrite each other, regions, verified reports."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from fastapi.testclient import TestClient
+from httpx import Response
+
+from db.audit import Action
+from tests.web_world import PROBLEM, World
+
+
+def say(
+    client: TestClient, study_id: UUID, verdict: str, reviewer: str, tag: str | None = None, **more: Any
+) -> Response:
+    body = {"study_id": str(study_id), "verdict": verdict, "reviewer": reviewer, **more}
+    return client.post("/api/v1/reviews", json=body, headers={} if tag is None else {"If-Match": tag})
+
+
+def standing(client: TestClient, study_id: UUID) -> list[tuple[str, str, int]]:
+    state = client.get(f"/api/v1/studies/{study_id}/reviews").json()
+    return [(review["reviewer"], review["verdict"], review["reading"]) for review in state["standing"]]
+
+
+def is_reviewed(client: TestClient) -> bool:
+    found = client.get("/api/v1/studies?reviewed=true").json()["items"]
+    assert len(client.get("/api/v1/studies?reviewed=false").json()["items"]) == 1 - len(found)
+    return bool(found)
+
+
+def test_change_names_its_predecessor_and_withdrawal_leaves_nothing_standing(world: World) -> None:
+    study_id, client = world.suspected(), world.client()
+    first = say(client, study_id, "agree", "A").json()
+    second = say(client, study_id, "disagree", "A").json()
+    assert (second["predecessor_id"], second["corrected_finding"]) == (first["review_id"], "normal")
+    assert standing(client, study_id) == [("A", "disagree", 1)]
+    assert is_reviewed(client)
+    assert say(client, study_id, "withdraw", "A", predecessor_id=second["review_id"]).status_code == 201
+    assert standing(client, study_id) == []
+    assert not is_reviewed(client)
+    history = client.get(f"/api/v1/studies/{study_id}/reviews").json()["history"]
+    assert [review["verdict"] for review in history] == ["agree", "disagree", "withdraw"]
+    assert client.get(f"/api/v1/reviews/{first['review_id']}").json() == first
+    assert world.actions().count(Action.REVIEW_ADDED) == 3
+
+
+def test_two_readers_do_not_overwrite_each_other(world: World) -> None:
+    study_id, client = world.suspected(), world.client()
+    seen = client.get(f"/api/v1/studies/{study_id}/reviews").headers["etag"]
+    first = say(client, study_id, "agree", "A", seen)
+    assert first.status_code == 201
+    late = say(client, study_id, "disagree", "B", seen)
+    assert (late.status_code, late.headers["content-type"]) == (412, PROBLEM)
+    assert first.json()["review_id"] in late.json()["detail"]
+    assert late.headers["etag"] == first.headers["etag"]
+    assert say(client, study_id, "disagree", "B").status_code == 428
+    assert say(client, study_id, "unsure", "B", late.headers["etag"]).status_code == 201
+    assert standing(client, study_id) == [("A", "agree", 1), ("B", "unsure", 2)]
+    assert say(client, study_id, "withdraw", "B", "*", predecessor_id=first.json()["review_id"]).status_code == 412
+
+
+def test_new_report_makes_an_older_look_stale(small_world: World) -> None:
+    study_id, client = small_world.suspected(), small_world.client()
+    seen = client.get(f"/api/v1/studies/{study_id}/reviews").headers["etag"]
+    another = small_world.receive(
+        500, study="1.2.1", patient_id="SYN-1", patient_name="DEMO1^Drawn", accession_number="A-1"
+    )
+    small_world.judge(another.instance_id, 0.1)
+    small_world.report(study_id)
+    assert say(client, study_id, "agree", "A", seen).status_code == 412
+
+
+@pytest.mark.parametrize(
+    ("verdict", "more", "status"),
+    [
+        ("agree", {"corrected_finding": "normal"}, 422),
+        ("disagree", {"corrected_finding": "other"}, 201),
+        ("disagree", {"corrected_finding": "broken arm"}, 422),
+        ("comment", {}, 422),
+        ("comment", {"comment": "Look again."}, 201),
+        ("withdraw", {}, 404),
+        ("unsure", {"predecessor_id": str(uuid4())}, 412),
+        ("agree", {"region": {"instance_id": str(uuid4()), "left": 1, "top": 1, "right": 2, "bottom": 2}}, 404),
+        ("agree", {"region": {"instance_id": str(uuid4()), "left": 2, "top": 1, "right": 2, "bottom": 2}}, 422),
+    ],
+)
+def test_what_can_be_said(small_world: World, verdict: str, more: dict[str, Any], status: int) -> None:
+    study_id = small_world.suspected()
+    answer = say(small_world.client(), study_id, verdict, "A", **more)
+    assert answer.status_code == status, answer.text
+
+
+def test_study_without_an_answer_can_be_corrected_but_not_agreed_with(small_world: World) -> None:
+    waiting, client = small_world.receive(9).study_id, small_world.client()
+    assert say(client, waiting, "agree", "A").status_code == 409
+    assert say(client, waiting, "disagree", "A").status_code == 409
+    assert say(client, waiting, "disagree", "A", corrected_finding="pneumonia").status_code == 201
+
+
+def test_region_lies_in_an_image_of_the_study(drawn_world: tuple[World, TestClient, UUID]) -> None:
+    world, client, instance_id = drawn_world
+    study_id = UUID(client.get(f"/api/v1/instances/{instance_id}").json()["study_id"])
+    box = {"instance_id": str(instance_id), "left": 10, "top": 20, "right": 80, "bottom": 96}
+    kept = say(client, study_id, "disagree", "A", corrected_finding="other", region=box)
+    assert (kept.status_code, kept.json().get("region")) == (201, box), kept.text
+    assert say(client, study_id, "unsure", "A", region=box | {"right": 81}).status_code == 422
+    other = world.receive(77).study_id
+    assert say(client, other, "unsure", "A", region=box).status_code == 422

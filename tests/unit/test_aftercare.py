@@ -1,0 +1,330 @@
+"""What becomes of results after they were sent: what is kept, what is taken back, what senders reject."""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
+from pydicom.uid import ExplicitVRLittleEndian
+from sqlalchemy import Engine, select
+
+from db import facts
+from db.engine import read_scope, session_scope
+from db.facts import OpenRequest
+from db.tables import Commitment, DeliveryState, Instance, InstanceState, Job, JobKind, JobState, Study
+from pacs_node.aftercare import apply_rejections, result_for
+from pacs_node.commitment import read_request, read_result
+from pacs_node.errors import ConfigError
+from pacs_node.recall import recall
+from pacs_node.rejected import RejectionNote, UnreadableNote, read_note
+from pacs_node.store import ObjectStore
+from pacs_node.wiring import active_card, registry_of
+from tests import records
+from tests.unit.test_delivery import Hospital
+
+SENT, WAITING, FAILED = DeliveryState.SENT, DeliveryState.WAITING, DeliveryState.FAILED
+LIMITS: dict[str, Any] = {"max_failures": 2, "again_in_s": 2.0}
+
+
+@pytest.fixture
+def hospital(sqlite_engine: Engine, tmp_path: Path) -> Hospital:
+    hospital = Hospital(sqlite_engine, tmp_path)
+    profile = {"name": "main", "ae_title": "MAIN", "host": "h", "port": 104, "storage_commitment": True}
+    hospital.settings = hospital.settings.model_copy(
+        update={"destinations": (type(hospital.settings.destinations[0])(**profile),)}
+    )
+    return hospital
+
+
+# Storage commitment
+
+
+def ask(hospital: Hospital, transaction_uid: str, *, later: timedelta = timedelta()) -> facts.Question | None:
+    with session_scope(hospital.engine) as session:
+        now = datetime.now(UTC) + later
+        return facts.open_commitment(
+            session, "main", transaction_uid=transaction_uid, limit=9, again_at=now + timedelta(hours=1), now=now
+        )
+
+
+def answer(hospital: Hospital, transaction_uid: str, *, kept: Any = (), failed: Any = None) -> bool:
+    with session_scope(hospital.engine) as session:
+        told = {"kept": kept, "failed": failed or {}, "now": datetime.now(UTC)}
+        return facts.record_commitment(session, transaction_uid, **told, **LIMITS)
+
+
+def test_result_counts_as_archived_only_when_the_destination_promises_to_keep_it(hospital: Hospital) -> None:
+    hospital.report()
+    hospital.run()
+    question = ask(hospital, "2.25.1")
+    (delivery,) = hospital.deliveries()
+    assert question is not None
+    assert question.objects == ((delivery.sop_class_uid, delivery.sop_instance_uid),)
+    assert delivery.archived_at is None
+    assert ask(hospital, "2.25.2") is None
+    for _ in range(2):
+        assert answer(hospital, "2.25.1", kept=[delivery.sop_instance_uid])
+    assert hospital.deliveries()[0].archived_at is not None
+    assert hospital.actions().count("delivery_archived") == 1
+    assert ask(hospital, "2.25.3", later=timedelta(days=9)) is None
+
+
+def test_silence_is_asked_again_under_another_transaction_uid(hospital: Hospital) -> None:
+    hospital.report()
+    hospital.run()
+    assert ask(hospital, "2.25.1") is not None
+    assert ask(hospital, "2.25.2", later=timedelta(hours=2)) is not None
+    with read_scope(hospital.engine) as session:
+        assert sorted(session.execute(select(Commitment.transaction_uid)).scalars()) == ["2.25.1", "2.25.2"]
+    (delivery,) = hospital.deliveries()
+    assert answer(hospital, "2.25.1", kept=[delivery.sop_instance_uid])  # late, and true all the same
+    assert hospital.deliveries()[0].archived_at is not None
+
+
+def test_answer_to_a_question_that_we_never_asked_is_refused(hospital: Hospital) -> None:
+    hospital.report()
+    hospital.run()
+    assert not answer(hospital, "2.25.666", kept=[hospital.deliveries()[0].sop_instance_uid])
+    assert hospital.deliveries()[0].archived_at is None
+
+
+def test_what_is_not_kept_is_sent_again_and_fails_when_it_is_never_kept(hospital: Hospital) -> None:
+    hospital.report()
+    hospital.run()
+    uid = hospital.deliveries()[0].sop_instance_uid
+    ask(hospital, "2.25.1")
+    answer(hospital, "2.25.1", failed={uid: 0x0112})
+    (delivery,) = hospital.deliveries()
+    assert (delivery.state, delivery.reason) == (WAITING, "the destination does not keep it: no such object (0112)")
+    hospital.run()
+    assert hospital.states() == [SENT]
+    assert len(hospital.peers["main"].has) == 2
+    assert len(set(hospital.peers["main"].has)) == 1
+    ask(hospital, "2.25.2")
+    answer(hospital, "2.25.2", failed={uid: 0x0112})
+    (delivery,), (job,) = hospital.deliveries(), hospital.jobs()
+    assert (delivery.state, job.state) == (FAILED, JobState.FAILED)
+    with session_scope(hospital.engine) as session:
+        facts.retry_job(session, job.id, actor="admin", now=datetime.now(UTC))
+    hospital.run()
+    assert (hospital.states(), len(hospital.peers["main"].has)) == ([SENT], 3)
+
+
+def test_class_that_the_destination_cannot_commit_to_is_not_sent_again(hospital: Hospital) -> None:
+    hospital.report()
+    hospital.run()
+    ask(hospital, "2.25.1")
+    answer(hospital, "2.25.1", failed={hospital.deliveries()[0].sop_instance_uid: 0x0122})
+    assert hospital.states() == [FAILED]
+
+
+def test_node_promises_only_what_it_stores_under_the_same_class() -> None:
+    objects = (("1.2", "a"), ("1.2", "b"), ("1.3", "c"))
+    request = OpenRequest(
+        request_id=UUID(int=1), calling_ae_title="PACS", transaction_uid="2.25.1", objects=objects, attempts=1
+    )
+    result = result_for(request, {"a": "1.2", "c": "1.2"})
+    assert (result.kept, result.failed) == (("a",), {"b": 0x0112, "c": 0x0119})
+
+
+def test_malformed_commitment_messages_are_refused() -> None:
+    for read in (read_result, read_request):
+        with pytest.raises(ValueError, match="malformed"):
+            read(Dataset())
+
+
+# Rejection notes that arrive
+
+
+def make_note(code: str = "113001", *uids: str, study: str = "1.2.1") -> Dataset:
+    title, item, series, evidence = Dataset(), Dataset(), Dataset(), Dataset()
+    title.CodeValue, title.CodingSchemeDesignator, title.CodeMeaning = code, "DCM", "A title"
+    items = []
+    for uid in uids or ("1.2.1.1.1",):
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1.1", uid
+        items.append(item)
+    series.SeriesInstanceUID, series.ReferencedSOPSequence = f"{study}.1", items
+    evidence.StudyInstanceUID, evidence.ReferencedSeriesSequence = study, [series]
+    note = Dataset()
+    note.ConceptNameCodeSequence, note.CurrentRequestedProcedureEvidenceSequence = [title], [evidence]
+    return note
+
+
+def read(store: ObjectStore, content: bytes, transfer_syntax: str = ExplicitVRLittleEndian) -> Any:
+    with store.begin() as part:
+        part.write_meta(b"meta")
+        part.write(content)
+        return read_note(part, transfer_syntax)
+
+
+def encoded(dataset: Dataset) -> bytes:
+    buffer = DicomBytesIO()
+    buffer.is_little_endian, buffer.is_implicit_VR = True, False
+    write_dataset(buffer, dataset)
+    return buffer.getvalue()
+
+
+def test_rejecting_titles_are_told_from_others(tmp_path: Path) -> None:
+    store = ObjectStore(tmp_path)
+    for code in ("113001", "113037", "113038"):
+        (note,) = read(store, encoded(make_note(code)))
+        assert note == RejectionNote(code=code, study_instance_uid="1.2.1", sop_instance_uids=("1.2.1.1.1",))
+    for code in ("113000", "113039"):
+        assert read(store, encoded(make_note(code))) == ()
+
+
+@pytest.mark.parametrize("content", [b"\x00" * (1 << 21), b"\x08\x00\x18\x00UI\xff\xff1.2", encoded(make_note())[:-9]])
+def test_note_that_cannot_be_read_is_told_apart_from_none(tmp_path: Path, content: bytes) -> None:
+    with contextlib.suppress(UnreadableNote):  # pydicom forgives a cut data set
+        assert all(isinstance(note, RejectionNote) for note in read(ObjectStore(tmp_path), content))
+
+
+def note(engine: Engine, *uids: str, study: str = "1.2.1") -> None:
+    with session_scope(engine) as session:
+        facts.note_rejection(
+            session,
+            sop_instance_uids=uids,
+            study_instance_uid=study,
+            code="113038",
+            note_uid="1.2.9",
+            calling_ae_title="CR_ROOM_1",
+            now=datetime.now(UTC),
+        )
+
+
+def images(engine: Engine) -> list[Any]:
+    with read_scope(engine) as session:
+        return list(session.execute(select(Instance).order_by(Instance.received_at)).scalars())
+
+
+def test_queued_job_of_a_rejected_image_is_cancelled(sqlite_engine: Engine) -> None:
+    with session_scope(sqlite_engine) as session:
+        records.add_image(session, 1)
+        records.add_image(session, 2)
+    note(sqlite_engine, "1.2.1.1.1", "1.2.1.1.77")
+    assert apply_rejections(sqlite_engine) == 1
+    assert apply_rejections(sqlite_engine) == 0
+    assert [image.state for image in images(sqlite_engine)] == [InstanceState.NOT_ANALYSED, InstanceState.WAITING]
+    with read_scope(sqlite_engine) as session:
+        states = session.execute(select(Job.state).where(Job.kind == JobKind.INFER).order_by(Job.created_at)).scalars()
+        assert sorted(states) == [JobState.DONE, JobState.READY]
+        study_id = session.execute(select(Study.id)).scalar_one()
+        warnings = facts.study_facts(session, study_id, lock=False).images[0].warnings
+    assert [warning.code for warning in warnings] == ["rejected_by_sender"]
+
+
+def test_image_that_comes_after_its_rejection_is_taken_out_then(sqlite_engine: Engine) -> None:
+    note(sqlite_engine, "1.2.1.1.1")
+    assert apply_rejections(sqlite_engine) == 0
+    with session_scope(sqlite_engine) as session:
+        records.add_image(session, 1)
+    assert apply_rejections(sqlite_engine) == 1
+
+
+def test_note_about_another_study_rejects_nothing(sqlite_engine: Engine) -> None:
+    with session_scope(sqlite_engine) as session:
+        records.add_image(session, 1)
+    note(sqlite_engine, "1.2.1.1.1", study="1.2.2")
+    assert apply_rejections(sqlite_engine) == 0
+
+
+def test_sent_result_about_a_rejected_image_is_withdrawn_and_the_study_reported_anew(hospital: Hospital) -> None:
+    now = datetime.now(UTC)
+    with session_scope(hospital.engine) as session:
+        accepted = records.add_image(session, 1, now=now)
+        records.judge(session, accepted.instance_id, 0.93, now=now)
+        report_id = records.freeze(session, accepted.study_id, now=now)
+    assert report_id is not None
+    hospital.build(report_id)
+    hospital.run()
+    note(hospital.engine, "1.2.1.1.1")
+    apply_rejections(hospital.engine)
+    (delivery,) = hospital.deliveries()
+    assert (delivery.state, delivery.withdrawal) == (WAITING, "113038")
+    hospital.run()
+    assert hospital.states() == [DeliveryState.WITHDRAWN]
+    with read_scope(hospital.engine) as session:
+        study = facts.study_facts(session, accepted.study_id, lock=False)
+    assert study.unreported_since is not None
+    assert study.images[0].state is InstanceState.NOT_ANALYSED
+
+
+# Recall
+
+
+def test_recall_finds_what_a_model_said_and_marks_it_once(hospital: Hospital) -> None:
+    now = datetime.now(UTC)
+    with session_scope(hospital.engine) as session:
+        accepted = records.add_image(session, 1, now=now)
+        records.judge(session, accepted.instance_id, now=now)
+        report_id = records.freeze(session, accepted.study_id, now=now)
+        other = records.add_image(session, 2, study="1.2.2", now=now)
+        records.freeze(session, other.study_id, now=now)
+    assert report_id is not None
+    with session_scope(hospital.engine) as session:
+        (said,) = facts.said_by_model(session, "resnet50", "1.0.0")
+        assert (said.report_id, said.instance_ids, said.recalled_at) == (report_id, (accepted.instance_id,), None)
+        assert facts.said_by_model(session, "resnet50", "1.0.1") == ()
+        assert facts.said_by_model(session, "resnet50", "1.0.0", since=now + timedelta(days=1)) == ()
+        mark = {"model_name": "resnet50", "model_version": "1.0.0", "actor": "admin", "now": now}
+        assert [facts.recall_report(session, report_id, **mark) for _ in range(2)] == [True, False]
+        assert facts.judge_again(session, said.instance_ids, now=now) == 1
+    with read_scope(hospital.engine) as session:
+        job = session.execute(select(Job).where(Job.subject_id == accepted.instance_id)).scalar_one()
+        (said,) = facts.said_by_model(session, "resnet50", "1.0.0")
+    assert job.state is JobState.READY
+    assert said.recalled_at is not None
+
+
+def test_recall_command_withdraws_rejects_and_judges_anew_once(
+    hospital: Hospital, sqlite_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = datetime.now(UTC)
+    with session_scope(hospital.engine) as session:
+        accepted = records.add_image(session, 1, now=now)
+        records.judge(session, accepted.instance_id, now=now)
+        report_id = records.freeze(session, accepted.study_id, now=now)
+    assert report_id is not None
+    hospital.build(report_id)
+    hospital.run()
+    noting = hospital.settings.destinations[0].model_copy(update={"send_rejection_notes": True})
+    database = hospital.settings.database.model_copy(update={"url": sqlite_url})
+    settings = hospital.settings.model_copy(update={"destinations": (noting,), "database": database})
+    wanted: dict[str, Any] = {"since": None, "actor": "admin"}
+    assert recall(settings, "resnet50/1.0.0", dry_run=True, **wanted) == 0
+    assert "1 would be recalled now: 1 would be judged anew and replaced, 1 rejection" in capsys.readouterr().out
+    assert hospital.states() == [SENT]
+    assert recall(settings, "resnet50/1.0.0", dry_run=False, **wanted) == 0
+    (delivery,) = hospital.deliveries()
+    assert (delivery.state, delivery.withdrawal) == (WAITING, "113001")
+    assert hospital.jobs()[0].state is JobState.READY
+    with read_scope(hospital.engine) as session:
+        job = session.execute(select(Job).where(Job.subject_id == accepted.instance_id)).scalar_one()
+    assert job.state is JobState.READY
+    capsys.readouterr()
+    assert recall(settings, "resnet50/1.0.0", dry_run=False, **wanted) == 0
+    assert "0 recalled now" in capsys.readouterr().out
+    assert hospital.actions().count("report_recalled") == 1
+
+
+def test_recall_of_the_model_that_answers_needs_another_one_or_rejects_only(
+    hospital: Hospital, sqlite_url: str
+) -> None:
+    database = hospital.settings.database.model_copy(update={"url": sqlite_url})
+    settings = hospital.settings.model_copy(update={"database": database})
+    card = active_card(hospital.engine, registry_of(settings))
+    active = f"{card.name}/{card.version}"
+    wanted: dict[str, Any] = {"since": None, "actor": "admin", "dry_run": False}
+    with pytest.raises(ConfigError, match="activate another model first"):
+        recall(settings, active, **wanted)
+    assert recall(settings, active, **wanted, replace=False) == 0
+    with pytest.raises(ConfigError, match="NAME/VERSION"):
+        recall(settings, "resnet50", **wanted)

@@ -1,0 +1,130 @@
+"""STOW-RS against a real server on loopback that answers as told."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pacs_node.errors import DeliveryDelayed, DeliveryRejected
+from pacs_node.settings import DestinationSettings
+from pacs_node.stow import StowSession
+from tests.builders import make_radiograph, save
+
+
+class Service(ThreadingHTTPServer):
+    """Keeps what it is sent; answers with `status` and the Failure Reasons given."""
+
+    status = 200
+    reasons: tuple[int, ...] = ()
+    body: bytes | None = None
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests: list[tuple[str, dict[str, str], bytes]] = []
+
+    def answer(self) -> bytes:
+        if self.body is not None:
+            return self.body
+        failed = [{"00081197": {"vr": "US", "Value": [reason]}} for reason in self.reasons]
+        return json.dumps({"00081198": {"vr": "SQ", "Value": failed}} if failed else {}).encode()
+
+    def destination(self, **more: Any) -> DestinationSettings:
+        url = f"http://127.0.0.1:{self.server_port}/dicom-web/"
+        return DestinationSettings(**{"name": "web", "kind": "stow", "url": url} | more)
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Service
+
+    def do_POST(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.requests.append((self.path, dict(self.headers), content))
+        self.send_response(self.server.status)
+        answer = self.server.answer()
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing on the terminal."""
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    with Service() as service:
+        threading.Thread(target=service.serve_forever, daemon=True).start()
+        yield service
+        service.shutdown()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return save(make_radiograph(rows=32, columns=32), tmp_path / "image.dcm")
+
+
+def send(destination: DestinationSettings, file: Path) -> None:
+    with StowSession(destination, connect_timeout_s=2, response_timeout_s=5) as session:
+        session.send(file)
+
+
+def test_file_goes_byte_for_byte_as_one_part_with_its_token(service: Service, file: Path, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret\n")
+    send(service.destination(token_file=tmp_path / "token"), file)
+    ((path, headers, content),) = service.requests
+    boundary = headers["Content-Type"].partition("boundary=")[2].encode()
+    head, _, rest = content.partition(b"\r\n\r\n")
+    assert path == "/dicom-web/studies"
+    assert headers["Authorization"] == "Bearer secret"
+    assert head == b"--" + boundary + b"\r\nContent-Type: application/dicom"
+    assert rest == file.read_bytes() + b"\r\n--" + boundary + b"--\r\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "reasons", "outcome"),
+    [
+        (200, (), None),
+        (202, (), None),
+        (409, (0x0111,), None),
+        (409, (0xA700,), DeliveryDelayed),
+        (202, (0x0110,), DeliveryDelayed),
+        (503, (), DeliveryDelayed),
+        (429, (), DeliveryDelayed),
+        (409, (0x0122,), DeliveryRejected),
+        (202, (0xC000,), DeliveryRejected),
+        (409, (), DeliveryRejected),
+        (400, (), DeliveryRejected),
+        (401, (), DeliveryRejected),
+        (302, (), DeliveryRejected),
+    ],
+)
+def test_each_answer_stores_delays_or_rejects(
+    service: Service, file: Path, status: int, reasons: tuple[int, ...], outcome: type[Exception] | None
+) -> None:
+    service.status, service.reasons = status, reasons
+    if outcome is None:
+        send(service.destination(), file)
+        return
+    with pytest.raises(outcome, match=str(status)):
+        send(service.destination(), file)
+
+
+def test_answer_that_is_no_json_counts_by_its_status_alone(service: Service, file: Path) -> None:
+    service.body = b"<NativeDicomModel/>"
+    send(service.destination(), file)
+    service.status = 202
+    with pytest.raises(DeliveryRejected, match="202"):
+        send(service.destination(), file)
+
+
+def test_service_that_is_away_delays_and_closes_the_session(file: Path) -> None:
+    destination = DestinationSettings(name="web", kind="stow", url="http://127.0.0.1:9/dicom-web")
+    with StowSession(destination, connect_timeout_s=1, response_timeout_s=1) as session:
+        with pytest.raises(DeliveryDelayed, match="ConnectError"):
+            session.send(file)
+        assert not session.is_open
