@@ -1,4 +1,4 @@
-"""From the first start to the first answer, as a person does it: the printed link, a password, a study that comes in."""
+"""From the first start to the first answer, as a person does it: the printed link, a password, a study comes."""
 
 from __future__ import annotations
 
