@@ -440,6 +440,10 @@ class Report(Table):
     built_at: Mapped[datetime | None]
     review_id: Mapped[UUID | None]
     """Whose word it is: NULL = the model's. No foreign key, for reviews point here."""
+    withdrawn_at: Mapped[datetime | None]
+    """Since then nothing of it leaves the node: its model was recalled, or a sender rejected an image of it."""
+    withdrawal: Mapped[str | None] = mapped_column(String(32))
+    """Code value of the reason (PS3.16 CID 7011)."""
 
 
 class Delivery(Table):
@@ -538,12 +542,14 @@ class RejectedObject(Table):
     """An object that its sender rejected by a Key Object note (IHE IOCM), known here or not yet."""
 
     __tablename__ = "rejected_objects"
-    sop_instance_uid: Mapped[str] = mapped_column(String(64), primary_key=True)
-    study_instance_uid: Mapped[str] = mapped_column(String(64))
+    study_instance_uid: Mapped[str] = mapped_column(String(64), primary_key=True)
+    sop_instance_uid: Mapped[str] = mapped_column(String(64), primary_key=True, index=True)
     code: Mapped[str] = mapped_column(String(32))
     """The code value of the note's title (PS3.16 CID 7011)."""
     note_uid: Mapped[str] = mapped_column(String(64))
     calling_ae_title: Mapped[str] = mapped_column(String(16))
+    is_trusted: Mapped[bool]
+    """Its sender may reject what others sent; else the note counts for its own images alone."""
     received_at: Mapped[datetime]
     applied_at: Mapped[datetime | None]
     """When the image was taken out of its study's answer; NULL = it has not come."""

@@ -55,6 +55,8 @@ class Caller:
     address: str
     may_store: bool
     is_urgent: bool
+    may_reject: bool = False
+    """Its rejection notes count for what others sent too."""
 
 
 def find_peer(
@@ -73,7 +75,8 @@ def find_peer(
     ip = ipaddress.ip_address(address.partition("%")[0])
     ip = getattr(ip, "ipv4_mapped", None) or ip
     if not settings.peers:
-        return PeerSettings(ae_title=settings.ae_title, addresses=(str(ip),)) if is_loopback(str(ip)) else None
+        anyone = PeerSettings(ae_title=settings.ae_title, addresses=(str(ip),), may_reject=True)
+        return anyone if is_loopback(str(ip)) else None
     for peer in settings.peers:
         networks = (ipaddress.ip_network(network, strict=False) for network in peer.addresses)
         is_known = not peer.certificates or not certificate.isdisjoint(peer.certificates)
@@ -122,6 +125,7 @@ class Admission:
             address=address,
             may_store=peer.may_store,
             is_urgent=peer.is_urgent,
+            may_reject=peer.may_reject,
         )
         return caller if self._open(caller) else LIMIT_REACHED
 

@@ -63,6 +63,7 @@ class Hearing:
                         code=note.code,
                         note_uid=note_uid,
                         calling_ae_title=caller.calling_ae_title,
+                        is_trusted=caller.may_reject,
                         now=now,
                     )
             apply_rejections(self._engine)

@@ -21,6 +21,7 @@ from pynetdicom import AE, evt
 from pynetdicom.association import Association
 
 from db.engine import DatabaseAway, Engine, check_revision, make_engine
+from db.tables import Outcome
 from models.errors import ModelError
 from pacs_node.admission import CONGESTED, Admission, Caller, Rejection
 from pacs_node.conformance import (
@@ -160,7 +161,7 @@ class Listener:
             raise CannotUnderstand("there is no data set")
         is_note = event.request.AffectedSOPClassUID == KEY_OBJECT_SELECTION
         rejecting = read_rejecting(data_set.part, data_set.transfer_syntax_uid) if is_note else ()
-        self._intake.accept(
+        outcome = self._intake.accept(
             data_set.part,
             Reception(
                 sop_class_uid=str(event.request.AffectedSOPClassUID),
@@ -171,7 +172,9 @@ class Listener:
                 priority=STAT if caller.is_urgent or event.request.Priority == HIGH_PRIORITY else 0,
             ),
         )
-        if rejecting:  # before it is acknowledged: its sender tries again if that fails
+        if (
+            rejecting and outcome is not Outcome.QUARANTINED
+        ):  # before it is acknowledged: its sender tries again if that fails
             self._hearing.reject(rejecting, str(event.request.AffectedSOPInstanceUID), caller)
         return int(StorageStatus.SUCCESS)
 

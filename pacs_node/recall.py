@@ -2,7 +2,8 @@
 
 Every report with a prediction of that version is marked, once; what of it was not sent yet stays in the house. Its
 images are judged anew by the model that is active now, and a revision replaces the report wherever it was sent; where a
-destination takes rejection notes, what it has is rejected as well. What is left for a person is said in the end.
+destination takes rejection notes, what it has is rejected as well. What is left for a person is said in the end. Run it
+again after a minute: it names what is not replaced yet (a worker may have held the former model), and judges it anew.
 """
 
 from __future__ import annotations
@@ -38,6 +39,11 @@ class Plan:
     """Destinations that are told by a rejection note."""
     left: tuple[str, ...]
     """Destinations where it stays, for a person to deal with."""
+
+    @property
+    def is_unreplaced(self) -> bool:
+        """Recalled earlier, and still the study's newest word: the worker had not changed its model yet."""
+        return self.is_replaced and self.said.is_current and self.said.recalled_at is not None
 
 
 def recall(
@@ -80,6 +86,9 @@ def recall(
         open_ = [plan for plan in plans if plan.said.recalled_at is None]
         for start in range(0, len(open_), BATCH):
             _carry_out(engine, open_[start : start + BATCH], (name, version), actor)
+        with session_scope(engine) as session:
+            for plan in (plan for plan in plans if plan.is_unreplaced):
+                facts.judge_again(session, plan.said.instance_ids, now=db_now(session))
     engine.dispose()
     return _summary(plans, dry_run=dry_run)
 
@@ -125,7 +134,11 @@ def _summary(plans: Sequence[Plan], *, dry_run: bool) -> int:
         f"{sum(plan.is_replaced for plan in fresh)} {would}judged anew and replaced, "
         f"{sum(len(plan.noted) for plan in fresh)} rejection note(s)"
     )
+    unreplaced = sum(plan.is_unreplaced for plan in plans)
+    if unreplaced:
+        again = "" if dry_run else " once more"
+        print(f"{unreplaced} recalled earlier and not replaced yet: {would}judged anew{again}", file=sys.stderr)
     left = Counter(name for plan in plans for name in plan.left)
     for name, count in sorted(left.items()):
         print(f"{name}: {count} result(s) stay there; take them out by hand", file=sys.stderr)
-    return 1 if left else 0
+    return 1 if left or unreplaced else 0

@@ -58,6 +58,8 @@ class PeerSettings(Section):
     may_store: bool = True
     is_urgent: bool = False
     send_priors: bool = False
+    may_reject: bool = False
+    """Its rejection notes (IHE IOCM) count for images that others sent too: the PACS, not a modality."""
     certificates: tuple[str, ...] = ()
     """Under TLS: the only certificates that may call by this title, each a name in it or `sha256:` and its digest."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,6 +13,8 @@ from pacs_node.section import Section, is_loopback
 
 STUDY_FIELD = "{study_instance_uid}"
 """In `viewer_url`: of a study, nothing else may stand in an address."""
+EVERY_ADDRESS = frozenset({"0.0.0.0", "::"})
+"""Where to listen, and no name by which a browser calls."""
 WEB_FILES = ("tls_certificate", "tls_private_key")
 
 
@@ -129,6 +132,8 @@ class WebSettings(Section):
                 f"host {self.host} is beyond loopback: give tls_certificate and tls_private_key, "
                 "or say allow_plain_http = true where a proxy does the encryption"
             )
+        if self.host in EVERY_ADDRESS and not (self.names or self.public_url):
+            raise ValueError(f"host {self.host}: say in names or public_url by which name browsers call this machine")
         return self
 
     @property
@@ -138,8 +143,8 @@ class WebSettings(Section):
     @property
     def own_names(self) -> frozenset[str]:
         """What a Host header may say."""
-        named = {"localhost", self.host.lower(), *self.names} - {"0.0.0.0", "::"}
-        return frozenset(named)
+        public = urlsplit(self.public_url).hostname or "localhost"
+        return frozenset({"localhost", self.host.lower(), public, *self.names} - EVERY_ADDRESS)
 
     @property
     def address(self) -> str:

@@ -43,7 +43,7 @@ def note_of(engine: Engine, store: ObjectStore, settings: Settings, delivery: De
         installation_id = facts.installation_id(session)
     note = build_rejection_note(
         dcmread(report_file),
-        rejected_of(delivery),
+        rejected_of(delivery, _pictures_for(settings, delivery.destination)),
         code=delivery.withdrawal or "",
         installation_id=installation_id,
         node=NodeIdentity(name=settings.node.name, ae_title=settings.dicom.ae_title, software_version=__version__),
@@ -67,10 +67,26 @@ def note_of(engine: Engine, store: ObjectStore, settings: Settings, delivery: De
         return facts.add_rejection_note(session, delivery.report_id, built, now=db_now(session))
 
 
-def rejected_of(delivery: DeliveryFacts) -> list[BuiltObject]:
-    """Return what the destination has of a report, or may have: what was chosen may have left before a crash."""
+def _pictures_for(settings: Settings, destination: str) -> frozenset[str]:
+    return frozenset(kind for one in settings.destinations if one.name == destination for kind in one.objects)
+
+
+def rejected_of(delivery: DeliveryFacts, pictures: frozenset[str] = frozenset()) -> list[BuiltObject]:
+    """Return what the destination has of a report, or may have: what was chosen may have left before a crash.
+
+    Pictures follow the report and are recorded only after each: those that were not refused may be there.
+
+    Parameters
+    ----------
+    pictures
+        Kinds of objects that the destination's profile names.
+    """
+    refused = {one.sop_instance_uid for one in delivery.delivered if one.refusal}
     there = {one.sop_instance_uid for one in delivery.delivered if one.sent_at is not None}
     there |= {delivery.sop_instance_uid} if delivery.sop_instance_uid else set()
+    if there:
+        following = (built for built in delivery.objects if built.kind is not ObjectKind.SR and built.kind in pictures)
+        there |= {built.sop_instance_uid for built in following} - refused
     return [
         built
         for built in delivery.objects

@@ -40,6 +40,8 @@ def upgrade() -> None:
         table.alter_column("commit_asked", existing_type=sa.Integer(), server_default=None)
         table.alter_column("commit_failures", existing_type=sa.Integer(), server_default=None)
     _states("waiting", "sent", "held", "failed", "withdrawn")
+    op.add_column("reports", sa.Column("withdrawn_at", _UTC, nullable=True))
+    op.add_column("reports", sa.Column("withdrawal", sa.String(length=32), nullable=True))
     op.create_index(
         "ix_deliveries_commit_due_at",
         "deliveries",
@@ -117,20 +119,24 @@ def _add_tables() -> None:
     )
     op.create_table(
         "rejected_objects",
-        sa.Column("sop_instance_uid", sa.String(length=64), nullable=False),
         sa.Column("study_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("sop_instance_uid", sa.String(length=64), nullable=False),
         sa.Column("code", sa.String(length=32), nullable=False),
         sa.Column("note_uid", sa.String(length=64), nullable=False),
         sa.Column("calling_ae_title", sa.String(length=16), nullable=False),
+        sa.Column("is_trusted", sa.Boolean(), nullable=False),
         sa.Column("received_at", _UTC, nullable=False),
         sa.Column("applied_at", _UTC, nullable=True),
-        sa.PrimaryKeyConstraint("sop_instance_uid", name=op.f("pk_rejected_objects")),
+        sa.PrimaryKeyConstraint("study_instance_uid", "sop_instance_uid", name=op.f("pk_rejected_objects")),
     )
+    op.create_index("ix_rejected_objects_sop_instance_uid", "rejected_objects", ["sop_instance_uid"])
 
 
 def downgrade() -> None:
     for table in ("rejected_objects", "recalls", "commitment_requests", "commitments", "delivered_objects"):
         op.drop_table(table)
+    op.drop_column("reports", "withdrawal")
+    op.drop_column("reports", "withdrawn_at")
     op.execute("UPDATE deliveries SET state = 'failed' WHERE state = 'withdrawn'")
     _states("waiting", "sent", "held", "failed")
     op.drop_index("ix_deliveries_commit_due_at", "deliveries")

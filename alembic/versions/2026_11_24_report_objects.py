@@ -43,6 +43,11 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table("heatmaps")
+    # Readers' reports stay as rows: the next revision must be after theirs.
+    op.execute(
+        "UPDATE studies SET revision = (SELECT max(revision) FROM reports WHERE reports.study_id = studies.id) "
+        "WHERE id IN (SELECT study_id FROM reports WHERE review_id IS NOT NULL)"
+    )
     op.drop_index("ix_reports_review_id", "reports")
     op.drop_column("reports", "review_id")
     with op.batch_alter_table("own_objects") as table:

@@ -135,7 +135,7 @@ def change_account(
     actor: str,
     now: datetime,
 ) -> Account:
-    """Change what is given; locking ends the account's sessions, opening ends its rest too.
+    """Change what is given; locking ends the account's sessions and open links, opening ends its rest too.
 
     Raises
     ------
@@ -156,6 +156,7 @@ def change_account(
         _note(session, account_id, actor, now, what="changed", account=account.name, **told)
     if is_locked:
         session.execute(delete(_SESSIONS).where(_SESSIONS.c.account_id == account_id))
+        session.execute(delete(_LINKS).where(_LINKS.c.account_id == account_id))
     return account_of(session, account_id)
 
 

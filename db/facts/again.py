@@ -98,9 +98,13 @@ def resend_delivery(session: Session, delivery_id: UUID, *, actor: str, now: dat
     session.execute(
         update(_DELIVERIES)
         .where(_DELIVERIES.c.id == delivery_id)
-        .values(state=DeliveryState.WAITING, reason="", commit_due_at=None)
+        .values(
+            **{"state": DeliveryState.WAITING, "reason": "", "commit_due_at": None, "archived_at": None},
+            **{"commit_asked": 0, "commit_failures": 0},
+        )
     )
-    session.execute(update(_DELIVERED).where(_DELIVERED.c.delivery_id == delivery_id).values(sent_at=None, refusal=""))
+    its_objects = update(_DELIVERED).where(_DELIVERED.c.delivery_id == delivery_id)
+    session.execute(its_objects.values(sent_at=None, refusal="", archived_at=None))
     details = {"study_id": str(found.study_id), "destination": found.destination}
     audit.append(session, Action.DELIVERY_RESENT, actor=actor, subject_id=delivery_id, details=details, now=now)
     return UUID(str(found.study_id))

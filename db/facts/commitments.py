@@ -201,9 +201,9 @@ def _lose(
     is_over = failures >= max_failures or CLASS_NOT_SUPPORTED in lost.values()
     reason = f"the destination does not keep it: {REASONS.get(code, 'reason')} ({code:04X})"
     is_lost = (_DELIVERED.c.delivery_id == delivery_id) & _DELIVERED.c.sop_instance_uid.in_(lost)
-    session.execute(update(_DELIVERED).where(is_lost).values(sent_at=None))
+    session.execute(update(_DELIVERED).where(is_lost).values(sent_at=None, archived_at=None))
     state = DeliveryState.FAILED if is_over else DeliveryState.WAITING
-    values = {"state": state, "reason": reason, "commit_due_at": None, "commit_failures": failures}
+    values = {"state": state, "reason": reason, "commit_due_at": None, "commit_failures": failures, "archived_at": None}
     session.execute(update(_DELIVERIES).where(_DELIVERIES.c.id == delivery_id).values(**values))
     if not is_over:
         again_at = now + timedelta(seconds=again_in_s * 4.0 ** min(failures - 1, 8))

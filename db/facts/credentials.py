@@ -17,7 +17,7 @@ from sqlalchemy import delete, insert, select, update
 from db import audit
 from db.audit import Action
 from db.engine import NoSuchRecord, Session
-from db.facts.accounts import Account, NameTaken, account_from, account_of, names_of, roles_from
+from db.facts.accounts import Account, NameTaken, account_from, account_of, has_admin, names_of, roles_from
 from db.tables import AccountLink, AccountRow, ApiToken, Role, WebSession, new_id, rows_of
 
 TOUCH_EVERY_S = 30.0
@@ -124,11 +124,11 @@ def link_of(session: Session, secret: str, *, now: datetime) -> Account | None:
     Raises
     ------
     NoSuchLink
-        It was never made, was used, or is too old.
+        It was never made, was used, is too old, or makes the first administrator where there is one.
     """
     wanted = select(_LINKS.c.account_id).where(_LINKS.c.token_sha256 == digest_of(secret), _LINKS.c.expires_at > now)
     row = session.execute(wanted).one_or_none()
-    if row is None:
+    if row is None or (row.account_id is None and has_admin(session)):
         raise NoSuchLink("this link was used already, or is too old")
     return None if row.account_id is None else account_of(session, row.account_id)
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import and_, or_, select, update
+from sqlalchemy import ColumnElement, and_, exists, or_, select, update
 
 from db import audit, queue
 from db.audit import Action
@@ -17,6 +17,7 @@ from db.facts.judgements import NewWarning, record_judgement
 from db.facts.reports import BuiltObject, objects_of
 from db.tables import (
     Answer,
+    Association,
     Delivery,
     DeliveryState,
     Instance,
@@ -57,7 +58,7 @@ class RecallFacts:
 
 _DELIVERIES, _REPORTS, _STUDIES, _RECALLS = rows_of(Delivery), rows_of(Report), rows_of(Study), rows_of(Recall)
 _INSTANCES, _PREDICTIONS, _JOBS = rows_of(Instance), rows_of(Prediction), rows_of(Job)
-_REJECTED, _OBJECTS = rows_of(RejectedObject), rows_of(OwnObject)
+_REJECTED, _OBJECTS, _ASSOCIATIONS = rows_of(RejectedObject), rows_of(OwnObject), rows_of(Association)
 
 
 def said_by_model(
@@ -146,7 +147,8 @@ def withdraw_report(
 ) -> int:
     """Withdraw a report from destinations; return to how many of them it may have been sent.
 
-    What was never sent is ended here; for the rest the delivery is queued once more, to send what the destination wants
+    One that is not built yet goes nowhere (`db.facts.reports.record_report_built`). What was never sent is ended here;
+    for the rest the delivery is queued once more, to send what the destination wants
     to be told. Withdrawing twice changes nothing.
 
     Parameters
@@ -156,6 +158,11 @@ def withdraw_report(
     only
         Where it is elsewhere than at these destinations it stays as it is, for something else replaces it there.
     """
+    # The study's lock is the one under which a report is recorded as built, with its deliveries.
+    its_study = select(_REPORTS.c.study_id).where(_REPORTS.c.id == report_id).scalar_subquery()
+    session.execute(select(_STUDIES.c.id).where(_STUDIES.c.id == its_study).with_for_update(key_share=True))
+    is_first = (_REPORTS.c.id == report_id) & _REPORTS.c.withdrawn_at.is_(None)
+    session.execute(update(_REPORTS).where(is_first).values(withdrawn_at=now, withdrawal=code))
     locked = select(_DELIVERIES.c.id).where(_DELIVERIES.c.report_id == report_id).with_for_update(key_share=True)
     session.execute(locked)
     told = 0
@@ -210,13 +217,24 @@ def note_rejection(
     code: str,
     note_uid: str,
     calling_ae_title: str,
+    is_trusted: bool,
     now: datetime,
 ) -> None:
-    """Remember which objects a sender rejected; they need not have come yet. Noting twice changes nothing."""
+    """Remember which objects a sender rejected; they need not have come yet. Noting twice changes nothing.
+
+    Parameters
+    ----------
+    is_trusted
+        It may reject what others sent; else its word counts for the images alone that it sends itself.
+    """
     row: dict[str, object] = {"study_instance_uid": study_instance_uid, "code": code, "note_uid": note_uid}
-    row |= {"calling_ae_title": calling_ae_title, "received_at": now}
+    row |= {"calling_ae_title": calling_ae_title, "is_trusted": is_trusted, "received_at": now}
     for uid in sop_instance_uids:
-        add_if_new(session, _REJECTED, ("sop_instance_uid",), row | {"sop_instance_uid": uid})
+        key = {"study_instance_uid": study_instance_uid, "sop_instance_uid": uid}
+        if add_if_new(session, _REJECTED, tuple(key), row | key) is None and is_trusted:
+            is_this = (_REJECTED.c.study_instance_uid == study_instance_uid) & (_REJECTED.c.sop_instance_uid == uid)
+            # What was said before without effect, by somebody whose word did not count.
+            session.execute(update(_REJECTED).where(is_this, _REJECTED.c.applied_at.is_(None)).values(**row))
 
 
 def apply_rejections(session: Session, *, text: str, now: datetime) -> int:
@@ -231,14 +249,14 @@ def apply_rejections(session: Session, *, text: str, now: datetime) -> int:
     """
     query = (
         select(_INSTANCES.c.id, _INSTANCES.c.study_id, _INSTANCES.c.is_judged, _REJECTED)
-        .join(_INSTANCES, _INSTANCES.c.sop_instance_uid == _REJECTED.c.sop_instance_uid)
-        .join(_STUDIES, _STUDIES.c.id == _INSTANCES.c.study_id)
-        .where(_REJECTED.c.applied_at.is_(None), _STUDIES.c.study_instance_uid == _REJECTED.c.study_instance_uid)
+        .select_from(_REJECTED.join(_INSTANCES, _INSTANCES.c.sop_instance_uid == _REJECTED.c.sop_instance_uid))
+        .where(_counts())
     )
     rows = session.execute(query.order_by(_INSTANCES.c.study_id).limit(500)).all()
     for row in rows:
-        applied = update(_REJECTED).where(_REJECTED.c.sop_instance_uid == row.sop_instance_uid)
-        session.execute(applied.values(applied_at=now))
+        is_this = _REJECTED.c.study_instance_uid == row.study_instance_uid
+        is_this &= _REJECTED.c.sop_instance_uid == row.sop_instance_uid
+        session.execute(update(_REJECTED).where(is_this).values(applied_at=now))
         if row.is_judged:
             _take_out(session, row.id, text, now)
             _withdraw_what_was_said(session, row, now)
@@ -251,8 +269,20 @@ def apply_rejections(session: Session, *, text: str, now: datetime) -> int:
 def has_open_rejections(session: Session) -> bool:
     """Tell, without a lock, whether `apply_rejections` would find something."""
     here = _INSTANCES.c.sop_instance_uid == _REJECTED.c.sop_instance_uid
-    query = select(_INSTANCES.c.id).join(_REJECTED, here).where(_REJECTED.c.applied_at.is_(None))
+    query = select(_INSTANCES.c.id).join(_REJECTED, here).where(_counts())
     return session.execute(query.limit(1)).first() is not None
+
+
+def _counts() -> ColumnElement[bool]:
+    """Whether a note of `_REJECTED` is to take an image of `_INSTANCES` out: of that study, by who may say so."""
+    is_of_study = exists().where(
+        _STUDIES.c.id == _INSTANCES.c.study_id, _STUDIES.c.study_instance_uid == _REJECTED.c.study_instance_uid
+    )
+    is_own = exists().where(
+        _ASSOCIATIONS.c.id == _INSTANCES.c.association_id,
+        _ASSOCIATIONS.c.calling_ae_title == _REJECTED.c.calling_ae_title,
+    )
+    return and_(_REJECTED.c.applied_at.is_(None), is_of_study, or_(_REJECTED.c.is_trusted, is_own))
 
 
 def _take_out(session: Session, instance_id: UUID, text: str, now: datetime) -> None:

@@ -63,6 +63,8 @@ class ReportFacts:
     built_at: datetime | None
     review_id: UUID | None = None
     """Whose word it is; None = the model's."""
+    withdrawn_at: datetime | None = None
+    """Since then nothing of it leaves the node."""
 
 
 _REPORTS, _STUDIES, _OBJECTS, _DELIVERIES = rows_of(Report), rows_of(Study), rows_of(OwnObject), rows_of(Delivery)
@@ -174,18 +176,23 @@ def record_report_built(
     Parameters
     ----------
     destinations
-        Name, state and the reason of that state. What would wait is held instead while the study is held.
+        Name, state and the reason of that state. What would wait is held instead while the study is held; a report
+        that was withdrawn meanwhile goes nowhere.
     """
     report = report_facts(session, report_id)
     locked = select(_STUDIES.c.hold, _STUDIES.c.priority).where(_STUDIES.c.id == report.study_id)
     study = session.execute(locked.with_for_update(key_share=True)).one()
+    wanted = select(_REPORTS.c.withdrawn_at, _REPORTS.c.withdrawal).where(_REPORTS.c.id == report_id)
+    withdrawn = session.execute(wanted).one()
     made = {"report_id": report_id, "created_at": now}
     for built in objects:
         add_if_new(session, _OBJECTS, ("sop_instance_uid",), asdict(built) | made)
     for name, state, reason in destinations:
         if study.hold is not None and state is DeliveryState.WAITING:
             state, reason = DeliveryState.HELD, study.hold.value
-        row = made | {"destination": name, "state": state, "reason": reason}
+        if withdrawn.withdrawn_at is not None:
+            state, reason = DeliveryState.WITHDRAWN, ""
+        row = made | {"destination": name, "state": state, "reason": reason} | dict(withdrawn._mapping)
         delivery_id = add_if_new(session, _DELIVERIES, ("report_id", "destination"), row)
         if delivery_id is not None and state is DeliveryState.WAITING:
             queue.enqueue(session, JobKind.DELIVER, delivery_id, report.study_id, priority=study.priority, now=now)

@@ -38,8 +38,8 @@ def request_verified_report(
     Returns
     -------
     UUID | None
-        None where there is nothing to verify: the verdict is none, or the AI result was never to leave the node or did
-        not say present, absent or undetermined.
+        None where there is nothing to verify: the verdict is none, or the AI result was withdrawn, was never to leave
+        the node or did not say present, absent or undetermined.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def request_verified_report(
         return there
     reviewed = session.execute(select(_REPORTS).where(_REPORTS.c.id == review.report_id)).one_or_none()
     answer = None if reviewed is None else _answer_of(review, reviewed.answer, finding)
-    if reviewed is None or answer is None or not reviewed.is_sent:
+    if reviewed is None or answer is None or not reviewed.is_sent or reviewed.withdrawn_at is not None:
         return None
     report_id, revision = new_id(), next_revision(session, review.study_id)
     row: dict[str, Any] = {name: getattr(reviewed, name) for name in _COPIED}

@@ -31,8 +31,13 @@ class Limits:
             RateLimitItemPerMinute(settings.predictions_per_minute) if settings.predictions_per_minute else None
         )
 
-    def take_predictions(self, caller: Visitor, images: int = 1) -> None:
+    def take_predictions(self, caller: Visitor, images: int = 1, *, asked: int | None = None) -> None:
         """Count `images` predictions of a caller who has neither login nor token; others are not limited.
+
+        Parameters
+        ----------
+        asked
+            Images of the whole request, where some of them are counted already.
 
         Raises
         ------
@@ -41,13 +46,15 @@ class Limits:
         """
         if self._predictions is None or caller.is_known:
             return
-        if images > self._predictions.amount:
+        asked = images if asked is None else asked
+        if asked > self._predictions.amount:
             raise HTTPException(
                 429,
                 f"Without a login or token an address may ask for {self._predictions.amount} predictions a minute, "
-                f"and this request asks for {images}.",
+                f"and this request asks for {asked}.",
             )
-        self._take(self._predictions, PREDICTIONS, caller.address, images, what="predictions")
+        if images:
+            self._take(self._predictions, PREDICTIONS, caller.address, images, what="predictions")
 
     def take_login(self, address: str) -> None:
         """Count an attempt to log in, right or wrong.

@@ -155,7 +155,7 @@ def study_view(
         else "",
         point=point,
         finding=FINDING,
-        reasons=reasons + (words.reason_sentences(kind, warnings) if is_unanswered else []),
+        reasons=_withdrawal(study) + reasons + (words.reason_sentences(kind, warnings) if is_unanswered else []),
         caution=_CAUTION.get(kind, ""),
         warnings=words.warning_sentences(warnings) + _delivery_warnings(study),
         unjudged=[view for view in views if view.because and not (is_unanswered and len(views) == 1)],
@@ -172,6 +172,16 @@ def study_view(
         priors=earlier,
         beside=next((prior for prior in earlier if prior.is_beside and prior.instance_id), None),
     )
+
+
+def _withdrawal(study: StudyDetail) -> list[words.Sentence]:
+    """Return the sentence about a result that counts no more and was not replaced yet."""
+    current = (report for report in study.reports if report.revision == study.summary.revision)
+    times = [report.withdrawn_at for report in current if report.withdrawn_at is not None]
+    return [
+        words.Sentence(f"on {at:%Y-%m-%d %H:%M} UTC; do not rely on this result.", "Withdrawn", "failed")
+        for at in times
+    ]
 
 
 def decisive_image(images: Sequence[ImageFacts], probability: float | None) -> ImageFacts | None:

@@ -154,6 +154,9 @@ class ReportOut(Schema):
     content_at: datetime = Field(examples=[INSTANT])
     is_sent: bool = Field(description="False when the answer stays in the house.")
     built_at: datetime | None
+    withdrawn_at: datetime | None = Field(
+        None, description="Since then it counts no more: its model was recalled, or an image was rejected."
+    )
 
 
 class RegionBox(Schema):

@@ -183,13 +183,15 @@ class BoundedBody:
     def __init__(self, receive: Receive, timeout_s: float) -> None:
         self._receive, self._timeout_s = receive, timeout_s
         self._seen_bytes, self._is_whole = 0, False
+        self._ends_at = asyncio.get_running_loop().time() + timeout_s
         self.limit_bytes = BODY_MAX_BYTES
 
     async def __call__(self) -> Message:
         if self._is_whole:
             return await self._receive()  # waits for the caller to go away, as long as the answer lasts
         try:
-            message = await asyncio.wait_for(self._receive(), self._timeout_s)
+            async with asyncio.timeout_at(self._ends_at):
+                message = await self._receive()
         except TimeoutError:
             raise HTTPException(408, f"The request did not arrive within {self._timeout_s:g} s.") from None
         self._seen_bytes += len(message.get("body", b""))

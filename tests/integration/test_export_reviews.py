@@ -267,7 +267,7 @@ def test_held_purged_rejected_and_missing_images_are_named_with_their_reason(nod
         facts.hold_study(session, held, Hold.UNIDENTIFIED, actor="test", now=now)
         assert facts.mark_purged(session, purged, now)
         image = facts.study_facts(session, missing, lock=False).images[0]
-        sender = {"code": "113038", "note_uid": "1.9", "calling_ae_title": "CR", "received_at": now}
+        sender = {"code": "113038", "note_uid": "1.9", "calling_ae_title": "CR", "is_trusted": True, "received_at": now}
         row = {"sop_instance_uid": str(radiograph(3).SOPInstanceUID), "study_instance_uid": study_uid(3)}
         session.execute(insert(RejectedObject), row | sender)
     node.store.delete(image.path)

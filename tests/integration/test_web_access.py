@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import ssl
 import threading
@@ -20,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, select, update
+from starlette.exceptions import HTTPException
 
 from db.audit import Action
 from db.engine import db_now, read_scope, session_scope
@@ -29,6 +31,7 @@ from pacs_node.invitations import first_link
 from pacs_node.settings import DatabaseSettings, NodeSettings, Settings
 from pacs_node.web.access import declarations, undeclared
 from pacs_node.web.app import run_web
+from pacs_node.web.security import BoundedBody
 from pacs_node.web_settings import GroupSettings, WebSettings
 from tests.web_world import BASE_URL, FORM, World, free_port, make_world
 
@@ -146,6 +149,57 @@ def test_first_link_makes_the_administrator_once(node: World) -> None:
     assert again.status_code == 404
     with session_scope(node.engine) as session:
         assert first_link(session, node.settings.web) is None
+
+
+def test_first_link_ends_when_an_administrator_was_made_otherwise(node: World) -> None:
+    with session_scope(node.engine) as session:
+        link = first_link(session, node.settings.web)
+    assert link is not None
+    node.add_account("ada", Role.ADMIN)
+    secret = link.partition("link=")[2]
+    fields = {"link": secret, "user": "eve", "password": PASSWORD, "again": PASSWORD}
+    client = node.client_at("192.0.2.9")
+    assert (client.get(f"/setup?link={secret}").status_code, client.post("/setup", data=fields).status_code) == (
+        404,
+        404,
+    )
+
+
+def test_locking_an_account_ends_its_open_links(node: World) -> None:
+    account_id = node.add_account("anna", Role.RADIOLOGIST)
+    with session_scope(node.engine) as session:
+        now = db_now(session)
+        credentials.add_link(session, "leaked", account_id, expires_at=now + timedelta(hours=1))
+        accounts.change_account(session, account_id, is_locked=True, actor="ada", now=now)
+    assert node.client().get("/setup?link=leaked").status_code == 404
+
+
+def test_a_program_speaks_for_no_reader(node: World) -> None:
+    study_id = node.suspected(1)
+    forged = {"study_id": str(study_id), "verdict": "agree", "reviewer": "anna"}
+    assert node.with_token("his", Role.SERVICE).post("/api/v1/reviews", json=forged).status_code == 403
+    assert node.with_token("ops", Role.ADMIN).post("/api/v1/reviews", json=forged).status_code == 403
+    said = node.with_token("script", Role.RADIOLOGIST).post("/api/v1/reviews", json=forged)
+    assert (said.status_code, said.json()["reviewer"]) == (201, "token:script")
+
+
+def test_a_request_that_trickles_in_is_ended_in_time() -> None:
+    async def trickle() -> int:
+        async def receive() -> dict[str, object]:
+            await asyncio.sleep(0.05)
+            return {"type": "http.request", "body": b"x", "more_body": True}
+
+        body = BoundedBody(receive, 0.3)
+        with pytest.raises(HTTPException) as refused:
+            await body.whole()
+        return refused.value.status_code
+
+    assert asyncio.run(trickle()) == 408
+
+
+def test_node_answers_by_the_name_that_people_know() -> None:
+    web = WebSettings(host="0.0.0.0", allow_plain_http=True, public_url="https://node.example.org")
+    assert "node.example.org" in web.own_names
 
 
 def test_a_link_is_too_old_after_its_time(node: World) -> None:

@@ -10,9 +10,12 @@ import pytest
 from pydantic import ValidationError
 from sqlalchemy import Engine
 
+from db import facts
 from db.audit import Action
+from db.engine import session_scope
 from db.tables import DeliveryState, Role
 from pacs_node.web_settings import GroupSettings, WebSettings
+from tests.records import NOON
 from tests.web_world import FORM, LATERAL, World, make_world
 
 
@@ -81,6 +84,18 @@ def test_page_search_posts_and_finds_a_name_as_people_write_it(small_world: Worl
     for typed in ("demo42+drawn", "SYN-42", "A-42"):
         assert str(study_id) in client.post("/", content=f"q={typed}", headers=FORM).text, typed
     assert "No study has this name" in client.post("/", content="q=nobody", headers=FORM).text
+
+
+def test_study_whose_result_was_withdrawn_says_so(small_world: World) -> None:
+    study_id = small_world.suspected(1)
+    page = small_world.client().get(f"/studies/{study_id}").text
+    assert "do not rely on this result" not in page
+    with session_scope(small_world.engine) as session:
+        [report] = facts.study_detail(session, study_id).reports
+        facts.withdraw_report(session, report.report_id, code="113001", actor="admin", now=NOON)
+    assert "do not rely on this result" in small_world.client().get(f"/studies/{study_id}").text
+    [said] = small_world.client().get(f"/api/v1/studies/{study_id}").json()["reports"]
+    assert said["withdrawn_at"]
 
 
 def test_study_page_shows_answer_reasons_and_report(world: World) -> None:

@@ -28,6 +28,7 @@ from pacs_node.store import ObjectStore
 from pacs_node.wiring import active_card, registry_of
 from tests import records
 from tests.unit.test_delivery import Hospital
+from tests.unit.test_reconcile import open_from
 
 SENT, WAITING, FAILED = DeliveryState.SENT, DeliveryState.WAITING, DeliveryState.FAILED
 LIMITS: dict[str, Any] = {"max_failures": 2, "again_in_s": 2.0}
@@ -187,7 +188,7 @@ def test_note_that_cannot_be_read_is_told_apart_from_none(tmp_path: Path, conten
         assert all(isinstance(note, RejectionNote) for note in read(ObjectStore(tmp_path), content))
 
 
-def note(engine: Engine, *uids: str, study: str = "1.2.1") -> None:
+def note(engine: Engine, *uids: str, study: str = "1.2.1", sender: str = "PACS", is_trusted: bool = True) -> None:
     with session_scope(engine) as session:
         facts.note_rejection(
             session,
@@ -195,7 +196,8 @@ def note(engine: Engine, *uids: str, study: str = "1.2.1") -> None:
             study_instance_uid=study,
             code="113038",
             note_uid="1.2.9",
-            calling_ae_title="CR_ROOM_1",
+            calling_ae_title=sender,
+            is_trusted=is_trusted,
             now=datetime.now(UTC),
         )
 
@@ -234,6 +236,33 @@ def test_note_about_another_study_rejects_nothing(sqlite_engine: Engine) -> None
         records.add_image(session, 1)
     note(sqlite_engine, "1.2.1.1.1", study="1.2.2")
     assert apply_rejections(sqlite_engine) == 0
+    with read_scope(sqlite_engine) as session:
+        assert not facts.has_open_rejections(session), "or it would be looked for every second"
+    note(sqlite_engine, "1.2.1.1.1")
+    assert apply_rejections(sqlite_engine) == 1, "the true note still counts"
+
+
+def test_modality_rejects_its_own_images_alone(sqlite_engine: Engine) -> None:
+    with session_scope(sqlite_engine) as session:
+        association_id = open_from(session, "CR_ROOM_1")
+        for number in (1, 2):
+            records.add_image(session, number, association_id=association_id)
+    note(sqlite_engine, "1.2.1.1.1", sender="CR_ROOM_2", is_trusted=False)
+    assert apply_rejections(sqlite_engine) == 0
+    note(sqlite_engine, "1.2.1.1.1", sender="PACS", is_trusted=True)
+    assert apply_rejections(sqlite_engine) == 1, "a stranger's note is in nobody's way"
+    note(sqlite_engine, "1.2.1.1.2", sender="CR_ROOM_1", is_trusted=False)
+    assert apply_rejections(sqlite_engine) == 1
+
+
+def test_result_that_was_withdrawn_before_it_was_built_goes_nowhere(hospital: Hospital) -> None:
+    report_id = hospital.report(is_built=False)
+    with session_scope(hospital.engine) as session:
+        facts.withdraw_report(session, report_id, code="113001", actor="admin", now=datetime.now(UTC))
+    hospital.build(report_id)
+    hospital.run()
+    assert hospital.states() == [DeliveryState.WITHDRAWN]
+    assert hospital.jobs() == []
 
 
 def test_sent_result_about_a_rejected_image_is_withdrawn_and_the_study_reported_anew(hospital: Hospital) -> None:
@@ -310,8 +339,10 @@ def test_recall_command_withdraws_rejects_and_judges_anew_once(
         job = session.execute(select(Job).where(Job.subject_id == accepted.instance_id)).scalar_one()
     assert job.state is JobState.READY
     capsys.readouterr()
-    assert recall(settings, "resnet50/1.0.0", dry_run=False, **wanted) == 0
-    assert "0 recalled now" in capsys.readouterr().out
+    assert recall(settings, "resnet50/1.0.0", dry_run=False, **wanted) == 1
+    said = capsys.readouterr()
+    assert "0 recalled now" in said.out
+    assert "1 recalled earlier and not replaced yet: judged anew once more" in said.err
     assert hospital.actions().count("report_recalled") == 1
 
 

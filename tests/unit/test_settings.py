@@ -66,6 +66,7 @@ def test_a_changed_key_is_named_once_without_its_value(tmp_path: Path) -> None:
         ('[dicom]\nhost = "0.0.0.0"\n', "list who may send"),
         ('[web]\nhost = "0.0.0.0"\n', "give tls_certificate"),
         ('[web]\nhost = "0.0.0.0"\nauthentication = "off"\n', "needs authentication"),
+        ('[web]\nhost = "0.0.0.0"\nallow_plain_http = true\n', "by which name browsers call"),
         ('[web]\ntls_certificate = "web.crt"\n', "belong together"),
         ('[web]\ncors_origins = ["*"]\n', "not an origin"),
         ('[web.oidc]\nissuer = "http://login.example.org"\n', "https://"),

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import RedirectResponse, Response
 
 from db.audit import Action
-from db.engine import Session, db_now, session_scope
+from db.engine import Session, db_now, read_scope, session_scope
 from db.facts import accounts, credentials
 from db.facts.accounts import Account, NameTaken
 from db.facts.credentials import NoSuchLink
@@ -53,7 +53,7 @@ def log_in(web: WebContext, request: Request, user: Name = "", password: Passwor
     request.state.is_noted = True  # told in the trail as a login, not as a refused address
     web.limits.take_login(web.caller.address)
     name = accounts.normal_name(user)
-    with session_scope(web.engine) as session:
+    with read_scope(web.engine) as session:
         account = accounts.find_account(session, name)
     is_right = is_password(password, account.password_hash if account else None)
     secret = new_secret()
@@ -109,7 +109,7 @@ def log_out(web: WebContext, request: Request) -> Response:
 def show_setup(web: WebContext, request: Request, link: str = "") -> Response:
     """Show the form behind a one-time link; looking does not use it."""
     web.limits.take_login(web.caller.address)
-    with session_scope(web.engine) as session:
+    with read_scope(web.engine) as session:
         try:
             account = credentials.link_of(session, link, now=db_now(session))
         except NoSuchLink:
@@ -125,7 +125,7 @@ def set_up(
     web.limits.take_login(web.caller.address)
     secret = new_secret()
     try:
-        with session_scope(web.engine) as session:
+        with read_scope(web.engine) as session:
             account = credentials.link_of(session, link, now=db_now(session))
         name = account.name if account else accounts.normal_name(user)
         fault = _fault_of(name, password, again)
@@ -198,7 +198,7 @@ def show_door(
 ) -> Response:
     """Show the form with what is to be said above it."""
     settings = web.settings.web
-    with session_scope(web.engine) as session:
+    with read_scope(web.engine) as session:
         is_empty = not accounts.has_admin(session)
     context = {
         "word": "empty" if is_empty and not settings.oidc.issuer and not word else word,

@@ -24,7 +24,7 @@ router = APIRouter(
     dependencies=[requires(Role.RADIOLOGIST, Role.ADMIN, Role.SERVICE)],
 )
 
-LIFE_S = 600.0
+LIFE_S = 60.0
 """A stream ends then and the browser opens another: who is logged out in between gets none."""
 RETRY_MS = 3000
 EXAMPLE = (

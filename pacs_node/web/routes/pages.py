@@ -196,7 +196,7 @@ def _place(line: StudySummary) -> tuple[date, datetime]:
     return line.study_date or line.received_at.date(), line.received_at
 
 
-@router.post("/studies/{study_id}/reviews")
+@router.post("/studies/{study_id}/reviews", dependencies=[requires(Role.RADIOLOGIST)])
 def post_review(web: WebContext, study_id: UUID, form: Form) -> RedirectResponse:
     """Keep what the reader said without script, and show the study again."""
     verdict, _, finding = form.get("answer", "").partition(":")

@@ -90,13 +90,14 @@ async def predict_batch(web: WebContext, request: Request) -> BatchAnswer:
     Give `patient_id` once per file, in their order, or not at all. Every image counts against the limit per minute.
     """
     started = time.perf_counter()
+    web.limits.take_predictions(web.caller)  # before a place is held: the first image; the others once they are known
     with _places(web, AT_ONCE, request):
         async with _form(request, files=BATCH_MAX) as form:
             fields = _fields(BatchFields, _without_files(form, listed="patient_id"))
             files = _files(form, "files")
             if fields.patient_id and len(fields.patient_id) != len(files):
                 raise _invalid("patient_id", "give one for each file, in their order, or none")
-            web.limits.take_predictions(web.caller, len(files))
+            web.limits.take_predictions(web.caller, len(files) - 1, asked=len(files))
             items = await _judged_in_turn(web, files, fields)
     return BatchAnswer(
         status=SUCCESS,

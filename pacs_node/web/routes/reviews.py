@@ -88,6 +88,7 @@ def get_review_state(web: WebContext, response: Response, study_id: UUID) -> Rev
     summary="Agree, disagree, be unsure, comment or withdraw",
     status_code=201,
     responses=documented(409, 412, 428) | {201: ETAG},
+    dependencies=[requires(Role.RADIOLOGIST)],
 )
 def post_review(web: WebContext, response: Response, review: NewReview, if_match: IfMatch = None) -> ReviewOut:
     """Keep a reader's word on the study's current report; audited.
@@ -127,7 +128,7 @@ def add_review(web: Web, review: NewReview, *, tag: str | None = None, is_uncond
         if tag is None and not is_unconditional and review.verdict is not Verdict.COMMENT:
             _refuse_unseen(facts.review_state(session, review.study_id), reviewer)
         kept = _added(web, session, review, reviewer=reviewer, corrected=corrected, region=region, tag=tag)
-        if web.settings.reviews.send_verified:
+        if web.settings.reviews.send_verified and web.caller.account_id is not None:  # a person answers for it
             _verify(session, kept, delay_s=web.settings.reviews.verified_delay_s)
         return kept
 
@@ -169,11 +170,13 @@ def _added(
 
 
 def _reviewer(web: Web, review: NewReview) -> str:
-    """Return whose word it is: a person who is logged in speaks for nobody else."""
+    """Return whose word it is: who is logged in or shows a token speaks for nobody else."""
     if web.caller.account_id is not None:
         if review.reviewer not in (None, web.caller.name):
             raise HTTPException(409, "The reviewer is who is logged in; leave it out, or log in as the other reader.")
         return web.caller.name
+    if web.caller.is_token:
+        return web.caller.actor
     if review.reviewer is None:
         raise refuse_body("reviewer", "without a login a review says whose it is")
     return review.reviewer
