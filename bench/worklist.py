@@ -134,8 +134,8 @@ def fill(engine: Engine, count: int) -> None:
             for table, found in rows.items():
                 session.execute(insert(rows_of(table)), found)
     if engine.dialect.name == "postgresql":  # its autovacuum would have come by in the months that this stands for
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(text("VACUUM ANALYZE"))
+        with session_scope(engine) as session:
+            session.execute(text("ANALYZE"))
 
 
 def _study(number: int, count: int, draw: random.Random) -> Iterator[tuple[type, dict[str, Any]]]:
