@@ -35,6 +35,7 @@ from tests.web_world import PROBLEM, World
         ("warnings", 2),
         ("warnings?code=view_unknown", 1),
         ("warnings?severity=forbids", 1),
+        ("warnings?severity=note", 0),
         ("reports?answer=present&model_version=1.0.0", 1),
         ("reports?answer=absent", 0),
         ("deliveries?state=sent&destination=main", 1),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query
@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query
 from db import facts
 from db.engine import db_now, read_scope, session_scope
 from db.tables import Answer, DeliveryState
+from models.codes import Severity
 from pacs_node.web.access import Role, requires
 from pacs_node.web.context import WebContext
 from pacs_node.web.listing import Listed, page_of
@@ -33,7 +34,7 @@ def list_warnings(
     web: WebContext,
     asked: Listed,
     code: Code | None = None,
-    severity: Literal["forbids", "warning", "info"] | None = None,
+    severity: Severity | None = None,
 ) -> Page[WarningLine]:
     """Return one page of the warnings of every image's newest judgement, the newest first."""
     with read_scope(web.engine) as session:
