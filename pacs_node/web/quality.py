@@ -265,7 +265,7 @@ def reasons(counted: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
 
 COVERAGE = {
     Answer.PRESENT: "above threshold",
-    Answer.UNDETERMINED: "no answer, close to the threshold",
+    Answer.UNDETERMINED: "no answer, close to the threshold or warned of",
     Answer.INCOMPLETE: "no answer, not every image judged",
     Answer.ABSENT: "below threshold",
     Answer.NOT_ANALYSED: "not analysed",

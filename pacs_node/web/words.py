@@ -49,7 +49,7 @@ class Saying:
 SAYINGS = {
     Kind.POSITIVE: Saying("Pneumonia suspected", "Suspected", "above threshold"),
     Kind.NEGATIVE: Saying("Pneumonia not suspected", "Not suspected", "below threshold"),
-    Kind.ABSTAIN: Saying("No answer", "No answer", "close to the threshold"),
+    Kind.ABSTAIN: Saying("No answer", "No answer", "close to the threshold, or warned of"),
     Kind.INCOMPLETE: Saying("No answer", "No answer", "not every image was judged"),
     Kind.NOT_ANALYSED: Saying("Not analysed", "Not analysed", ""),
     Kind.FAILED: Saying("Failed", "Failed", "kept, can be run again"),
@@ -154,10 +154,14 @@ def status_sentences(
     elif state in _WAITING:
         said.append(Sentence(f"{_WAITING[state]}; the answer is the one before.", "Changing:"))
     if kind is Kind.ABSTAIN and band is not None and probability is not None:
-        low, high = band
-        said.append(
-            Sentence(f"{probability_text(probability)} lies between {low:.2f} and {high:.2f}.", "Because", kind)
+        (low, high), shown = band, probability_text(probability)
+        is_warned = low <= 0 and high >= 1  # `models.suitability.settled`
+        why = (
+            f"a warning says why {shown} is no answer."
+            if is_warned
+            else f"{shown} lies between {low:.2f} and {high:.2f}."
         )
+        said.append(Sentence(why, "Because", kind))
     if kind is Kind.INCOMPLETE:
         said.append(Sentence("no judged image is suspicious, but not every image could be judged.", "Because", kind))
     return said

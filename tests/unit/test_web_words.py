@@ -91,6 +91,9 @@ def test_warnings_are_said_once_and_the_band_with_the_answer() -> None:
     assert words.warning_sentences([AGE, AGE, BAND, LATERAL]) == ["The age is unknown."]
     (said,) = words.status_sentences(Kind.ABSTAIN, "answered", hold=None, band=(0.4, 0.62), probability=0.551)
     assert said.text == "0.55 lies between 0.40 and 0.62."
+    whole = (0.0, 1.0000000000000002)  # an inverted image, or one unlike the training images
+    (said,) = words.status_sentences(Kind.ABSTAIN, "answered", hold=None, band=whole, probability=0.94)
+    assert said.text == "a warning says why 0.94 is no answer."
 
 
 def test_old_answer_of_a_changing_study_says_so() -> None:
