@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Protocol
 
-from pacs_node.listener import bind_dicom_socket
+from pacs_node.listener.service import bind_dicom_socket
 from pacs_node.settings import load_settings
 from tests.acceptance.node import Node, free_port, until
 from tests.acceptance.peers import Orthanc, echoscu, no_delay, program

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from db.engine import DatabaseAway, NoSuchRecord
-from pacs_node import accounts, admin, log
+from pacs_node import log
+from pacs_node.commands import accounts, admin
 from pacs_node.errors import ErrorOutcome, PacsNodeError, outcome_of
 from pacs_node.settings import Settings, load_settings
 from pacs_node.supervisor import stop_when_parent_is_gone
@@ -108,7 +109,7 @@ def _stop_on_signal() -> threading.Event:
 
 
 def _run(settings: Settings, options: argparse.Namespace) -> int:
-    from pacs_node.running import run_node  # its imports cost a second that `jobs list` need not pay
+    from pacs_node.commands.running import run_node  # its imports cost a second that `jobs list` need not pay
 
     log.configure(settings.log, "run", settings.log_dir)
     return run_node(settings, options.config, _stop_on_signal())
@@ -122,7 +123,7 @@ def _role(settings: Settings, options: argparse.Namespace) -> int:
         stop_when_parent_is_gone(stop)
     match options.role:
         case "listen":
-            from pacs_node.listener import run_listener
+            from pacs_node.listener.service import run_listener
 
             listening = socket.socket(fileno=options.socket_fd) if options.socket_fd is not None else None
             run_listener(settings, listening, options.process_name, stop)
@@ -130,11 +131,11 @@ def _role(settings: Settings, options: argparse.Namespace) -> int:
             # Read when torch is loaded. Threads that spin while they wait for each other starve decoders and listeners
             # on the same cores, and then themselves: 2.2 images/s against 12.9 was seen beside one busy process.
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-            from pacs_node.worker import run_worker
+            from pacs_node.worker.service import run_worker
 
             run_worker(settings, stop)
         case "deliver":
-            from pacs_node.delivery import run_delivery
+            from pacs_node.delivery.courier import run_delivery
 
             run_delivery(settings, stop)
         case "web":

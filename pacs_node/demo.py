@@ -36,12 +36,11 @@ from db import audit, facts
 from db.audit import Action
 from db.engine import make_engine, read_scope
 from db.tables import DeliveryState, InstanceState
-from pacs_node import dimse
-from pacs_node.dimse import SentFile
+from pacs_node.commands.sending import destination_of
+from pacs_node.dimse.storage import SentFile, find_files, send_files
 from pacs_node.errors import ConfigError
 from pacs_node.phantom import make_radiograph
 from pacs_node.report.answer import NOT_FOR_THIS_MODEL
-from pacs_node.sending import destination_of
 from pacs_node.settings import Settings, load_settings
 
 SAMPLE = "RG1_UNCR.dcm"
@@ -260,8 +259,8 @@ def _has_worker(settings: Settings) -> bool:
 def _send(settings: Settings, folder: Path) -> list[Sent]:
     """Send everything; note when each C-STORE was answered."""
     to = destination_of(settings, f"{settings.dicom.ae_title}@127.0.0.1:{settings.dicom.port}")
-    files = dimse.find_files([folder])
-    sending = dimse.send_files(files, to, calling_ae_title="DEMO_MODALITY")
+    files = find_files([folder])
+    sending = send_files(files, to, calling_ae_title="DEMO_MODALITY")
     bar = tqdm(sending, total=len(files), unit="image", disable=not sys.stderr.isatty())
     return [Sent(file=file, answered_at=time.monotonic()) for file in bar]
 

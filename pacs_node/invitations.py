@@ -8,7 +8,7 @@ from uuid import UUID
 from db.engine import Session, db_now
 from db.facts import accounts, credentials
 from pacs_node.passwords import new_secret
-from pacs_node.web_settings import WebSettings
+from pacs_node.settings.web import WebSettings
 
 LINK_HOURS = 24
 

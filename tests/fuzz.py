@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from models.preprocess import UNREADABLE, ImageUnfit
 from models.suitability import examine_file
 from pacs_node.errors import CannotUnderstand, OutOfResources
-from pacs_node.header import read_header
+from pacs_node.listener.header import read_header
 from pacs_node.report.picture import read_picture
 from pacs_node.report.source import safe_header
 from pacs_node.store import data_set_offset

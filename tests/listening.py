@@ -15,7 +15,7 @@ from typing import Any
 
 from db import facts
 from db.engine import Engine, make_engine, read_scope
-from pacs_node.listener import bind_dicom_socket, run_listener
+from pacs_node.listener.service import bind_dicom_socket, run_listener
 from pacs_node.settings import Settings
 
 ROOT = Path(__file__).parents[1]

@@ -17,7 +17,7 @@ from db.engine import make_engine, migrate
 from db.facts import NewWarning
 from db.tables import DeliveryState
 from pacs_node.settings import NodeSettings, Settings
-from pacs_node.web_settings import WebSettings
+from pacs_node.settings.web import WebSettings
 from pacs_node.wiring import active_card, registry_of
 from tests.browser import folder_of_pictures, is_shown, reader_at, running_browser, until
 from tests.builders import as_bytes, data_folder, radiograph_from_jpeg

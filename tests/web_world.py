@@ -28,10 +28,10 @@ from models.registry import Registry
 from pacs_node.passwords import hash_password, new_secret
 from pacs_node.report.answer import answer_of
 from pacs_node.settings import NodeSettings, PredictSettings, Settings
+from pacs_node.settings.web import WebSettings
 from pacs_node.store import ObjectStore
 from pacs_node.web.app import create_app, run_web
 from pacs_node.web.identify import csrf_of
-from pacs_node.web_settings import WebSettings
 from tests.builders import as_bytes, make_radiograph
 from tests.records import NOON, POLICY, end_jobs, make_instance, make_prediction
 

@@ -22,6 +22,7 @@ from monai.transforms import (
     RandShiftIntensity,
     ScaleIntensityRange,
 )
+from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from models.vision import torchvision_transforms as v2
@@ -76,7 +77,9 @@ class Augment:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 changed_1HW = self._perspective(changed_1HW)
-        return changed_1HW
+        # MONAI's MetaTensor would follow every operation of the network: a third slower, and not to be compiled.
+        plain_1HW: Tensor = convert_to_tensor(changed_1HW, track_meta=False)
+        return plain_1HW
 
 
 class Mix:

@@ -59,8 +59,8 @@ from starlette.routing import Mount
 from starlette.types import Scope
 
 from db.tables import Role
-from pacs_node.section import is_loopback
-from pacs_node.web_settings import WebSettings
+from pacs_node.settings.section import is_loopback
+from pacs_node.settings.web import WebSettings
 
 __all__ = [
     "EVERYONE",

@@ -25,6 +25,7 @@ from db.engine import Engine, check_revision, make_engine
 from models.registry import Registry
 from pacs_node.errors import ConfigError
 from pacs_node.settings import Settings
+from pacs_node.settings.web import WebSettings
 from pacs_node.store import ObjectStore
 from pacs_node.web import problems
 from pacs_node.web.access import caller, undeclared
@@ -58,7 +59,6 @@ from pacs_node.web.routes import (
     work,
 )
 from pacs_node.web.security import Gate
-from pacs_node.web_settings import WebSettings
 from pacs_node.wiring import registry_of
 
 PAGES = Path(__file__).parent / "pages"

@@ -24,7 +24,7 @@ from joserfc.jwk import KeySet, KeySetSerialization
 
 from db.tables import Role
 from pacs_node.passwords import new_secret
-from pacs_node.web_settings import OidcSettings
+from pacs_node.settings.web import OidcSettings
 
 ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512"]
 """Signatures by a key of the hospital; `none` and those made with our own secret are not among them."""

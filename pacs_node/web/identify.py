@@ -16,8 +16,8 @@ from db.facts import credentials
 from db.facts.accounts import Account
 from db.facts.credentials import TOUCH_EVERY_S
 from db.tables import Role
+from pacs_node.settings.web import WebSettings
 from pacs_node.web.access import EVERYONE, Visitor, visitor_address
-from pacs_node.web_settings import WebSettings
 
 if TYPE_CHECKING:
     from pacs_node.web.context import Web

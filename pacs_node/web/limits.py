@@ -12,8 +12,8 @@ from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
+from pacs_node.settings.web import WebSettings
 from pacs_node.web.access import Visitor
-from pacs_node.web_settings import WebSettings
 
 PREDICTIONS, LOGINS = "predictions", "logins"
 UNKNOWN_MAX = 10_000

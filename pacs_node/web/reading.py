@@ -12,11 +12,11 @@ from db.facts import ImageFacts, PredictionFacts, ReviewFacts, StudyDetail
 from db.facts.reviews import STANDING, ReviewState
 from db.tables import InstanceState, Verdict
 from pacs_node.report.answer import FINDING, FORBIDS, NOT_NAMED, prediction_of
+from pacs_node.settings.web import STUDY_FIELD
 from pacs_node.web import words
 from pacs_node.web.choices import NOTHING, Choice, choices_for
 from pacs_node.web.words import Kind, Saying, Sentence
 from pacs_node.web.worklist import Point
-from pacs_node.web_settings import STUDY_FIELD
 
 _CAUTION = {
     Kind.POSITIVE: "Above the threshold. The model knows pneumonia only; it is blind to any other finding.",

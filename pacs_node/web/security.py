@@ -20,13 +20,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from db.audit import Action
 from db.engine import DatabaseAway, SchemaMismatch
-from pacs_node.section import is_loopback
+from pacs_node.settings.section import is_loopback
+from pacs_node.settings.web import WebSettings
 from pacs_node.web.access import OPEN_MOUNTS, Visitor, may_predict
 from pacs_node.web.access_log import route_template
 from pacs_node.web.identify import identify, is_csrf_token, nobody_at
 from pacs_node.web.policy import BODY_MAX_BYTES, HEADERS, TRANSPORT_SECURITY, UPLOAD_MAX_BYTES
 from pacs_node.web.problems import problem
-from pacs_node.web_settings import WebSettings
 
 if TYPE_CHECKING:
     from pacs_node.web.context import Web

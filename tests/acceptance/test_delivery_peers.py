@@ -24,7 +24,7 @@ from db.engine import read_scope, session_scope
 from db.facts import BuiltObject
 from db.tables import Delivery, DeliveryState, ObjectKind
 from pacs_node.conformance import SECONDARY_CAPTURE
-from pacs_node.delivery import run_delivery
+from pacs_node.delivery.courier import run_delivery
 from pacs_node.report.codes import SR_SOP_CLASSES
 from pacs_node.report.sr import build_sr, sop_instance_uid, to_bytes
 from pacs_node.report.tree import StudyReport

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.acceptance
 CT = b"1.2.840.10008.5.1.4.1.1.2\0"
 """The hostile corpus calls itself CT; CR is as long."""
 GROWTH_BYTES = 200_000_000
-"""Of each listener, over everything below; see `pacs_node.header.BUDGET_BYTES`."""
+"""Of each listener, over everything below; see `pacs_node.listener.header.BUDGET_BYTES`."""
 SUCCESS, MISMATCH, CANNOT_UNDERSTAND = 0x0000, 0xA900, 0xC000
 
 

@@ -20,13 +20,13 @@ from db import audit, facts
 from db.engine import read_scope, session_scope
 from db.facts import BuiltObject
 from db.tables import Delivery, DeliveryState
-from pacs_node import dimse
+from pacs_node.commands.fetch import fetch
+from pacs_node.dimse.retrieve import find_studies
+from pacs_node.dimse.storage import echo
 from pacs_node.errors import DeliveryFailed
-from pacs_node.fetch import fetch
 from pacs_node.report.document import to_bytes
 from pacs_node.report.rejection import build_rejection_note
 from pacs_node.report.tree import NodeIdentity
-from pacs_node.retrieve import find_studies
 from pacs_node.settings import DestinationSettings, Settings
 from tests.acceptance.certificates import Authority, Certificate
 from tests.acceptance.node import free_port, until
@@ -164,7 +164,7 @@ def test_destination_whose_certificate_is_not_to_be_believed_gets_nothing(
 
 def why_no_echo(destination: DestinationSettings) -> str:
     with pytest.raises(DeliveryFailed) as failure:
-        dimse.echo(destination, calling_ae_title="PACS_NODE", timeout_s=5)
+        echo(destination, calling_ae_title="PACS_NODE", timeout_s=5)
     return failure.value.reason
 
 

@@ -20,8 +20,8 @@ from db.facts.heatmaps import NewHeatmap, record_heatmap
 from db.tables import DeliveryState
 from pacs_node.errors import ConfigError
 from pacs_node.settings import NodeSettings, Settings
+from pacs_node.settings.web import WebSettings
 from pacs_node.web.app import run_web
-from pacs_node.web_settings import WebSettings
 from tests.browser import is_shown, reader_at, running_browser, unexpected, until
 from tests.builders import as_bytes, make_bundle, make_radiograph
 from tests.web_world import LATERAL, World, free_port, make_world, serving

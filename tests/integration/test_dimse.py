@@ -20,8 +20,8 @@ from pydicom.uid import (
 )
 from pynetdicom import AE, evt
 
-from pacs_node import dimse
-from pacs_node.dimse import SendSession, find_files, send_files
+from pacs_node.dimse import storage
+from pacs_node.dimse.storage import SendSession, echo, find_files, send_files
 from pacs_node.errors import DeliveryDelayed, DeliveryRejected
 from pacs_node.identity import IMPLEMENTATION_CLASS_UID
 from pacs_node.settings import DestinationSettings
@@ -83,7 +83,7 @@ def radiograph(tmp_path: Path) -> Path:
 
 def test_echo_is_silent_when_the_peer_answers() -> None:
     with pacs() as peer:
-        dimse.echo(peer.destination(), calling_ae_title="PACS_NODE", timeout_s=2)
+        echo(peer.destination(), calling_ae_title="PACS_NODE", timeout_s=2)
 
 
 def a_closed_port() -> int:
@@ -101,19 +101,19 @@ def a_closed_port() -> int:
 )
 def test_echo_says_why_there_is_no_association(changes: dict[str, Any], failure: type[Exception], reason: str) -> None:
     with pacs() as peer, pytest.raises(failure, match=reason):
-        dimse.echo(peer.destination(**changes), calling_ae_title="PACS_NODE", timeout_s=2)
+        echo(peer.destination(**changes), calling_ae_title="PACS_NODE", timeout_s=2)
 
 
 def test_echo_is_delayed_by_a_transient_rejection() -> None:
     with pacs(maximum_associations=1) as peer, open_session(peer), pytest.raises(DeliveryDelayed, match="rejected"):
-        dimse.echo(peer.destination(), calling_ae_title="PACS_NODE", timeout_s=2)
+        echo(peer.destination(), calling_ae_title="PACS_NODE", timeout_s=2)
 
 
 def test_a_peer_that_never_answers_delays() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         destination = DestinationSettings(name="main", ae_title="PACS", host="127.0.0.1", port=silent.getsockname()[1])
         with pytest.raises(DeliveryDelayed, match="does not answer"):
-            dimse.echo(destination, calling_ae_title="PACS_NODE", timeout_s=1)
+            echo(destination, calling_ae_title="PACS_NODE", timeout_s=1)
 
 
 def test_a_batch_goes_over_one_association_byte_for_byte(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_send_files_opens_a_lost_association_again(tmp_path: Path) -> None:
 def test_send_files_needs_more_than_one_association_for_more_than_128_contexts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dimse, "MAXIMUM_CONTEXTS", 2)
+    monkeypatch.setattr(storage, "MAXIMUM_CONTEXTS", 2)
     files = [
         save(make_radiograph(seed=1, **RADIOGRAPH), tmp_path / "1.dcm"),
         save(make_radiograph(seed=2, **RADIOGRAPH | {"modality": "DX"}), tmp_path / "2.dcm"),

@@ -24,7 +24,7 @@ from db.tables import Hold, RejectedObject, Verdict
 from models.preprocess import read_radiograph
 from pacs_node import cli
 from pacs_node.errors import ConfigError
-from pacs_node.export_reviews import Exported, export_reviews
+from pacs_node.export.reviews import Exported, export_reviews
 from pacs_node.report.answer import answer_of
 from pacs_node.settings import NodeSettings, Settings
 from pacs_node.store import ObjectStore

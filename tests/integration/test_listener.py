@@ -18,11 +18,11 @@ from sqlalchemy import select
 from db import facts
 from db.engine import DatabaseAway, read_scope
 from db.tables import Association, AuditEvent, Instance, Job, Series, Study
-from pacs_node import incoming as incoming_module
-from pacs_node import intake as intake_module
 from pacs_node.conformance import IMAGE_TRANSFER_SYNTAXES, STORAGE_CLASSES, VERIFICATION
 from pacs_node.errors import ConfigError
-from pacs_node.listener import bind_dicom_socket
+from pacs_node.listener import incoming as incoming_module
+from pacs_node.listener import intake as intake_module
+from pacs_node.listener.service import bind_dicom_socket
 from pacs_node.settings import DicomSettings
 from pacs_node.store import ObjectStore, data_set_offset
 from tests.acceptance.raw_dimse import (

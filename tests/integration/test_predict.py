@@ -24,11 +24,11 @@ from models.predictor import Predictor
 from models.preprocess import from_array, squash
 from models.registry import Registry
 from pacs_node.settings import NodeSettings, PredictSettings, Settings, WorkerSettings
+from pacs_node.settings.web import WebSettings
 from pacs_node.store import ObjectStore
 from pacs_node.web.app import create_app
 from pacs_node.web.context import Web
 from pacs_node.web.schemas import ModelInfo
-from pacs_node.web_settings import WebSettings
 from pacs_node.wiring import BUNDLED_MODELS
 from tests.builders import as_bytes, draw_chest, make_bundle, make_radiograph
 from tests.records import NOON

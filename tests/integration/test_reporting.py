@@ -22,11 +22,11 @@ from db.facts import StudySummary
 from db.queue import QueuePolicy
 from db.tables import Answer, Hold, Job, JobKind, JobState, Verdict
 from pacs_node.decoding import DecodingPool
-from pacs_node.reporting import Reporter
 from pacs_node.schedule import Tasks
 from pacs_node.settings import QueueSettings, Settings
 from pacs_node.store import ObjectStore
 from pacs_node.wiring import registry_of
+from pacs_node.worker.reporting import Reporter
 from tests.builders import as_bytes, make_bundle, make_radiograph
 from tests.records import POLICY, end_jobs, make_instance, make_prediction
 

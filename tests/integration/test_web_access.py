@@ -29,10 +29,10 @@ from db.facts import accounts, credentials
 from db.tables import AccountRow, ApiToken, DeliveryState, Role, WebSession, rows_of
 from pacs_node.invitations import first_link
 from pacs_node.settings import DatabaseSettings, NodeSettings, Settings
+from pacs_node.settings.web import GroupSettings, WebSettings
 from pacs_node.web.access import declarations, undeclared
 from pacs_node.web.app import run_web
 from pacs_node.web.security import BoundedBody
-from pacs_node.web_settings import GroupSettings, WebSettings
 from tests.web_world import BASE_URL, FORM, World, free_port, make_world
 
 PASSWORD = "a quiet harbour at dawn"

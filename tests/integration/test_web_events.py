@@ -11,7 +11,7 @@ import httpx
 
 from db.engine import db_now, make_engine, session_scope
 from pacs_node.settings import NodeSettings, Settings
-from pacs_node.web_settings import WebSettings
+from pacs_node.settings.web import WebSettings
 from tests.records import add_image
 from tests.web_world import free_port, serving
 

@@ -17,7 +17,7 @@ from db.audit import Action
 from db.engine import read_scope
 from db.facts import accounts
 from pacs_node.settings import NodeSettings, Settings
-from pacs_node.web_settings import GroupSettings, OidcSettings, WebSettings
+from pacs_node.settings.web import GroupSettings, OidcSettings, WebSettings
 from tests.web_world import World, make_world
 
 USERS: Mapping[str, dict[str, object]] = {

@@ -11,8 +11,8 @@ from sqlalchemy import Engine, select
 from db.audit import Action
 from db.engine import read_scope
 from db.tables import ApiToken, Role, WebSession, rows_of
+from pacs_node.settings.web import WebSettings
 from pacs_node.web.identify import csrf_of
-from pacs_node.web_settings import WebSettings
 from tests.web_world import BASE_URL, FORM, PROBLEM, World, make_world
 
 ZERO = "00000000-0000-0000-0000-000000000000"

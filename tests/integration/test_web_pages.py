@@ -14,7 +14,7 @@ from db import facts
 from db.audit import Action
 from db.engine import session_scope
 from db.tables import DeliveryState, Role
-from pacs_node.web_settings import GroupSettings, WebSettings
+from pacs_node.settings.web import GroupSettings, WebSettings
 from tests.records import NOON
 from tests.web_world import FORM, LATERAL, World, make_world
 

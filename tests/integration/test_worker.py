@@ -21,12 +21,12 @@ from db.engine import Session, db_now, make_engine, read_scope, session_scope
 from db.tables import Answer, InstanceState, JobKind
 from models.predictor import DeviceOutOfMemory, Prediction, Predictor
 from models.registry import Registry
-from pacs_node import judging
 from pacs_node.decoding import DecodingPool
 from pacs_node.report.answer import presence_of
 from pacs_node.settings import Settings
 from pacs_node.store import ObjectStore
-from pacs_node.worker import run_worker
+from pacs_node.worker import judging
+from pacs_node.worker.service import run_worker
 from tests.builders import as_bytes, draw_chest, make_bundle, make_population, make_radiograph
 from tests.records import POLICY, make_instance
 

@@ -18,9 +18,9 @@ from db.engine import db_now, read_scope, session_scope
 from db.tables import InstanceState, Job, JobState
 from models.predictor import Prediction
 from models.suitability import Examination
-from pacs_node import judging
 from pacs_node.settings import Settings
-from pacs_node.worker import Worker
+from pacs_node.worker import judging
+from pacs_node.worker.service import Worker
 from tests.builders import make_card
 from tests.records import make_instance
 

@@ -10,8 +10,8 @@ from sqlalchemy import Engine, select
 from db import facts
 from db.engine import DatabaseAway, db_now, read_scope, session_scope
 from db.tables import Association, AuditEvent
-from pacs_node import admission as admission_module
-from pacs_node.admission import (
+from pacs_node.listener import admission as admission_module
+from pacs_node.listener.admission import (
     CALLED_UNKNOWN,
     CALLING_UNKNOWN,
     LIMIT_REACHED,

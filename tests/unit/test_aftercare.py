@@ -19,12 +19,13 @@ from db import facts
 from db.engine import read_scope, session_scope
 from db.facts import OpenRequest
 from db.tables import Commitment, DeliveryState, Instance, InstanceState, Job, JobKind, JobState, Study
-from pacs_node.aftercare import apply_rejections, result_for
-from pacs_node.commitment import read_request, read_result
+from pacs_node.commands.recall import recall
+from pacs_node.delivery.aftercare import result_for
+from pacs_node.dimse.commitment import read_request, read_result
 from pacs_node.errors import ConfigError
-from pacs_node.recall import recall
-from pacs_node.rejected import RejectionNote, UnreadableNote, read_note
+from pacs_node.listener.rejected import RejectionNote, UnreadableNote, read_note
 from pacs_node.store import ObjectStore
+from pacs_node.told import apply_rejections
 from pacs_node.wiring import active_card, registry_of
 from tests import records
 from tests.unit.test_delivery import Hospital

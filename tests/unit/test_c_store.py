@@ -12,7 +12,7 @@ from pynetdicom.dimse_messages import C_STORE_RQ, C_STORE_RSP
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import decode, encode
 
-from pacs_node.c_store import ProtocolBreach, StoreRequest, decode_request, encode_response
+from pacs_node.listener.c_store import ProtocolBreach, StoreRequest, decode_request, encode_response
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
 

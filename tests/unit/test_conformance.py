@@ -14,7 +14,7 @@ from pacs_node.conformance import (
     STUDY_ROOT_MOVE,
     VERIFICATION,
 )
-from pacs_node.destinations import contexts_of
+from pacs_node.delivery.destinations import contexts_of
 from pacs_node.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from pacs_node.settings import DestinationSettings, DicomSettings
 

@@ -29,8 +29,8 @@ from pydicom.uid import (
 )
 
 from models.preprocess import read_radiograph
-from pacs_node.deidentify import DAYS_MAX, TABLE, Deidentifier, NotDeidentifiable
-from pacs_node.training_attributes import NUMBERS, PALETTES, WORDS
+from pacs_node.export.deidentify import DAYS_MAX, TABLE, Deidentifier, NotDeidentifiable
+from pacs_node.export.training_attributes import NUMBERS, PALETTES, WORDS
 from tests.builders import as_bytes, make_radiograph, reread, transcoded_by_gdcm
 
 KEY = b"\x01" * 32

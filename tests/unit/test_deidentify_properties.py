@@ -16,8 +16,8 @@ from pydicom.pixels import pixel_array
 from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 
-from pacs_node.deidentify import Deidentifier, NotDeidentifiable
-from pacs_node.training_attributes import DATES, LUTS, NUMBERS, TEXTS, UIDS, WORDS
+from pacs_node.export.deidentify import Deidentifier, NotDeidentifiable
+from pacs_node.export.training_attributes import DATES, LUTS, NUMBERS, TEXTS, UIDS, WORDS
 from tests.builders import as_bytes, make_radiograph, reread
 
 OURS = Deidentifier(b"\x01" * 32)

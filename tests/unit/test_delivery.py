@@ -30,8 +30,8 @@ from db.tables import (
     ObjectKind,
 )
 from pacs_node.conformance import GRAYSCALE_PRESENTATION_STATE, SECONDARY_CAPTURE
-from pacs_node.delivery import Courier, delivery_policy
-from pacs_node.dimse import StoreResult
+from pacs_node.delivery.courier import Courier, delivery_policy
+from pacs_node.dimse.storage import StoreResult
 from pacs_node.errors import DeliveryDelayed, DeliveryRejected
 from pacs_node.report.codes import SR_SOP_CLASSES
 from pacs_node.report.plan import delivery_plan

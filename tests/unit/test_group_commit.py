@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from db.engine import DatabaseAway, Session
-from pacs_node import group_commit as group_commit_module
-from pacs_node.group_commit import GroupCommit
+from pacs_node.listener import group_commit as group_commit_module
+from pacs_node.listener.group_commit import GroupCommit
 
 COUNT = text("SELECT count(*) FROM task_locks")
 INSERT = text("INSERT INTO task_locks (name, holder, held_until) VALUES (:name, 'x', '2026-01-01 00:00:00')")

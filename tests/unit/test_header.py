@@ -17,8 +17,8 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 
 from pacs_node import conformance as c
 from pacs_node.errors import CannotUnderstand
-from pacs_node.header import BUDGET_BYTES, clean_text, encode_file_meta, read_header
 from pacs_node.identity import IMPLEMENTATION_CLASS_UID
+from pacs_node.listener.header import BUDGET_BYTES, clean_text, encode_file_meta, read_header
 from pacs_node.store import data_set_offset
 
 CR = "1.2.840.10008.5.1.4.1.1.1"

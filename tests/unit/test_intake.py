@@ -15,11 +15,11 @@ from sqlalchemy import Engine, select, text
 from db import facts
 from db.engine import DatabaseAway, read_scope, session_scope
 from db.tables import AuditEvent, Instance, InstanceState, Job, Outcome, Receipt, Study, Warning
-from pacs_node import intake as intake_module
 from pacs_node.errors import CannotUnderstand, DataSetMismatch, OutOfResources
-from pacs_node.header import encode_file_meta
-from pacs_node.intake import Intake, Limits, Reception
-from pacs_node.same_pixels import have_same_pixels, hold_same_pixels
+from pacs_node.listener import intake as intake_module
+from pacs_node.listener.header import encode_file_meta
+from pacs_node.listener.intake import Intake, Limits, Reception
+from pacs_node.listener.same_pixels import have_same_pixels, hold_same_pixels
 from pacs_node.store import ObjectStore, Part, data_set_offset
 from tests.builders import as_bytes, make_radiograph, save
 from tests.records import NOON

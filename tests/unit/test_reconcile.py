@@ -17,8 +17,8 @@ from db import facts
 from db.engine import Session, db_now, session_scope
 from db.facts import Conservation
 from db.tables import Instance, Job, Receipt
+from pacs_node.commands.reconcile import DAYS_MAX, DAYS_SHOWN, days_of, reconcile, reconcile_with, span_of
 from pacs_node.errors import ConfigError
-from pacs_node.reconcile import DAYS_MAX, DAYS_SHOWN, days_of, reconcile, reconcile_with, span_of
 from pacs_node.settings import DestinationSettings
 from tests.listening import settings_for
 from tests.records import DAY, LATERAL, NOON, add_image, judge

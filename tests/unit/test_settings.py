@@ -6,7 +6,7 @@ import pytest
 
 from pacs_node.errors import ConfigError
 from pacs_node.settings import Settings, load_settings
-from pacs_node.settings_trail import changed_keys
+from pacs_node.settings.trail import changed_keys
 
 SHIPPED = Path(__file__).parents[2] / "config.toml"
 

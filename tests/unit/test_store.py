@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pacs_node import store as store_module
-from pacs_node.header import encode_file_meta
+from pacs_node.listener.header import encode_file_meta
 from pacs_node.store import QUARANTINE, ObjectStore, data_set_offset
 from tests.builders import as_bytes, make_radiograph
 

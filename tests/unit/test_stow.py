@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from pacs_node.delivery.stow import StowSession
 from pacs_node.errors import DeliveryDelayed, DeliveryRejected
 from pacs_node.settings import DestinationSettings
-from pacs_node.stow import StowSession
 from tests.builders import make_radiograph, save
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pacs_node.admission import find_peer
+from pacs_node.dimse.tls import calling_context, listening_context, names_of, require_certificates
 from pacs_node.errors import ConfigError
+from pacs_node.listener.admission import find_peer
 from pacs_node.settings import DicomSettings, PeerSettings, Settings
-from pacs_node.tls import calling_context, listening_context, names_of, require_certificates
 
 
 def test_without_tls_there_is_no_context() -> None:

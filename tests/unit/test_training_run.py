@@ -153,6 +153,7 @@ def test_augmentation_depends_on_its_seed_only() -> None:
     torch.rand(3)
     assert torch.equal(one, augment(image_1HW, 5))
     assert torch.equal(one, Augment(ranges, 32)(image_1HW, 5))
+    assert type(one) is torch.Tensor, "a MetaTensor slows every operation of the network and cannot be compiled"
     assert not torch.equal(one, augment(image_1HW, 6))
     assert one.shape == image_1HW.shape
     assert 0 <= one.min() <= one.max() <= 1

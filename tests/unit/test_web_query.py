@@ -6,9 +6,9 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 from starlette.datastructures import Headers
 
+from pacs_node.settings.web import WebSettings
 from pacs_node.web.query import Cursor, Instant, cursor_out
 from pacs_node.web.security import refusal_of
-from pacs_node.web_settings import WebSettings
 
 HERE = "127.0.0.1:8000"
 

@@ -19,7 +19,7 @@ from db.engine import Session, db_now, read_scope
 from db.facts import accounts, credentials
 from db.facts.quality import last_seen
 from db.queue import Job, JobKind, JobState
-from pacs_node import dimse
+from pacs_node.dimse.storage import echo
 from pacs_node.errors import DeliveryFailed
 from pacs_node.settings import Settings
 from pacs_node.web import charts, words
@@ -92,7 +92,7 @@ def post_echo(web: WebContext, name: str) -> dict[str, str]:
     if destination is None or destination.kind != "dimse":
         raise HTTPException(404, "There is no such DICOM destination.")
     try:
-        dimse.echo(destination, calling_ae_title=web.settings.dicom.ae_title)
+        echo(destination, calling_ae_title=web.settings.dicom.ae_title)
     except DeliveryFailed as error:
         return {"state": "silent", "detail": f"{error}"}
     return {"state": "answers", "detail": f"{name} answered."}

@@ -1,0 +1,1 @@
+"""The commands of an administrator, one room each; `pacs_node.cli` puts them together."""

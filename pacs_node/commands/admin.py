@@ -1,0 +1,351 @@
+"""The commands of an administrator: look, retry, release, verify, check, migrate, back up, change the model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from datetime import date, datetime
+from pathlib import Path
+from uuid import UUID
+
+from db import audit, facts, queue
+from db.engine import check_revision, db_now, make_engine, read_scope, session_scope
+from db.tables import JobState
+from models.codes import CODES
+from pacs_node.commands.reconcile import reconcile, reconcile_with
+from pacs_node.commands.terminal import person as _person
+from pacs_node.commands.terminal import table as _table
+from pacs_node.commands.terminal import time_text as _time
+from pacs_node.errors import ConfigError
+from pacs_node.settings import Settings
+from pacs_node.wiring import audit_key
+
+Command = Callable[[Settings, argparse.Namespace], int | None]
+Add = Callable[..., argparse.ArgumentParser]
+
+
+def add_commands(commands: object, add: Add) -> None:
+    """Declare every administrative command on the parser of `cli`."""
+    send = add(commands, "send", _send, "send DICOM files to a destination by C-STORE")
+    send.add_argument("paths", nargs="+", type=Path, metavar="FILES|FOLDERS")
+    send.add_argument(
+        "--to", required=True, metavar="NAME|AET@HOST:PORT", help="a destination of config.toml, or an address"
+    )
+    send.add_argument("--calling", default="PACS_NODE_SEND", metavar="AET", help="our AE title (default: %(default)s)")
+
+    jobs = add(commands, "jobs", _jobs, "list, show or retry jobs; failed ones are the dead letters")
+    jobs.add_argument("action", choices=["list", "show", "retry"])
+    jobs.add_argument("id", nargs="?", type=UUID)
+    jobs.add_argument("--state", type=JobState, choices=list(JobState), help="list only these (default: all but done)")
+    jobs.add_argument("--all", action="store_true", help="retry every failed job")
+
+    studies = add(
+        commands,
+        "studies",
+        _studies,
+        "list, show, release (a held study leaves the node only then) or reconcile: do the sums add up?",
+    )
+    studies.add_argument("action", choices=["list", "show", "release", "reconcile"])
+    studies.add_argument("id", nargs="?", type=UUID)
+    studies.add_argument("--limit", type=int, default=50)
+    studies.add_argument("--state", choices=facts.STUDY_STATES, help="list only these")
+    span = studies.add_mutually_exclusive_group()
+    span.add_argument("--day", type=date.fromisoformat, help="reconcile one local day, 2026-11-24")
+    span.add_argument("--since", type=date.fromisoformat, help="reconcile since that day (default: a week)")
+    studies.add_argument("--against", metavar="NAME", help="reconcile with what this destination has, by C-FIND")
+
+    quarantine = add(
+        commands, "quarantine", _quarantine, "list objects that were kept apart: unreadable, or other content"
+    )
+    quarantine.add_argument("action", choices=["list"])
+    quarantine.add_argument("--limit", type=int, default=50)
+
+    trail = add(commands, "audit", _audit, "verify the sealed audit chain, or show its end")
+    trail.add_argument("action", choices=["verify", "tail"])
+    trail.add_argument("--limit", type=int, default=20)
+
+    add(commands, "check", _check, "show settings (secrets masked) and test database, model, store and destinations")
+    add(
+        commands,
+        "migrate",
+        _migrate,
+        "create the database or bring it to this version (an SQLite file is copied first)",
+    )
+
+    backup = add(commands, "backup", _backup, "copy the SQLite database online, then the store, into a new folder")
+    backup.add_argument("folder", type=Path)
+    restore = add(commands, "restore", _restore, "put a backup into an empty data folder (the node must be stopped)")
+    restore.add_argument("folder", type=Path)
+
+    export = add(
+        commands, "export-reviews", _export_reviews, "export reviewed images, de-identified, as a training manifest"
+    )
+    export.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder")
+    export.add_argument(
+        "--since", type=_instant, metavar="TIME", help="reviewed since 2026-11-01, or 2026-11-01T12:00 (default: all)"
+    )
+    export.add_argument(
+        "--accept-unstated",
+        action="store_true",
+        help="also images whose header does not say whether text is burned into the pixels: somebody has looked",
+    )
+
+    taken_back = add(commands, "recall", _recall, "take back what a model version said, everywhere it was sent")
+    taken_back.add_argument("--model", required=True, metavar="NAME/VERSION")
+    taken_back.add_argument("--since", type=_instant, metavar="TIME", help="only reports since then (default: all)")
+    taken_back.add_argument("--no-replacement", action="store_true", help="reject only: judge nothing anew")
+    taken_back.add_argument("--dry-run", action="store_true", help="say what would be done")
+
+    fetched = add(commands, "fetch", _fetch, "have a PACS send a missing or prior study to this node (C-FIND, C-MOVE)")
+    fetched.add_argument("--from", required=True, dest="source", metavar="NAME", help="a destination of config.toml")
+    fetched.add_argument("--study", dest="StudyInstanceUID", metavar="UID")
+    fetched.add_argument("--accession", dest="AccessionNumber", metavar="NUMBER")
+    fetched.add_argument("--patient", dest="PatientID", metavar="ID")
+    fetched.add_argument("--date", dest="StudyDate", metavar="DATE", help="20261124, or 20261101-20261124")
+    fetched.add_argument("--dry-run", action="store_true", help="list what would be fetched")
+
+    models = add(commands, "models", _models, "list, add, activate or roll back model versions")
+    models.add_argument("action", choices=["list", "add", "activate", "rollback"])
+    models.add_argument("what", nargs="?", metavar="FOLDER|NAME/VERSION")
+
+
+def _send(settings: Settings, options: argparse.Namespace) -> int:
+    from pacs_node.commands.sending import send_paths
+
+    return send_paths(settings, options.paths, to=options.to, calling_ae_title=options.calling)
+
+
+def _recall(settings: Settings, options: argparse.Namespace) -> int:
+    from pacs_node.commands.recall import recall
+
+    return recall(
+        settings,
+        options.model,
+        since=options.since,
+        actor=_person(),
+        dry_run=options.dry_run,
+        replace=not options.no_replacement,
+    )
+
+
+def _fetch(settings: Settings, options: argparse.Namespace) -> int:
+    from pacs_node.commands.fetch import KEYS, fetch
+
+    keys = {key: value for key in KEYS if (value := getattr(options, key))}
+    return fetch(settings, options.source, keys, actor=_person(), dry_run=options.dry_run)
+
+
+def _jobs(settings: Settings, options: argparse.Namespace) -> int:
+    engine = _engine(settings)
+    if options.action == "list":
+        with read_scope(engine) as session:
+            jobs = queue.list_jobs(session, state=options.state, limit=1000, offset=0)
+            counts = queue.counts(session)
+        shown = [job for job in jobs if options.state or job.state is not JobState.DONE]
+        _table(
+            ["job", "kind", "state", "attempts", "crashes", "due", "study", "error"],
+            [
+                [j.id, j.kind, j.state, j.attempts, j.crashes, _time(j.due_at), j.study_id, (j.error or "")[:60]]
+                for j in shown
+            ],
+        )
+        print(", ".join(f"{kind} {state}: {n}" for (kind, state), n in sorted(counts.items())) or "no jobs yet")
+        return 0
+    if options.action == "show":
+        with read_scope(engine) as session:
+            _pairs(vars_of(queue.show(session, _needed(options))))
+        return 0
+    with session_scope(engine) as session:
+        now = db_now(session)
+        if options.all:
+            wanted = [job.id for job in queue.list_jobs(session, state=JobState.FAILED, limit=100_000, offset=0)]
+        else:
+            wanted = [_needed(options)]
+        for job_id in wanted:
+            facts.retry_job(session, job_id, actor=_person(), now=now)
+    print(f"{len(wanted)} job(s) ready again")
+    return 0
+
+
+def _studies(settings: Settings, options: argparse.Namespace) -> int:
+    engine = _engine(settings)
+    if options.action == "list":
+        with read_scope(engine) as session:
+            rows, _ = facts.list_studies(session, state=options.state, limit=options.limit)
+        _table(
+            ["study", "received", "from", "state", "answer", "probability", "images", "deliveries"],
+            [
+                [
+                    s.study_id,
+                    _time(s.received_at),
+                    s.calling_ae_title,
+                    f"held: {s.hold}" if s.hold else s.state,
+                    s.answer or "-",
+                    "-" if s.probability is None else f"{s.probability:.2f}",
+                    s.images,
+                    " ".join(f"{name}:{state}" for name, state, _ in s.deliveries) or "-",
+                ]
+                for s in rows
+            ],
+        )
+    elif options.action == "show":
+        with read_scope(engine) as session:
+            study_id = _needed(options)
+            failed_job_id = facts.study_detail(session, study_id).summary.failed_job_id
+            study = facts.study_facts(session, study_id, lock=False)
+            _pairs(vars_of(study))
+            for code in sorted({warning.code for image in study.images for warning in image.warnings} & CODES.keys()):
+                print(f"{'what to do':24} {code}: {CODES[code].advice}")
+            if failed_job_id is not None:
+                print(f"{'failed':24} its report could not be built: {queue.show(session, failed_job_id).error}")
+                print(f"{'':24} mend the cause, then: pacs-node jobs retry {failed_job_id}")
+    elif options.action == "reconcile":
+        try:
+            fault = reconcile(engine, day=options.day, since=options.since)
+            if options.against:
+                fault |= reconcile_with(settings, engine, options.against, day=options.day, since=options.since)
+            return fault
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    else:
+        with session_scope(engine) as session:
+            released = facts.release_study(session, _needed(options), actor=_person(), now=db_now(session))
+        print(f"released; {released} report deliver{'y is' if released == 1 else 'ies are'} on the way")
+    return 0
+
+
+def _quarantine(settings: Settings, options: argparse.Namespace) -> int:
+    with read_scope(_engine(settings)) as session:
+        kept, _ = facts.list_quarantined(session, limit=options.limit)
+    _table(
+        ["object", "received", "bytes", "reason", "first copy", "file"],
+        [
+            [
+                q.receipt_id,
+                _time(q.received_at),
+                q.size_bytes,
+                q.reason,
+                q.instance_id or "-",
+                settings.store_dir / q.path if q.path else "purged",
+            ]
+            for q in kept
+        ],
+    )
+    return 0
+
+
+def _audit(settings: Settings, options: argparse.Namespace) -> int:
+    with read_scope(_engine(settings)) as session:
+        if options.action == "tail":
+            rows = audit.tail(session, options.limit)
+            _table(
+                ["number", "time", "action", "actor", "subject", "details"],
+                [
+                    [r.sequence or "-", _time(r.at), r.action, r.actor, r.subject_id or "-", json.dumps(r.details)]
+                    for r in rows
+                ],
+            )
+            return 0
+        verdict = audit.verify(session, audit_key(settings.node.secrets_dir))
+    print(
+        f"sealed {verdict.sealed}, unsealed {verdict.unsealed}, broken {len(verdict.broken)}; "
+        f"head {verdict.head or '-'}"
+    )
+    if verdict.broken:
+        print("Broken at number " + ", ".join(map(str, verdict.broken[:20])), file=sys.stderr)
+    return 1 if verdict.broken else 0
+
+
+def _check(settings: Settings, options: argparse.Namespace) -> int:
+    from pacs_node.commands.check import check
+
+    return check(settings)
+
+
+def _migrate(settings: Settings, options: argparse.Namespace) -> int:
+    from pacs_node.commands.upkeep import migrate_database
+
+    print(migrate_database(settings, actor=_person()))
+    return 0
+
+
+def _backup(settings: Settings, options: argparse.Namespace) -> int:
+    from pacs_node.commands.upkeep import make_backup
+
+    print(make_backup(settings, options.folder, actor=_person()))
+    return 0
+
+
+def _restore(settings: Settings, options: argparse.Namespace) -> int:
+    from pacs_node.commands.upkeep import restore_backup
+
+    print(restore_backup(settings, options.folder))
+    return 0
+
+
+def _export_reviews(settings: Settings, options: argparse.Namespace) -> int:
+    from pacs_node.export.reviews import export_reviews
+
+    exported = export_reviews(
+        settings,
+        _engine(settings),
+        options.out,
+        since=options.since,
+        actor=_person(),
+        accept_unstated=options.accept_unstated,
+    )
+    print(exported)
+    return 0
+
+
+def _instant(text: str) -> datetime:
+    """Read an ISO 8601 date or time; local where it does not say otherwise."""
+    return datetime.fromisoformat(text).astimezone()
+
+
+def _models(settings: Settings, options: argparse.Namespace) -> int:
+    from pacs_node.commands import rollout
+
+    if options.action in ("add", "activate") and not options.what:
+        raise ConfigError(
+            f"`models {options.action}` needs {'a bundle folder' if options.action == 'add' else 'NAME/VERSION'}"
+        )
+    match options.action:
+        case "list":
+            _table(["", "model", "version", "added", "active since", "weights"], rollout.listing(settings))
+        case "add":
+            print(rollout.add(settings, Path(options.what), actor=_person()))
+        case "activate":
+            print(rollout.activate(settings, options.what, actor=_person()))
+        case "rollback":
+            print(rollout.roll_back(settings, actor=_person()))
+    return 0
+
+
+def _engine(settings: Settings):  # type: ignore[no-untyped-def]  # an Engine: sqlalchemy is db's alone
+    engine = make_engine(settings.database_url)
+    check_revision(engine)
+    return engine
+
+
+def _needed(options: argparse.Namespace) -> UUID:
+    if options.id is None:
+        raise ConfigError(f"`{options.action}` needs an id; `list` shows them")
+    return UUID(str(options.id))
+
+
+def vars_of(record: object) -> dict[str, object]:
+    """Return the fields of a slotted dataclass."""
+    return {name: getattr(record, name) for name in getattr(type(record), "__dataclass_fields__", {})}
+
+
+def _pairs(values: dict[str, object]) -> None:
+    for key, value in values.items():
+        if isinstance(value, tuple):
+            print(f"{key}:")
+            for item in value:
+                print("   ", item)
+        else:
+            print(f"{key:24} {value}")

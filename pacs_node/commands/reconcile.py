@@ -1,0 +1,131 @@
+"""`pacs-node studies reconcile`: where everything went, per day and per sender, and whether the sums add up.
+
+Takes a span of local days; prints a table and one sentence. Exit code 1 when something received is in no end state, or
+when a PACS that was asked has radiographs of those days that never came here.
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import date, datetime, time, timedelta
+
+from db import facts
+from db.engine import Engine, db_now, read_scope
+from db.facts import SenderCounts
+from pacs_node.commands.terminal import table
+from pacs_node.dimse.retrieve import MOST_STUDIES, find_studies
+from pacs_node.errors import ConfigError
+from pacs_node.settings import DestinationSettings, Settings
+
+DAYS_MAX = 3660
+"""Ten years; one look at the database for each day."""
+DAYS_SHOWN = 7
+"""Without a day or a beginning: today and the days before."""
+RADIOGRAPHS = frozenset({"CR", "DX"})
+"""Modalities in Study of what the node should have got; studies of which the PACS does not say them do not count."""
+HEADS = (
+    *("day", "sender", "received", "analysed", "not analysed", "failed", "waiting", "duplicate", "quarantined"),
+    *("refused", "sum"),
+)
+
+
+def reconcile(engine: Engine, *, day: date | None, since: date | None) -> int:
+    """Print what was received on a day, or since a day until today, and return the exit code.
+
+    Raises
+    ------
+    ValueError
+        The span lies in the future, or is longer than `DAYS_MAX`.
+    """
+    with read_scope(engine) as session:
+        today = db_now(session).astimezone().date()
+    days = days_of(day, since, today)
+    rows = []
+    wrong = 0
+    for one in days:
+        with read_scope(engine) as session:
+            for counts in facts.sums_by_sender(session, *span_of(one)):
+                wrong += not counts.ends.adds_up
+                rows.append(_row(one, counts))
+    table(HEADS, rows)
+    span = f"{days[0]}" if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    if not rows:
+        print(f"nothing was received ({span})")
+    elif not wrong:
+        print(f"every object is in one end state ({span})")
+    else:
+        print(f"{wrong} sum(s) do not add up: see DIFFERS; look at the log and the audit trail", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def reconcile_with(settings: Settings, engine: Engine, pacs: str, *, day: date | None, since: date | None) -> int:
+    """Ask a PACS for the radiographs with a Study Date of those days, print what never came, and return the exit code.
+
+    Raises
+    ------
+    ConfigError
+        No DIMSE destination has this name.
+    DeliveryFailed
+        The PACS could not be asked.
+    ValueError
+        As in `reconcile`.
+    """
+    archive = _archive_of(settings, pacs)
+    with read_scope(engine) as session:
+        days = days_of(day, since, db_now(session).astimezone().date())
+    found = find_studies(
+        archive,
+        {"StudyDate": f"{days[0]:%Y%m%d}-{days[-1]:%Y%m%d}"},
+        calling_ae_title=settings.dicom.ae_title,
+        connect_timeout_s=settings.delivery.connect_timeout_s,
+    )
+    wanted = {study.study_instance_uid: study for study in found if not RADIOGRAPHS.isdisjoint(study.modalities)}
+    with read_scope(engine) as session:
+        missing = facts.unknown_studies(session, list(wanted))
+    for uid in missing:
+        print(f"{uid}  {wanted[uid].study_date or 'no date'}  {'/'.join(wanted[uid].modalities)}")
+    print(f"{pacs}: {len(wanted)} studies with CR or DX, {len(missing)} of them never came here")
+    if len(found) >= MOST_STUDIES:
+        print(f"{pacs} has more: only {MOST_STUDIES} studies were compared; ask for fewer days", file=sys.stderr)
+    return 1 if missing or len(found) >= MOST_STUDIES else 0
+
+
+def days_of(day: date | None, since: date | None, today: date) -> list[date]:
+    """Return the local days asked for, the earliest first.
+
+    Raises
+    ------
+    ValueError
+        The span lies in the future, or is longer than `DAYS_MAX`.
+    """
+    if day is not None:
+        return [day]
+    first = since if since is not None else today - timedelta(days=DAYS_SHOWN - 1)
+    count = (today - first).days + 1
+    if not 1 <= count <= DAYS_MAX:
+        raise ValueError(f"--since must lie 0 to {DAYS_MAX - 1} days before today")
+    return [first + timedelta(days=number) for number in range(count)]
+
+
+def span_of(day: date) -> tuple[datetime, datetime]:
+    """Return when a local day begins and ends; the clock's change makes it 23 or 25 hours long."""
+    start, end = (datetime.combine(one, time()).astimezone() for one in (day, day + timedelta(days=1)))
+    return start, end
+
+
+def _archive_of(settings: Settings, name: str) -> DestinationSettings:
+    archives = [one for one in settings.destinations if one.kind == "dimse"]
+    for archive in archives:
+        if archive.name == name:
+            return archive
+    names = ", ".join(one.name for one in archives) or "none configured"
+    raise ConfigError(f"--against {name!r}: no DIMSE destination of config.toml has this name ({names})")
+
+
+def _row(day: date, counts: SenderCounts) -> list[object]:
+    ends = counts.ends
+    numbers = (
+        *(ends.received, ends.analysed, ends.not_analysed, ends.failed, ends.waiting, ends.duplicate, ends.quarantined),
+        counts.refused,
+    )
+    return [day, counts.calling_ae_title or "(unknown)", *numbers, "adds up" if ends.adds_up else "DIFFERS"]

@@ -1,0 +1,1 @@
+"""What this node asks of other DICOM applications, on associations that it opens; TLS for both directions."""

@@ -1,0 +1,1 @@
+"""What arrives on the network: admitted, received, filed durably, answered. The role is `service`."""
