@@ -444,6 +444,9 @@ class Report(Table):
     """Since then nothing of it leaves the node: its model was recalled, or a sender rejected an image of it."""
     withdrawal: Mapped[str | None] = mapped_column(String(32))
     """Code value of the reason (PS3.16 CID 7011)."""
+    replaced_id: Mapped[UUID | None]
+    """The same reader's report that this one takes the place of; NULL = the first, or the model's. No foreign key, for
+    SQLite adds none to a table that others point at."""
 
 
 class Delivery(Table):
@@ -534,6 +537,16 @@ class Recall(Table):
     report_id: Mapped[UUID] = mapped_column(ForeignKey("reports.id"), unique=True)
     model_name: Mapped[str] = mapped_column(String(64))
     model_version: Mapped[str] = mapped_column(String(32))
+    actor: Mapped[str] = mapped_column(String(64))
+    recalled_at: Mapped[datetime]
+
+
+class RecalledModel(Table):
+    """A version whose word was taken back: what it says yet is not recorded, until it is activated again."""
+
+    __tablename__ = "recalled_models"
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    version: Mapped[str] = mapped_column(String(32), primary_key=True)
     actor: Mapped[str] = mapped_column(String(64))
     recalled_at: Mapped[datetime]
 

@@ -88,6 +88,10 @@ class Tasks:
         card = active_card(self._engine, self._registry)
         with session_scope(self._engine) as session:
             study = facts.study_facts(session, study_id, lock=True)
+            now, recalled = db_now(session), facts.judged_by(session, study_id, facts.recalled_models(session))
+            if recalled:  # no report repeats the word of a recalled model
+                facts.judge_anew(session, recalled, actor=ACTOR, now=now)
+                return
             answer = answer_of(study.images)
             facts.freeze_report(
                 session,
@@ -98,7 +102,7 @@ class Tasks:
                 model_name=card.name,
                 model_version=card.version,
                 is_sent=answer.is_chest,
-                now=db_now(session),
+                now=now,
             )
 
     def reclaim(self) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy.engine import Engine
 
 from db import facts
 from db.engine import db_now, read_scope, session_scope
-from db.facts.recalls import REJECTED
+from db.facts.rejections import REJECTED
 from models.codes import CODES
 from pacs_node.dimse.commitment import CommitmentResult
 from pacs_node.settings import Settings

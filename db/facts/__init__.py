@@ -61,22 +61,23 @@ from db.facts.models import (
     add_model_version,
     list_model_versions,
     previous_active,
+    recall_model,
+    recalled_models,
 )
 from db.facts.node import installation_id, retry_job
 from db.facts.paging import ForeignCursor, read_cursor
 from db.facts.recalls import (
     RecallFacts,
-    add_rejection_note,
-    apply_rejections,
-    has_open_rejections,
     judge_again,
-    note_rejection,
+    judge_anew,
+    judged_by,
     recall_report,
     said_by_model,
-    withdraw_report,
+    studies_judged_by,
 )
 from db.facts.reception import Accepted, SamePixels, StoredCopy, add_instance, quarantine, record_refusal, stored_copy
 from db.facts.reconciliation import SenderCounts, sums_by_sender, unknown_studies
+from db.facts.rejections import apply_rejections, has_open_rejections, note_rejection
 from db.facts.reports import (
     BuiltObject,
     PredecessorFacts,
@@ -119,6 +120,7 @@ from db.facts.study_filters import STUDY_SORTS, STUDY_STATES, StudyFilters
 from db.facts.trail import events_after, list_events, studies_of_subjects
 from db.facts.uploads import UploadFacts, record_uploads
 from db.facts.verifications import cancel_verified_report, request_verified_report
+from db.facts.withdrawals import add_rejection_note, withdraw_report
 from db.facts.worklist import (
     DeliveryLine,
     StudyDetail,
@@ -213,6 +215,8 @@ __all__ = [
     "is_commitment_requested",
     "is_own_object",
     "judge_again",
+    "judge_anew",
+    "judged_by",
     "kept_classes",
     "known_paths",
     "list_deliveries",
@@ -241,7 +245,9 @@ __all__ = [
     "purgeable_studies",
     "quarantine",
     "read_cursor",
+    "recall_model",
     "recall_report",
+    "recalled_models",
     "record_choice",
     "record_commitment",
     "record_export",
@@ -271,6 +277,7 @@ __all__ = [
     "search_studies",
     "settled_studies",
     "stored_copy",
+    "studies_judged_by",
     "studies_of_subjects",
     "study_detail",
     "study_facts",

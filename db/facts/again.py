@@ -77,7 +77,7 @@ def resend_delivery(session: Session, delivery_id: UUID, *, actor: str, now: dat
     query = (
         select(_DELIVERIES.c.state, _DELIVERIES.c.withdrawn_at, _DELIVERIES.c.destination, _REPORTS.c.revision)
         .add_columns(_REPORTS.c.study_id, _REPORTS.c.review_id, _STUDIES.c.hold, _STUDIES.c.priority)
-        .add_columns(_STUDIES.c.revision.label("current"))
+        .add_columns(_STUDIES.c.revision.label("current"), _REPORTS.c.withdrawn_at.label("void_since"))
         .join(_REPORTS, _REPORTS.c.id == _DELIVERIES.c.report_id)
         .join(_STUDIES, _STUDIES.c.id == _REPORTS.c.study_id)
         .where(_DELIVERIES.c.id == delivery_id)
@@ -86,7 +86,7 @@ def resend_delivery(session: Session, delivery_id: UUID, *, actor: str, now: dat
     found = session.execute(query).one_or_none()
     if found is None:
         raise NoSuchRecord(f"no delivery {delivery_id}")
-    if found.withdrawn_at is not None:
+    if found.withdrawn_at is not None or found.void_since is not None:
         raise CannotBeRepeated("This result was withdrawn.")
     if found.hold is not None or found.state is DeliveryState.HELD:
         raise CannotBeRepeated("This delivery is held; release the study first.")

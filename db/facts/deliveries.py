@@ -63,6 +63,8 @@ class DeliveryFacts:
     revision: int
     is_superseded: bool
     """The study has a newer report."""
+    is_void: bool
+    """The report was withdrawn: nothing of it is sent any more, whatever is left where it is already."""
     archived_at: datetime | None
     withdrawn_at: datetime | None
     """When the node decided that this result must no longer be shown there."""
@@ -137,6 +139,7 @@ def _select() -> Any:
             _REPORTS.c.study_id,
             _REPORTS.c.revision,
             (_STUDIES.c.revision > _REPORTS.c.revision).label("is_superseded"),
+            _REPORTS.c.withdrawn_at.is_not(None).label("is_void"),
         )
         .join(_REPORTS, _REPORTS.c.id == _DELIVERIES.c.report_id)
         .join(_STUDIES, _STUDIES.c.id == _REPORTS.c.study_id)

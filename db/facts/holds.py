@@ -16,12 +16,16 @@ _STUDIES, _DELIVERIES, _REPORTS = rows_of(Study), rows_of(Delivery), rows_of(Rep
 
 
 def hold_study(session: Session, study_id: UUID, hold: Hold, *, actor: str, now: datetime) -> None:
-    """Hold a study, and what waits to be delivered about it; audited once."""
+    """Hold a study, and what waits to be delivered about it; audited once.
+
+    A rejection note is not held: it says nothing new of the patient, and takes back what is seen already.
+    """
     is_other = (_STUDIES.c.id == study_id) & _STUDIES.c.hold.is_distinct_from(hold)
     held = session.execute(update(_STUDIES).where(is_other).values(hold=hold).returning(_STUDIES.c.id)).first()
     if held is None:
         return
     waiting = _of_study(study_id) & (_DELIVERIES.c.state == DeliveryState.WAITING)
+    waiting &= _DELIVERIES.c.withdrawn_at.is_(None)
     session.execute(update(_DELIVERIES).where(waiting).values(state=DeliveryState.HELD, reason=hold.value))
     audit.append(session, Action.STUDY_HELD, actor=actor, subject_id=study_id, details={"hold": hold.value}, now=now)
 

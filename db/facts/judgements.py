@@ -126,6 +126,14 @@ def record_failure(session: Session, instance_id: UUID, *, error_text: str, now:
     audit.append(session, Action.INSTANCE_FAILED, actor="worker", subject_id=instance_id, now=now)
 
 
+def take_back_judgement(session: Session, instance_id: UUID, *, actor: str, now: datetime) -> None:
+    """Let an image wait as if nobody had judged it; what was said is kept as superseded. Who calls queues it."""
+    _supersede(session, instance_id, now)
+    waiting = update(_INSTANCES).where(_INSTANCES.c.id == instance_id).values(state=InstanceState.WAITING)
+    session.execute(waiting)
+    audit.append(session, Action.JUDGEMENT_RECALLED, actor=actor, subject_id=instance_id, now=now)
+
+
 def _take_turn(
     session: Session,
     instance_id: UUID,

@@ -169,7 +169,7 @@ class Courier:
                 return None
             earlier = facts.earlier_deliveries(database, delivery)
             blocked = next((before for before in earlier if is_missing(before)), None)
-            if delivery.state in OVER or (blocked and blocked.state is DeliveryState.HELD):
+            if delivery.state in OVER or delivery.is_void or (blocked and blocked.state is DeliveryState.HELD):
                 put_aside(database, delivery, blocked, parcel.job)
                 return None
             predecessor = facts.report_facts(database, delivery.report_id).predecessor

@@ -18,19 +18,22 @@ from pacs_node.errors import DeliveryDelayed, DeliveryFailed, DeliveryRejected
 ACTOR = "deliver"
 OVER = (DeliveryState.SENT, DeliveryState.HELD, DeliveryState.WITHDRAWN)
 """Nothing is to be sent now; what is held is queued again by its release."""
+VOID = "the report was withdrawn before it was stored there for certain"
 
 
 def put_aside(session: Session, delivery: DeliveryFacts, blocked: DeliveryFacts | None, job: Job) -> None:
     """End a job that has nothing to send; hold what follows a held report: one release lets go of both, in order."""
     now = db_now(session)
-    if delivery.state not in OVER and blocked is not None:
+    if delivery.state not in OVER and delivery.is_void:
+        facts.record_not_sent(session, delivery.delivery_id, state=DeliveryState.WITHDRAWN, reason=VOID, now=now)
+    elif delivery.state not in OVER and blocked is not None:
         facts.record_not_sent(session, delivery.delivery_id, state=DeliveryState.HELD, reason=blocked.reason, now=now)
     queue.finish(session, job, now=now)
 
 
 def is_missing(before: DeliveryFacts) -> bool:
     """Whether an earlier report must still arrive; one that was withdrawn need not."""
-    return before.state is not DeliveryState.SENT and before.withdrawn_at is None
+    return before.state not in (DeliveryState.SENT, DeliveryState.WITHDRAWN) and before.withdrawn_at is None
 
 
 def wait_for(session: Session, blocked: DeliveryFacts, job: Job) -> DeliveryFailed:

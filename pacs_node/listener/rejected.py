@@ -20,12 +20,13 @@ from pacs_node.conformance import (
     IMPLICIT_VR_LITTLE_ENDIAN,
 )
 from pacs_node.listener.header import UID_LENGTH
+from pacs_node.report.codes import QUALITY
 from pacs_node.store import Part
 
 BUDGET_BYTES = 1 << 20
 """A note of a thousand images is shorter by far."""
 MOST_OBJECTS = 10_000
-QUALITY, PATIENT_SAFETY, WRONG_WORKLIST_ENTRY = "113001", "113037", "113038"
+PATIENT_SAFETY, WRONG_WORKLIST_ENTRY = "113037", "113038"
 REJECTING = frozenset({QUALITY, PATIENT_SAFETY, WRONG_WORKLIST_ENTRY})
 """Titles (DCM, CID 7011) that say that an object must not be used. 113039, *Data Retention Policy Expired*, says only
 that it is no longer kept: what was said about it stays true."""

@@ -56,8 +56,10 @@ ABNORMAL_STRUCTURE = Code("49755003", "SCT", "Morphologically Abnormal Structure
 OPACITY = Code("112001", "DCM", "Opacity")
 """What the region of a segmentation is said to be (CID 7150, CID 6102): what the model looked at, no more."""
 
+QUALITY = "113001"
+"""Why a result is withdrawn that its model should not have said, or that its reader took back."""
 REJECTIONS = {
-    "113001": Code("113001", "DCM", "Rejected for Quality Reasons"),
+    QUALITY: Code("113001", "DCM", "Rejected for Quality Reasons"),
     "113037": Code("113037", "DCM", "Rejected for Patient Safety Reasons"),
     "113038": Code("113038", "DCM", "Incorrect Modality Worklist Entry"),
     "113039": Code("113039", "DCM", "Data Retention Policy Expired"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import NamedTuple
 
 from db.facts import ReportFacts, StudyFacts
@@ -18,9 +17,7 @@ class PlannedDelivery(NamedTuple):
     reason: str
 
 
-def delivery_plan(
-    study: StudyFacts, report: ReportFacts, settings: Settings, *, now: datetime
-) -> tuple[PlannedDelivery, ...]:
+def delivery_plan(study: StudyFacts, report: ReportFacts, settings: Settings) -> tuple[PlannedDelivery, ...]:
     """Return where the report goes; a destination that is not to have it is left out.
 
     A report that says NOT ANALYSED may be unwanted at a destination; one that replaces a result never is: the PACS
@@ -29,7 +26,7 @@ def delivery_plan(
     if not report.is_sent:
         return ()
     is_replacing = report.predecessor is not None and report.predecessor.answer is not Answer.NOT_ANALYSED
-    reason = _held_because(study, settings, now)
+    reason = _held_because(study, settings)
     return tuple(
         PlannedDelivery(
             destination=destination.name,
@@ -41,15 +38,16 @@ def delivery_plan(
     )
 
 
-def _held_because(study: StudyFacts, settings: Settings, now: datetime) -> str:
+def _held_because(study: StudyFacts, settings: Settings) -> str:
     """Return "" if the study may leave the node now."""
-    if _is_prior(study, settings, now):
+    if _is_prior(study, settings):
         return PRIOR
     return study.hold.value if study.hold is not None else ""
 
 
-def _is_prior(study: StudyFacts, settings: Settings, now: datetime) -> bool:
+def _is_prior(study: StudyFacts, settings: Settings) -> bool:
+    """Whether the study was old when it came; one that grew old here can still be corrected."""
     sends_priors = {peer.ae_title for peer in settings.dicom.peers if peer.send_priors}
     if study.study_date is None or study.calling_ae_title in sends_priors:
         return False
-    return (now.date() - study.study_date).days > settings.study.max_study_age_days
+    return (study.first_received_at.date() - study.study_date).days > settings.study.max_study_age_days

@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 STORE_RETRY = timedelta(seconds=30)
 """An image whose file cannot be read waits so long: the store is away, and its return is worth waiting for."""
+RECALLED_RETRY = timedelta(seconds=2)
+"""An image that a recalled model judged waits so long: time to take up the active one, and no busy loop without it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,12 +209,24 @@ def with_first_seen(judgement: Judgement, firsts: Collection[UUID]) -> Judgement
     return replace(judgement, warnings=(*judgement.warnings, _warning(make_warning("first_seen_device"))))
 
 
-def record(engine: Engine, judgements: Sequence[Judgement], *, policy: QueuePolicy) -> None:
-    """Write the whole batch in one transaction; a job whose lease was lost drops its own rows only."""
+def record(engine: Engine, judgements: Sequence[Judgement], *, policy: QueuePolicy) -> bool:
+    """Write the whole batch in one transaction; a job whose lease was lost drops its own rows only.
+
+    What a model says that was recalled meanwhile is not recorded: its images are judged anew.
+
+    Returns
+    -------
+    bool
+        The model in hand was recalled.
+    """
     with session_scope(engine) as session:
         now = db_now(session)
-        firsts = facts.note_devices(session, devices_of(judgements), now=now)  # before any study's row is taken
-        for judgement in sorted(judgements, key=lambda one: one.job.study_id):  # one order for all: no deadlock
+        recalled = facts.recalled_models(session)
+        dropped = [judgement for judgement in judgements if _is_of(judgement, recalled)]
+        queue.release(session, [judgement.job for judgement in dropped], now=now + RECALLED_RETRY)
+        kept = [judgement for judgement in judgements if judgement not in dropped]
+        firsts = facts.note_devices(session, devices_of(kept), now=now)  # before any study's row is taken
+        for judgement in sorted(kept, key=lambda one: one.job.study_id):  # one order for all: no deadlock
             try:
                 with session.begin_nested():
                     _record_one(session, with_first_seen(judgement, firsts), policy, now)
@@ -221,6 +235,14 @@ def record(engine: Engine, judgements: Sequence[Judgement], *, policy: QueuePoli
                     "A result was dropped: the job went to another worker",
                     extra={"action": "lease_lost", "job_id": judgement.job.id},
                 )
+    if dropped:
+        extra = {"action": "recalled_dropped", "images": len(dropped)}
+        logger.warning("The model was recalled: its images are judged anew", extra=extra)
+    return bool(dropped)
+
+
+def _is_of(judgement: Judgement, models: Collection[tuple[str, str]]) -> bool:
+    return any((prediction.model_name, prediction.model_version) in models for prediction in judgement.predictions)
 
 
 def _record_one(session: Session, judgement: Judgement, policy: QueuePolicy, now: datetime) -> None:

@@ -148,7 +148,7 @@ class Reporter:
             queue.finish(session, job, now=now)
             if "PatientID" in emptied and report.revision == 1:  # the report names nobody: an admin decides, once
                 facts.hold_study(session, study.study_id, Hold.UNIDENTIFIED, actor=ACTOR, now=now)
-            plan = delivery_plan(study, report, self.settings, now=now)
+            plan = delivery_plan(study, report, self.settings)
             facts.record_report_built(session, report.report_id, [*reports, *pictures.objects], plan, now=now)
             for heatmap in pictures.heatmaps:
                 facts.record_heatmap(session, heatmap, now=now)

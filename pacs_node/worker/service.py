@@ -7,6 +7,7 @@ a fault of the device means. Several workers, on one machine or many, never do a
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -129,7 +130,8 @@ class Worker:
         judgements = self._judge(batch)
         while True:
             try:
-                judging.record(self._engine, judgements, policy=self._policy)
+                if judging.record(self._engine, judgements, policy=self._policy):
+                    self._model_checked_at = -math.inf  # it was recalled: take up the active one now
                 break
             except DatabaseAway:  # the answers are at hand: keep them and the leases until the database is back
                 logger.warning("The database is away; results wait", extra={"action": "database_away"})

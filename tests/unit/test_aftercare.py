@@ -19,14 +19,11 @@ from db import facts
 from db.engine import read_scope, session_scope
 from db.facts import OpenRequest
 from db.tables import Commitment, DeliveryState, Instance, InstanceState, Job, JobKind, JobState, Study
-from pacs_node.commands.recall import recall
 from pacs_node.delivery.aftercare import result_for
 from pacs_node.dimse.commitment import read_request, read_result
-from pacs_node.errors import ConfigError
 from pacs_node.listener.rejected import RejectionNote, UnreadableNote, read_note
 from pacs_node.store import ObjectStore
 from pacs_node.told import apply_rejections
-from pacs_node.wiring import active_card, registry_of
 from tests import records
 from tests.unit.test_delivery import Hospital
 from tests.unit.test_reconcile import open_from
@@ -285,78 +282,3 @@ def test_sent_result_about_a_rejected_image_is_withdrawn_and_the_study_reported_
         study = facts.study_facts(session, accepted.study_id, lock=False)
     assert study.unreported_since is not None
     assert study.images[0].state is InstanceState.NOT_ANALYSED
-
-
-# Recall
-
-
-def test_recall_finds_what_a_model_said_and_marks_it_once(hospital: Hospital) -> None:
-    now = datetime.now(UTC)
-    with session_scope(hospital.engine) as session:
-        accepted = records.add_image(session, 1, now=now)
-        records.judge(session, accepted.instance_id, now=now)
-        report_id = records.freeze(session, accepted.study_id, now=now)
-        other = records.add_image(session, 2, study="1.2.2", now=now)
-        records.freeze(session, other.study_id, now=now)
-    assert report_id is not None
-    with session_scope(hospital.engine) as session:
-        (said,) = facts.said_by_model(session, "resnet50", "1.0.0")
-        assert (said.report_id, said.instance_ids, said.recalled_at) == (report_id, (accepted.instance_id,), None)
-        assert facts.said_by_model(session, "resnet50", "1.0.1") == ()
-        assert facts.said_by_model(session, "resnet50", "1.0.0", since=now + timedelta(days=1)) == ()
-        mark = {"model_name": "resnet50", "model_version": "1.0.0", "actor": "admin", "now": now}
-        assert [facts.recall_report(session, report_id, **mark) for _ in range(2)] == [True, False]
-        assert facts.judge_again(session, said.instance_ids, now=now) == 1
-    with read_scope(hospital.engine) as session:
-        job = session.execute(select(Job).where(Job.subject_id == accepted.instance_id)).scalar_one()
-        (said,) = facts.said_by_model(session, "resnet50", "1.0.0")
-    assert job.state is JobState.READY
-    assert said.recalled_at is not None
-
-
-def test_recall_command_withdraws_rejects_and_judges_anew_once(
-    hospital: Hospital, sqlite_url: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    now = datetime.now(UTC)
-    with session_scope(hospital.engine) as session:
-        accepted = records.add_image(session, 1, now=now)
-        records.judge(session, accepted.instance_id, now=now)
-        report_id = records.freeze(session, accepted.study_id, now=now)
-    assert report_id is not None
-    hospital.build(report_id)
-    hospital.run()
-    noting = hospital.settings.destinations[0].model_copy(update={"send_rejection_notes": True})
-    database = hospital.settings.database.model_copy(update={"url": sqlite_url})
-    settings = hospital.settings.model_copy(update={"destinations": (noting,), "database": database})
-    wanted: dict[str, Any] = {"since": None, "actor": "admin"}
-    assert recall(settings, "resnet50/1.0.0", dry_run=True, **wanted) == 0
-    assert "1 would be recalled now: 1 would be judged anew and replaced, 1 rejection" in capsys.readouterr().out
-    assert hospital.states() == [SENT]
-    assert recall(settings, "resnet50/1.0.0", dry_run=False, **wanted) == 0
-    (delivery,) = hospital.deliveries()
-    assert (delivery.state, delivery.withdrawal) == (WAITING, "113001")
-    assert hospital.jobs()[0].state is JobState.READY
-    with read_scope(hospital.engine) as session:
-        job = session.execute(select(Job).where(Job.subject_id == accepted.instance_id)).scalar_one()
-    assert job.state is JobState.READY
-    capsys.readouterr()
-    assert recall(settings, "resnet50/1.0.0", dry_run=False, **wanted) == 1
-    said = capsys.readouterr()
-    assert "0 recalled now" in said.out
-    assert "1 recalled earlier and not replaced yet: judged anew once more" in said.err
-    assert hospital.actions().count("report_recalled") == 1
-
-
-def test_recall_of_the_model_that_answers_needs_another_one_or_rejects_only(
-    hospital: Hospital, sqlite_url: str
-) -> None:
-    database = hospital.settings.database.model_copy(update={"url": sqlite_url})
-    settings = hospital.settings.model_copy(update={"database": database})
-    card = active_card(hospital.engine, registry_of(settings))
-    active = f"{card.name}/{card.version}"
-    wanted: dict[str, Any] = {"since": None, "actor": "admin", "dry_run": False}
-    with pytest.raises(ConfigError, match="activate another model first"):
-        recall(settings, active, **wanted)
-    assert recall(settings, active, **wanted, replace=False) == 0
-    with pytest.raises(ConfigError, match="NAME/VERSION"):
-        recall(settings, "resnet50", **wanted)

@@ -113,7 +113,14 @@ def test_report_goes_where_settings_and_facts_allow(
         destinations=[picky, picky | {"name": "main", "send_not_analysed": True}],
         dicom={"peers": [{"ae_title": "ARCHIVE", "addresses": ["127.0.0.1"], "send_priors": True}]},
     )
-    assert list(delivery_plan(study, report, settings, now=TODAY)) == plan
+    assert list(delivery_plan(study, report, settings)) == plan
+
+
+def test_study_that_grew_old_here_is_no_prior_and_can_be_corrected(tmp_path: Path) -> None:
+    received = TODAY - timedelta(days=58)
+    study = replace(make_study(age_days=60), first_received_at=received)
+    report = make_report([LATERAL], predecessor=make_predecessor())
+    assert [state for _, state, _ in delivery_plan(study, report, make_settings(tmp_path, "main"))] == [WAITING]
 
 
 # On its way
@@ -401,6 +408,30 @@ def test_report_that_is_withdrawn_while_it_is_sent_is_not_left_as_sent(hospital:
         facts.requeue_waiting_deliveries(session, now=datetime.now(UTC))
     hospital.run()
     assert hospital.states() == [DeliveryState.WITHDRAWN]
+
+
+def test_rejection_note_leaves_though_the_study_is_held(hospital: Hospital) -> None:
+    """It takes back what is seen there, and says nothing new of the patient."""
+    with_objects(hospital, "sr", send_rejection_notes=True)
+    report_id = hospital.report()
+    hospital.run()
+    withdraw(hospital, report_id)
+    with session_scope(hospital.engine) as session:
+        study_id = facts.report_facts(session, report_id).study_id
+        facts.hold_study(session, study_id, Hold.IDENTITY_CONFLICT, actor="intake", now=datetime.now(UTC))
+    assert hospital.states() == [WAITING]
+
+
+def test_withdrawn_report_is_not_sent_anew(hospital: Hospital) -> None:
+    """Left where it is, for something replaces it there; but never sent once more."""
+    report_id = hospital.report()
+    hospital.run()
+    (delivery,) = hospital.deliveries()
+    with session_scope(hospital.engine) as session:
+        facts.withdraw_report(session, report_id, code="113001", only=(), actor="admin", now=datetime.now(UTC))
+        with pytest.raises(facts.CannotBeRepeated, match="withdrawn"):
+            facts.resend_delivery(session, delivery.id, actor="admin", now=datetime.now(UTC))
+    assert hospital.states() == [SENT]
 
 
 def test_crash_between_sending_and_recording_sends_the_same_object_again(hospital: Hospital) -> None:
