@@ -158,3 +158,10 @@ def reviewed(study: StudyReport, answer: Answer, *, comment: str = "") -> StudyR
     report = replace(study.report, revision=2, predecessor=before, answer=answer, probability=None)
     reader = Verification(person_name="Reader^Ada", login="ada", organization="Test hospital", at=NOON, comment=comment)
     return replace(study, report=report, verification=reader)
+
+
+def changed(study: StudyReport, answer: Answer) -> StudyReport:
+    """Return the same reader's next report on the study's first revision, which replaces the one of `reviewed`."""
+    again = reviewed(study, answer)
+    former = make_predecessor(2, answer=Answer.PRESENT, p=None)
+    return replace(again, report=replace(again.report, revision=3, replaced=former))

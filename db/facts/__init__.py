@@ -119,7 +119,7 @@ from db.facts.studies import StudyFacts, settled_studies, study_facts
 from db.facts.study_filters import STUDY_SORTS, STUDY_STATES, StudyFilters
 from db.facts.trail import events_after, list_events, studies_of_subjects
 from db.facts.uploads import UploadFacts, record_uploads
-from db.facts.verifications import cancel_verified_report, request_verified_report
+from db.facts.verifications import cancel_verified_report, follow_review, request_verified_report
 from db.facts.withdrawals import add_rejection_note, withdraw_report
 from db.facts.worklist import (
     DeliveryLine,
@@ -203,6 +203,7 @@ __all__ = [
     "delivery_facts",
     "earlier_deliveries",
     "events_after",
+    "follow_review",
     "freeze_report",
     "frozen_images",
     "has_open_rejections",

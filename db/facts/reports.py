@@ -31,7 +31,7 @@ class BuiltObject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredecessorFacts:
-    """The report that a newer revision replaces: the newest before it that did not stay in the house."""
+    """An earlier report that a report names, and what it said."""
 
     report_id: UUID
     revision: int
@@ -51,6 +51,7 @@ class ReportFacts:
     study_id: UUID
     revision: int
     predecessor: PredecessorFacts | None
+    """What the model said before: the newest earlier report that did not stay in the house."""
     answer: Answer
     probability: float | None
     contents: dict[str, Any]
@@ -65,10 +66,12 @@ class ReportFacts:
     """Whose word it is; None = the model's."""
     withdrawn_at: datetime | None = None
     """Since then nothing of it leaves the node."""
+    replaced: PredecessorFacts | None = None
+    """The same reader's report that this one takes the place of."""
 
 
 _REPORTS, _STUDIES, _OBJECTS, _DELIVERIES = rows_of(Report), rows_of(Study), rows_of(OwnObject), rows_of(Delivery)
-_NAMES = [name for name in ReportFacts.__dataclass_fields__ if name not in ("report_id", "predecessor")]
+_NAMES = [n for n in ReportFacts.__dataclass_fields__ if n not in ("report_id", "predecessor", "replaced")]
 _OBJECT = tuple(_OBJECTS.c[name] for name in BuiltObject.__dataclass_fields__)
 
 
@@ -229,7 +232,8 @@ def objects_of(session: Session, report_id: UUID) -> tuple[BuiltObject, ...]:
 
 
 def _select() -> Any:
-    return select(_REPORTS.c.id, _REPORTS.c.predecessor_id, *(_REPORTS.c[name] for name in _NAMES))
+    columns = ("id", "predecessor_id", "replaced_id", *_NAMES)
+    return select(*(_REPORTS.c[name] for name in columns))
 
 
 def _row_of_current(session: Session, study_id: UUID) -> Row[Any] | None:
@@ -240,16 +244,30 @@ def _row_of_current(session: Session, study_id: UUID) -> Row[Any] | None:
 
 
 def _facts(session: Session, row: Row[Any]) -> ReportFacts:
-    predecessor = _predecessor(session, row.predecessor_id)
-    return ReportFacts(report_id=row.id, predecessor=predecessor, **{name: getattr(row, name) for name in _NAMES})
+    return ReportFacts(
+        report_id=row.id,
+        predecessor=_predecessor(session, row.predecessor_id),
+        replaced=_named(session, _row(session, row.replaced_id)) if row.replaced_id else None,
+        **{name: getattr(row, name) for name in _NAMES},
+    )
 
 
 def _predecessor(session: Session, report_id: UUID | None) -> PredecessorFacts | None:
     while report_id is not None:
-        row = session.execute(_select().where(_REPORTS.c.id == report_id)).one()
+        row = _row(session, report_id)
         if row.is_sent:
-            names = PredecessorFacts.__dataclass_fields__.keys() - {"report_id", "objects"}
-            values = {name: getattr(row, name) for name in names}
-            return PredecessorFacts(report_id=report_id, objects=objects_of(session, report_id), **values)
+            return _named(session, row)
         report_id = row.predecessor_id
     return None
+
+
+def _row(session: Session, report_id: UUID) -> Row[Any]:
+    row: Row[Any] = session.execute(_select().where(_REPORTS.c.id == report_id)).one()
+    return row
+
+
+def _named(session: Session, row: Row[Any]) -> PredecessorFacts:
+    values = {
+        name: getattr(row, name) for name in PredecessorFacts.__dataclass_fields__.keys() - {"report_id", "objects"}
+    }
+    return PredecessorFacts(report_id=row.id, objects=objects_of(session, row.id), **values)

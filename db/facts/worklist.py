@@ -57,6 +57,8 @@ class StudySummary:
     abstain_low: float | None
     abstain_high: float | None
     model_version: str | None
+    withdrawn_at: datetime | None
+    """Since then the answer counts no more; it is shown until it is replaced."""
     warnings: tuple[WarningFacts, ...]
     """Of all its images, each once."""
     images: int
@@ -107,6 +109,7 @@ _LINE = (
         _STUDIES.c.answer,
         _STUDIES.c.probability,
         _REPORTS.c.images.label("frozen"),
+        _REPORTS.c.withdrawn_at,
         IS_REVIEWED.label("is_reviewed"),
     )
     .select_from(_STUDIES)

@@ -18,7 +18,7 @@ from db.tables import ObjectKind
 from pacs_node import __version__
 from pacs_node.errors import DeliveryRejected
 from pacs_node.report.document import to_bytes
-from pacs_node.report.rejection import build_rejection_note
+from pacs_node.report.rejection import DESCRIPTION, READERS_DESCRIPTION, build_rejection_note
 from pacs_node.report.tree import NodeIdentity
 from pacs_node.settings import Settings
 from pacs_node.store import ObjectStore
@@ -50,6 +50,7 @@ def note_of(engine: Engine, store: ObjectStore, settings: Settings, delivery: De
         at=delivery.withdrawn_at,
         local_zone=datetime.now().astimezone().tzinfo,  # type: ignore[arg-type]  # astimezone always sets one
         model_name=report.model_name,
+        description=DESCRIPTION if report.review_id is None else READERS_DESCRIPTION,
     )
     uid = str(note.SOPInstanceUID)
     known = next((built for built in delivery.objects if built.sop_instance_uid == uid), None)

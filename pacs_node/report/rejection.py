@@ -27,6 +27,7 @@ from pacs_node.report.tree import NodeIdentity, own_uid
 
 SERIES_NUMBER = 9003
 DESCRIPTION = "This AI result is withdrawn. Do not use it."
+READERS_DESCRIPTION = "Its reader withdrew or changed this report. Do not use it."
 
 
 def build_rejection_note(

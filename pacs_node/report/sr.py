@@ -7,11 +7,13 @@ series of its own. Building twice gives the same bytes.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from highdicom import sr
 from pydicom import config
 from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
 
 from db.tables import Answer
 from models.card import ModelCard
@@ -57,24 +59,25 @@ def series_instance_uid(study: StudyReport, model_name: str) -> str:
 
 
 def _document(study: StudyReport, sop_class_uid: str) -> Dataset:
-    at = made_at(study)
+    at, predecessors = made_at(study), list(_predecessors(study, sop_class_uid))
     document: Dataset = SR_CLASSES[sop_class_uid](
         evidence=[reference_to(study.study_instance_uid, image) for image in study.named_images],
         content=root_item(study),
         sop_instance_uid=sop_instance_uid(study, sop_class_uid, study.report.revision),
         instance_number=study.report.revision,
         is_complete=study.report.answer is not Answer.INCOMPLETE,
-        previous_versions=_predecessor(study, sop_class_uid),
+        previous_versions=[named for named, _ in predecessors] or None,
         specific_character_set="ISO_IR 192",
         content_date=at.date(),
         content_time=at.time(),
         **general_equipment(study.node),
         **_series(study),
     )
+    purposes = {named.SOPInstanceUID: purpose for named, purpose in predecessors}
     for item in document.get("PredecessorDocumentsSequence", []):
-        purpose = codes.PRELIMINARY_REPORT if study.verification else codes.REPLACED_REPORT
-        replaced = item.ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
-        replaced.PurposeOfReferenceCodeSequence = [coded(purpose)]  # CID 7009
+        for series in item.ReferencedSeriesSequence:
+            for named in series.ReferencedSOPSequence:  # CID 7009
+                named.PurposeOfReferenceCodeSequence = [coded(purposes[named.ReferencedSOPInstanceUID])]
     if study.verification is not None:
         (observer,) = document.VerifyingObserverSequence
         verified_at = study.verification.at.astimezone(at.tzinfo)
@@ -92,7 +95,7 @@ def _series(study: StudyReport) -> dict[str, Any]:
             "series_description": _series_description(model_name),
         }
     return {
-        "series_instance_uid": str(own_uid(study.installation_id, "reviewed-series", study.study_instance_uid)),
+        "series_instance_uid": _reviewed_series_uid(study),
         "series_number": REVIEWED_SERIES_NUMBER,
         "series_description": "AI result - reviewed",
         "is_verified": True,
@@ -117,17 +120,27 @@ def _models(study: StudyReport) -> list[ModelCard]:
     return [study.cards[version] for version in dict.fromkeys(versions)]
 
 
-def _predecessor(study: StudyReport, sop_class_uid: str) -> list[Dataset] | None:
-    """Return the report that this one replaces, in the same SR class (PS3.3 C.17.2.3)."""
-    predecessor = study.report.predecessor
-    if predecessor is None:
-        return None
-    replaced = Dataset()
-    replaced.StudyInstanceUID = study.study_instance_uid
-    replaced.SeriesInstanceUID = series_instance_uid(study, predecessor.model_name)
-    replaced.SOPClassUID = sop_class_uid
-    replaced.SOPInstanceUID = sop_instance_uid(study, sop_class_uid, predecessor.revision)
-    return [replaced]
+def _reviewed_series_uid(study: StudyReport) -> str:
+    return str(own_uid(study.installation_id, "reviewed-series", study.study_instance_uid))
+
+
+def _predecessors(study: StudyReport, sop_class_uid: str) -> Iterator[tuple[Dataset, Code]]:
+    """Give the reports that this one is about or replaces, in the same SR class, and why (PS3.3 C.17.2.3)."""
+    before, replaced = study.report.predecessor, study.report.replaced
+    if before is not None:
+        series = series_instance_uid(study, before.model_name)
+        purpose = codes.PRELIMINARY_REPORT if study.verification else codes.REPLACED_REPORT
+        yield _named(study, series, sop_class_uid, before.revision), purpose
+    if replaced is not None:
+        yield _named(study, _reviewed_series_uid(study), sop_class_uid, replaced.revision), codes.REPLACED_REPORT
+
+
+def _named(study: StudyReport, series_uid: str, sop_class_uid: str, revision: int) -> Dataset:
+    """Return what highdicom needs of an earlier report."""
+    named = Dataset()
+    named.StudyInstanceUID, named.SeriesInstanceUID = study.study_instance_uid, series_uid
+    named.SOPClassUID, named.SOPInstanceUID = sop_class_uid, sop_instance_uid(study, sop_class_uid, revision)
+    return named
 
 
 def _add_requests(document: Dataset, header: Dataset) -> None:

@@ -302,7 +302,11 @@ def _narrative(study: StudyReport) -> str:
     if study.verification is not None:
         if predecessor is None:
             raise ValueError("a reader's report names the AI result that it is about")
-        return wording.reviewed_sentence(answer.finding, report.answer, predecessor.answer, percent)
+        said = wording.reviewed_sentence(answer.finding, report.answer, predecessor.answer, percent)
+        if report.replaced is None:
+            return said
+        changed = wording.changed_sentence(report.revision, report.replaced.revision, report.replaced.answer)
+        return f"{said} {changed}"
     result = wording.result_sentence(answer.finding, report.answer, report.probability, answer.threshold)
     replaced = None
     if predecessor is not None:

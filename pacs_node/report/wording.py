@@ -92,6 +92,12 @@ def reviewed_sentence(finding: str, answer: Answer, said: Answer, percent: str |
     return f"The reader {verb} with the AI result (AI: {ai}). {finding.capitalize()}: {answer_word(answer)}."
 
 
+def changed_sentence(revision: int, replaced: int, answer: Answer) -> str:
+    """Say which earlier report of the same reader this one replaces."""
+    said = f"revision {replaced}, the same reader's report, which said {answer_word(answer)}"
+    return f"Revision {revision}: it replaces {said}."
+
+
 def image_name(place: int, images: int, series_number: str, instance_number: str) -> str:
     """Name an image by its place in the order of reception, and by its numbers where it has them."""
     numbers = [f"series {series_number}"] * bool(series_number) + [f"number {instance_number}"] * bool(instance_number)

@@ -155,7 +155,9 @@ def study_view(
         else "",
         point=point,
         finding=FINDING,
-        reasons=_withdrawal(study) + reasons + (words.reason_sentences(kind, warnings) if is_unanswered else []),
+        reasons=words.withdrawal_sentences(summary.withdrawn_at)
+        + reasons
+        + (words.reason_sentences(kind, warnings) if is_unanswered else []),
         caution=_CAUTION.get(kind, ""),
         warnings=words.warning_sentences(warnings) + _delivery_warnings(study),
         unjudged=[view for view in views if view.because and not (is_unanswered and len(views) == 1)],
@@ -172,16 +174,6 @@ def study_view(
         priors=earlier,
         beside=next((prior for prior in earlier if prior.is_beside and prior.instance_id), None),
     )
-
-
-def _withdrawal(study: StudyDetail) -> list[words.Sentence]:
-    """Return the sentence about a result that counts no more and was not replaced yet."""
-    current = (report for report in study.reports if report.revision == study.summary.revision)
-    times = [report.withdrawn_at for report in current if report.withdrawn_at is not None]
-    return [
-        words.Sentence(f"on {at:%Y-%m-%d %H:%M} UTC; do not rely on this result.", "Withdrawn", "failed")
-        for at in times
-    ]
 
 
 def decisive_image(images: Sequence[ImageFacts], probability: float | None) -> ImageFacts | None:
@@ -241,6 +233,8 @@ def _prior_view(prior: StudyDetail, beside: UUID | None) -> PriorView:
     if summary.probability is not None and summary.model_version:
         written = words.probability_text(summary.probability, summary.threshold)
         said = f"{said}, {written} by version {summary.model_version}"
+    if summary.withdrawn_at is not None:
+        said = f"{words.WITHDRAWN.lower()}: {said}"
     last = next((review for review in reversed(prior.reviews) if review.verdict in STANDING), None)
     read = f"{_VERDICTS[last.verdict]}, {last.reviewer}" if summary.is_reviewed and last else "not reviewed"
     return PriorView(
@@ -306,5 +300,8 @@ def _facts(study: StudyDetail, found: PredictionFacts | None, now: datetime) -> 
         is_awaited = report.revision == summary.revision and summary.failed_job_id is None
         built = "" if report.built_at else ", being built" if is_awaited else ", not built"
         said = words.SAYINGS[words.kind_of(report.answer, ())].whole.lower()
-        facts.append((f"Revision {report.revision}", f"{words.clock(report.content_at, now)}: {said}{built}"))
+        withdrawn = f", {words.WITHDRAWN.lower()}" if report.withdrawn_at else ""
+        facts.append(
+            (f"Revision {report.revision}", f"{words.clock(report.content_at, now)}: {said}{built}{withdrawn}")
+        )
     return facts

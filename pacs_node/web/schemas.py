@@ -126,6 +126,7 @@ class StudyLine(Schema):
     abstain_low: float | None = Field(examples=[0.4])
     abstain_high: float | None = Field(examples=[0.62])
     model_version: str | None = Field(examples=["1.0.0"])
+    withdrawn_at: datetime | None = Field(description="Since then the answer counts no more, until it is replaced.")
     warnings: list[WarningOut]
     images: int = Field(examples=[2], description="How many instances it has.")
     deliveries: list[DeliveryOut]

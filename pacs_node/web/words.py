@@ -67,6 +67,7 @@ _WAITING = {
     "judging": "its images are being judged",
     "reporting": "its report is being built",
 }
+WITHDRAWN = "Withdrawn"
 REPORT_FAILED = "its report could not be built, so no PACS has this answer; an administrator can run it again."
 _UNTIL = "nothing leaves the node until an administrator decides"
 _HELD = {
@@ -167,6 +168,14 @@ def status_sentences(
     return said
 
 
+def withdrawal_sentences(withdrawn_at: datetime | None) -> list[Sentence]:
+    """Return the sentence about a result that counts no more and was not replaced yet, if it is one."""
+    if withdrawn_at is None:
+        return []
+    text = f"on {withdrawn_at:%Y-%m-%d %H:%M} UTC; do not rely on this result."
+    return [Sentence(text, WITHDRAWN, "failed")]
+
+
 def reason_sentences(kind: Kind, warnings: Iterable[WarningLike]) -> list[Sentence]:
     """Return why images were not analysed, each reason once; objects that are no radiographs are passed over."""
     texts = _once(
@@ -196,21 +205,23 @@ class ReportWords:
     is_bad: bool
 
 
-def report_words(deliveries: Sequence[DeliveryLike], *, is_reported: bool, is_failed: bool = False) -> ReportWords:
+def report_words(
+    deliveries: Sequence[DeliveryLike], *, is_reported: bool, is_failed: bool = False, is_withdrawn: bool = False
+) -> ReportWords:
     """Return the worst thing that holds for any destination: it is the one a person must know."""
     if is_failed:
         return ReportWords("Not built", True)
     by_state = {state: [d.destination for d in deliveries if d.state is state] for state in DeliveryState}
     if by_state[DeliveryState.FAILED]:
         return ReportWords("Not delivered", True)
+    if is_withdrawn:
+        return ReportWords(WITHDRAWN, True)
     if by_state[DeliveryState.HELD]:
         return ReportWords("Held back", False)
     if by_state[DeliveryState.WAITING]:
         return ReportWords(f"Waits for {_listed(by_state[DeliveryState.WAITING])}", False)
     if by_state[DeliveryState.SENT]:
         return ReportWords(f"Stored in {_listed(by_state[DeliveryState.SENT])}", False)
-    if by_state[DeliveryState.WITHDRAWN]:
-        return ReportWords("Withdrawn", True)
     return ReportWords("Not sent" if is_reported else "No report yet", False)
 
 

@@ -39,6 +39,8 @@ class Row:
     is_urgent: bool
     is_reviewed: bool
     is_undelivered: bool
+    is_withdrawn: bool
+    """The model's answer counts no more, whatever it was."""
     patient_name: str
     patient_line: str
     accession_number: str
@@ -49,6 +51,15 @@ class Row:
     waiting_since: datetime
     received: str
     failed_job_id: UUID | None
+
+    @property
+    def is_silent(self) -> bool:
+        """Tell whether the model says nothing that counts."""
+        return self.kind.is_silent or self.is_withdrawn
+
+    def says(self, kind: Kind) -> bool:
+        """Tell whether this is the model's answer, and counts."""
+        return self.kind is kind and not self.is_withdrawn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,8 +144,8 @@ class WorkList:
 
 VIEWS: dict[str, tuple[str, Callable[[Row], bool]]] = {
     "open": ("To read", lambda row: not row.is_reviewed),
-    "positive": ("Above threshold", lambda row: row.kind is Kind.POSITIVE and not row.is_reviewed),
-    "silent": ("No answer", lambda row: row.kind.is_silent and not row.is_reviewed),
+    "positive": ("Above threshold", lambda row: row.says(Kind.POSITIVE) and not row.is_reviewed),
+    "silent": ("No answer", lambda row: row.is_silent and not row.is_reviewed),
     "undelivered": ("Not delivered", lambda row: row.is_undelivered),
     "all": ("All", lambda row: True),
 }
@@ -192,11 +203,12 @@ def row_of(study: StudySummary, now: datetime) -> Row:
     kind = words.kind_of(study.answer, study.warnings)
     point = point_of(study)
     band = (point.low, point.high) if point else None
-    said = words.status_sentences(kind, study.state, hold=study.hold, band=band, probability=study.probability)
+    said = words.withdrawal_sentences(study.withdrawn_at)
+    said += words.status_sentences(kind, study.state, hold=study.hold, band=band, probability=study.probability)
     said += words.reason_sentences(kind, study.warnings)
     said += [Sentence(text) for text in words.warning_sentences(study.warnings)]
     said += [Sentence(words.delivery_sentence(d)) for d in study.deliveries if d.state is DeliveryState.FAILED]
-    is_failed = study.failed_job_id is not None
+    is_failed, is_withdrawn = study.failed_job_id is not None, study.withdrawn_at is not None
     images = f"{study.images} images" if study.images != 1 else "1 image"
     return Row(
         study_id=study.study_id,
@@ -210,12 +222,15 @@ def row_of(study: StudySummary, now: datetime) -> Row:
         is_urgent=study.priority > 0,
         is_reviewed=study.is_reviewed,
         is_undelivered=is_failed or any(delivery.state is DeliveryState.FAILED for delivery in study.deliveries),
+        is_withdrawn=is_withdrawn,
         patient_name=words.readable_name(study.patient_name),
         patient_line=study.patient_id or "no patient id",
         accession_number=study.accession_number,
         study_line=f"{study.calling_ae_title}, {images}",
         sentences=said,
-        report=words.report_words(study.deliveries, is_reported=study.revision > 0, is_failed=is_failed),
+        report=words.report_words(
+            study.deliveries, is_reported=study.revision > 0, is_failed=is_failed, is_withdrawn=is_withdrawn
+        ),
         waiting="answered" if study.is_reviewed else words.time_since(study.last_received_at, now),
         waiting_since=study.last_received_at,
         received=words.clock(study.last_received_at, now),
@@ -239,9 +254,9 @@ def _groups(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[Row]]]:
     unread = [row for row in rows if not row.is_reviewed]
     calm = [row for row in unread if not row.is_urgent]
     yield "Urgent", "asked for as STAT, whatever the model says", _sorted([row for row in unread if row.is_urgent])
-    yield "Above threshold", "highest probability first", _sorted([row for row in calm if row.kind is Kind.POSITIVE])
-    yield "No answer from the model", _SILENT_WHY, _sorted([row for row in calm if row.kind.is_silent])
-    yield "Below threshold", _NEGATIVE_WHY, _sorted([row for row in calm if row.kind is Kind.NEGATIVE])
+    yield "Above threshold", "highest probability first", _sorted([row for row in calm if row.says(Kind.POSITIVE)])
+    yield "No answer from the model", _SILENT_WHY, _sorted([row for row in calm if row.is_silent])
+    yield "Below threshold", _NEGATIVE_WHY, _sorted([row for row in calm if row.says(Kind.NEGATIVE)])
     yield "Answered by a reader", "newest first", [row for row in rows if row.is_reviewed]
 
 

@@ -19,7 +19,7 @@ from sqlalchemy.engine import Engine
 
 from db import audit, facts, queue
 from db.audit import Action
-from db.engine import DatabaseAway, db_now, read_scope, session_scope
+from db.engine import DatabaseAway, Session, db_now, read_scope, session_scope
 from db.facts import BuiltObject, ImageFacts, ReportFacts, ReviewFacts, StudyDetail, StudyFacts
 from db.queue import Job, LostLease, QueuePolicy
 from db.tables import Hold, ObjectKind
@@ -29,6 +29,7 @@ from pacs_node import __version__
 from pacs_node.decoding import DecodingPool, result_of
 from pacs_node.log import describe
 from pacs_node.report.answer import answer_of
+from pacs_node.report.codes import QUALITY
 from pacs_node.report.plan import delivery_plan
 from pacs_node.report.source import SafeHeader, read_safe_header, safe_header
 from pacs_node.report.sr import SR_CLASSES, build_sr, sop_instance_uid, to_bytes
@@ -150,6 +151,8 @@ class Reporter:
                 facts.hold_study(session, study.study_id, Hold.UNIDENTIFIED, actor=ACTOR, now=now)
             plan = delivery_plan(study, report, self.settings)
             facts.record_report_built(session, report.report_id, [*reports, *pictures.objects], plan, now=now)
+            if report.replaced is not None and content.verification is not None:
+                self._withdraw(session, report.replaced.report_id, actor=content.verification.login, now=now)
             for heatmap in pictures.heatmaps:
                 facts.record_heatmap(session, heatmap, now=now)
             for instance_id in pictures.failed:
@@ -163,6 +166,11 @@ class Reporter:
                     details={"emptied": emptied},
                     now=now,
                 )
+
+    def _withdraw(self, session: Session, report_id: UUID, *, actor: str, now: datetime) -> None:
+        """Withdraw a reader's report now that the one that replaces it is built; without notes it stays beside it."""
+        noting = [one.name for one in self.settings.destinations if one.send_rejection_notes]
+        facts.withdraw_report(session, report_id, code=QUALITY, only=noting, actor=actor, now=now)
 
     def _headers(self, images: Sequence[ImageFacts]) -> dict[UUID, SafeHeader]:
         """Read the header of every image whose file is still there."""

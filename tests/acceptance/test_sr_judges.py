@@ -32,7 +32,7 @@ from pacs_node.report.sr import SR_CLASSES, build_sr, to_bytes
 from pacs_node.report.tree import StudyReport
 from tests.acceptance import judges
 from tests.builders import as_bytes, make_radiograph
-from tests.reports import HERE, NOON, make_image, make_predecessor, make_study_report, reviewed, revised
+from tests.reports import HERE, NOON, changed, make_image, make_predecessor, make_study_report, reviewed, revised
 
 pytestmark = pytest.mark.acceptance
 
@@ -65,6 +65,7 @@ def kinds(header: dict[str, Any]) -> dict[str, StudyReport]:
         "revision_2": revised(study(present), make_predecessor()),
         "revision_3": revised(study(undecodable), make_predecessor(2, answer=Answer.UNDETERMINED, p=0.99999)),
         "reader_agrees": reviewed(study(present), Answer.PRESENT),
+        "reader_changes": changed(study(present), Answer.ABSENT),
         "reader_corrects": reviewed(study(present, absent), Answer.ABSENT, comment="Atelectasis, no pneumonia."),
     }
 

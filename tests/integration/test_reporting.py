@@ -273,6 +273,44 @@ def test_readers_verdict_becomes_a_verified_report(
     assert summary_of(sqlite_engine, study_id).answer is Answer.PRESENT, "the model's word stays what readers judge"
 
 
+def test_changed_verdict_rejects_the_former_report_when_the_new_one_is_built(
+    sqlite_engine: Engine, pool: DecodingPool, settings: Settings
+) -> None:
+    """Where notes are taken; elsewhere the new report names it as replaced."""
+    plain = settings.destinations[0]
+    noting = plain.model_copy(update={"name": "noting", "send_rejection_notes": True})
+    settings = settings.model_copy(update={"destinations": (plain, noting)})
+    store = ObjectStore(settings.store_dir)
+    study_id = receive(sqlite_engine, store, 1, as_bytes(radiograph(1)))
+    report(sqlite_engine, store, pool, settings)
+    made = []
+    for verdict in (Verdict.AGREE, Verdict.DISAGREE):
+        with session_scope(sqlite_engine) as session:
+            now = db_now(session)
+            said = facts.add_review(session, study_id, verdict=verdict, comment="", reviewer="ada", now=now)
+            report_id = facts.follow_review(session, said.review_id, is_sent=True, code="113001", now=now, delay_s=0)
+            assert report_id is not None
+            made.append(report_id)
+        report(sqlite_engine, store, pool, settings)
+        with session_scope(sqlite_engine) as session:
+            for one in facts.deliveries_of(session, report_id):
+                sent = one.objects[0]
+                uids = {"sop_class_uid": sent.sop_class_uid, "sop_instance_uid": sent.sop_instance_uid}
+                facts.record_choice(session, one.delivery_id, **uids)
+                facts.record_sent(session, one.delivery_id, now=db_now(session))
+        with read_scope(sqlite_engine) as session:
+            assert facts.report_facts(session, made[0]).withdrawn_at is None or verdict is Verdict.DISAGREE
+    with read_scope(sqlite_engine) as session:
+        former, new = (facts.deliveries_of(session, report_id) for report_id in made)
+        built = {one.sop_instance_uid for one in facts.objects_of(session, made[1])}
+    assert [(one.destination, one.state.value, one.withdrawal) for one in former] == [
+        ("main", "sent", None),
+        ("noting", "waiting", "113001"),
+    ]
+    assert [one.withdrawn_at for one in new] == [None, None]
+    assert former[0].sop_instance_uid not in built
+
+
 def test_picture_whose_process_was_killed_is_tried_once_more_and_then_left_out(
     sqlite_engine: Engine, settings: Settings
 ) -> None:

@@ -30,6 +30,7 @@ from tests.reports import (
     HERE,
     SERIES_UID,
     STUDY_UID,
+    changed,
     make_header,
     make_image,
     make_predecessor,
@@ -360,3 +361,21 @@ def test_readers_report_stands_in_its_own_series_and_names_the_ai_result() -> No
     replaced = document.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
     assert replaced.ReferencedSOPInstanceUID == before.SOPInstanceUID
     assert replaced.PurposeOfReferenceCodeSequence[0].CodeValue == "121362"
+
+
+def test_changed_readers_report_names_the_ai_result_and_the_former_one() -> None:
+    study = make_study_report(PRESENT)
+    first, former, document = built(study), built(reviewed(study, Answer.PRESENT)), built(changed(study, Answer.ABSENT))
+    assert document.SeriesInstanceUID == former.SeriesInstanceUID
+    named = {
+        one.ReferencedSOPInstanceUID: (series.SeriesInstanceUID, one.PurposeOfReferenceCodeSequence[0].CodeValue)
+        for item in document.PredecessorDocumentsSequence
+        for series in item.ReferencedSeriesSequence
+        for one in series.ReferencedSOPSequence
+    }
+    assert named == {
+        first.SOPInstanceUID: (first.SeriesInstanceUID, "121362"),
+        former.SOPInstanceUID: (former.SeriesInstanceUID, "121360"),
+    }
+    replaces = "Revision 3: it replaces revision 2, the same reader's report, which said PRESENT."
+    assert texts(document, "Narrative Summary")[0].endswith(replaces)

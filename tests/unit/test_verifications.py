@@ -13,7 +13,7 @@ from db.engine import Session
 from db.facts import BuiltObject, NewHeatmap, ReviewFacts
 from db.queue import JobKind
 from db.tables import Answer, DeliveryState, ObjectKind, Study, Verdict
-from tests.records import NOON, POLICY, SECOND, add_image, end_jobs, freeze, judge
+from tests.records import MINUTE, NOON, POLICY, SECOND, add_image, end_jobs, freeze, judge
 
 
 @pytest.fixture
@@ -109,6 +109,109 @@ def test_models_report_stays_the_current_one_and_its_next_follows_both(session: 
     report = facts.report_facts(session, newer)
     assert report.predecessor is not None
     assert (report.revision, report.predecessor.revision) == (3, 1)
+
+
+# A reader who changes or withdraws a verdict
+
+CODE = "113001"
+MAIN = ("main", DeliveryState.WAITING, "")
+
+
+def follow(session: Session, said: ReviewFacts, *, is_sent: bool = True) -> UUID | None:
+    return facts.follow_review(session, said.review_id, is_sent=is_sent, code=CODE, now=said.created_at)
+
+
+def say(session: Session, study_id: UUID, verdict: Verdict, minute: int) -> tuple[ReviewFacts, UUID | None]:
+    now = NOON + minute * MINUTE
+    said = facts.add_review(session, study_id, verdict=verdict, comment="", reviewer="ada", now=now)
+    return said, follow(session, said)
+
+
+def build(session: Session, report_id: UUID | None, *, is_stored: bool = True) -> UUID:
+    """Build a reader's report, and let the PACS have it."""
+    assert report_id is not None
+    facts.record_report_built(session, report_id, [], [MAIN], now=NOON)
+    end_jobs(session, report_id)
+    if is_stored:
+        (delivery,) = facts.deliveries_of(session, report_id)
+        uids = {"sop_class_uid": "1.2.3", "sop_instance_uid": f"2.25.{report_id.int}"}
+        facts.record_choice(session, delivery.delivery_id, **uids)
+    return report_id
+
+
+def replaced(session: Session, report_id: UUID | None) -> UUID | None:
+    assert report_id is not None
+    former = facts.report_facts(session, report_id).replaced
+    return former.report_id if former else None
+
+
+def withdrawn(session: Session, *report_ids: UUID | None) -> list[bool]:
+    return [id_ is not None and facts.report_facts(session, id_).withdrawn_at is not None for id_ in report_ids]
+
+
+def test_changed_verdict_makes_a_report_that_names_the_former_one(session: Session, study_id: UUID) -> None:
+    first = build(session, say(session, study_id, Verdict.AGREE, 0)[1])
+    said, second = say(session, study_id, Verdict.DISAGREE, 1)
+    assert replaced(session, first) is None
+    assert replaced(session, second) == first
+    assert withdrawn(session, first, second) == [False, False], "the former stands until the new one is built"
+    assert follow(session, said) == second
+    assert len(facts.study_detail(session, study_id).reports) == 3
+
+
+def test_withdrawn_verdict_withdraws_what_was_sent_of_it(session: Session, study_id: UUID) -> None:
+    first = build(session, say(session, study_id, Verdict.AGREE, 0)[1])
+    second = build(session, say(session, study_id, Verdict.UNSURE, 1)[1])
+    said, none = say(session, study_id, Verdict.WITHDRAW, 2)
+    assert none is None
+    assert withdrawn(session, first, second) == [True, True]
+    assert [one.withdrawal for id_ in (first, second) for one in facts.deliveries_of(session, id_)] == [CODE] * 2
+    before = len(audit.tail(session, 100))
+    follow(session, said)
+    assert len(audit.tail(session, 100)) == before, "following twice changes nothing"
+    assert {record.action for record in audit.tail(session, 4)} == {"report_withdrawn", "delivery_withdrawn"}
+    assert facts.study_facts(session, study_id, lock=False).revision == 1, "the model's answer stands"
+
+
+def test_verdict_after_a_withdrawal_replaces_what_was_sent_before(session: Session, study_id: UUID) -> None:
+    first = build(session, say(session, study_id, Verdict.AGREE, 0)[1])
+    say(session, study_id, Verdict.WITHDRAW, 1)
+    assert replaced(session, say(session, study_id, Verdict.DISAGREE, 2)[1]) == first
+
+
+def test_change_within_the_delay_leaves_no_trace_outside(session: Session, study_id: UUID) -> None:
+    first = build(session, say(session, study_id, Verdict.AGREE, 0)[1])
+    hasty = say(session, study_id, Verdict.DISAGREE, 1)[1]
+    third = say(session, study_id, Verdict.UNSURE, 2)[1]
+    with pytest.raises(facts.NoSuchRecord):
+        facts.report_facts(session, hasty)  # type: ignore[arg-type]
+    assert replaced(session, third) == first
+
+
+def test_report_that_is_being_built_when_its_reader_changes_goes_nowhere(session: Session, study_id: UUID) -> None:
+    first = say(session, study_id, Verdict.AGREE, 0)[1]
+    queue.claim(session, JobKind.REPORT, owner="a", limit=1, policy=POLICY, now=NOON + MINUTE)
+    second = say(session, study_id, Verdict.DISAGREE, 1)[1]
+    assert withdrawn(session, first) == [True]
+    build(session, first, is_stored=False)
+    assert [one.state for one in facts.deliveries_of(session, first)] == [DeliveryState.WITHDRAWN]  # type: ignore[arg-type]
+    assert replaced(session, second) is None, "what never left is not named"
+
+
+def test_change_that_makes_no_report_withdraws_the_former_one(session: Session, study_id: UUID) -> None:
+    """The switch was turned off since, or nobody answers for the new verdict."""
+    first = build(session, say(session, study_id, Verdict.AGREE, 0)[1])
+    said = review(session, study_id, Verdict.DISAGREE)
+    assert follow(session, said, is_sent=False) is None
+    assert withdrawn(session, first) == [True]
+
+
+def test_other_readers_reports_and_words_beside_a_verdict_change_nothing(session: Session, study_id: UUID) -> None:
+    first = build(session, say(session, study_id, Verdict.AGREE, 0)[1])
+    follow(session, review(session, study_id, Verdict.COMMENT))
+    other = facts.add_review(session, study_id, verdict=Verdict.UNSURE, comment="", reviewer="bo", now=NOON)
+    assert replaced(session, follow(session, other)) is None
+    assert withdrawn(session, first) == [False]
 
 
 # Heat maps

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from db.facts import DeliveryLine, StudySummary, WarningFacts
 from db.tables import Answer, DeliveryState
-from pacs_node.web import worklist
+from pacs_node.web import words, worklist
 from pacs_node.web.worklist import Choice
 from tests.records import MINUTE, NOON
 
@@ -27,6 +27,7 @@ def make_summary(name: str, answer: Answer | None, probability: float | None = N
         "abstain_low": 0.4 if probability is not None else None,
         "abstain_high": 0.6 if probability is not None else None,
         "model_version": "1.0.0",
+        "withdrawn_at": None,
         "warnings": (),
         "images": 1,
         "deliveries": (),
@@ -164,3 +165,17 @@ def test_studies_beyond_the_page_count_once() -> None:
     row = worklist.row_of(STUDIES[0], NOON)
     list_ = worklist.list_view([row], view="open", choice=Choice(), others=[row], now=NOON)
     assert list_.views[0].count == 1
+
+
+def test_withdrawn_answer_is_marked_and_counts_as_none_until_it_is_replaced() -> None:
+    """In the words of the reading page; a withdrawn *below threshold* is in no calm corner of the list."""
+    deliveries = (DeliveryLine("main", DeliveryState.SENT, ""),)
+    for answer, probability in ((Answer.PRESENT, 0.9), (Answer.ABSENT, 0.1)):
+        study = make_summary("withdrawn", answer, probability, withdrawn_at=NOON, deliveries=deliveries)
+        (group,) = listed("silent", [study]).groups
+        (row,) = group.rows
+        assert group.title == "No answer from the model"
+        assert row.sentences[0] == words.withdrawal_sentences(NOON)[0]
+        assert (row.sentences[0].lead, row.sentences[0].kind) == ("Withdrawn", "failed")
+        assert (row.report.short, row.report.is_bad) == ("Withdrawn", True)
+        assert names(listed("positive", [study])) == []

@@ -71,6 +71,16 @@ def test_summary_says_what_the_current_report_says(session: Session) -> None:
     assert (after.patient_name, after.study_date) == ("Doe^Jane", NOON.date())
 
 
+def test_summary_says_that_the_answer_was_withdrawn_until_it_is_replaced(session: Session) -> None:
+    study_id = answered(session, "1.1", 0.9, Answer.PRESENT)
+    (report,) = facts.study_detail(session, study_id).reports
+    assert only(session).withdrawn_at is None
+    facts.withdraw_report(session, report.report_id, code="113001", actor="admin", now=NOON + SECOND)
+    assert only(session).withdrawn_at == NOON + SECOND
+    freeze(session, study_id, Answer.UNDETERMINED)
+    assert only(session).withdrawn_at is None
+
+
 def test_pages_follow_each_other_while_studies_arrive(session: Session) -> None:
     expected = [add_image(session, study=f"1.{n}", now=NOON + n // 2 * SECOND).study_id for n in range(7)]
     first, cursor = facts.list_studies(session, limit=3)

@@ -16,6 +16,7 @@ from db.engine import Session, db_now, read_scope, session_scope
 from db.facts import Region, ReviewConflict, ReviewFacts, ReviewState
 from db.tables import Answer, Verdict
 from pacs_node.report.answer import FINDING
+from pacs_node.report.codes import QUALITY
 from pacs_node.web.access import Role, requires
 from pacs_node.web.context import Web, WebContext
 from pacs_node.web.problems import documented
@@ -128,17 +129,16 @@ def add_review(web: Web, review: NewReview, *, tag: str | None = None, is_uncond
         if tag is None and not is_unconditional and review.verdict is not Verdict.COMMENT:
             _refuse_unseen(facts.review_state(session, review.study_id), reviewer)
         kept = _added(web, session, review, reviewer=reviewer, corrected=corrected, region=region, tag=tag)
-        if web.settings.reviews.send_verified and web.caller.account_id is not None:  # a person answers for it
-            _verify(session, kept, delay_s=web.settings.reviews.verified_delay_s)
+        reviews = web.settings.reviews
+        facts.follow_review(
+            session,
+            kept.review_id,
+            is_sent=reviews.send_verified and web.caller.account_id is not None,  # a person answers for it
+            code=QUALITY,
+            now=kept.created_at,
+            delay_s=reviews.verified_delay_s,
+        )
         return kept
-
-
-def _verify(session: Session, review: ReviewFacts, *, delay_s: float) -> None:
-    """Have the reader's verdict sent as a report of its own, unless it is taken back before; it replaces the last."""
-    if review.predecessor_id is not None:
-        facts.cancel_verified_report(session, review.predecessor_id, now=review.created_at)
-    if review.verdict not in (Verdict.COMMENT, Verdict.WITHDRAW):
-        facts.request_verified_report(session, review.review_id, now=review.created_at, delay_s=delay_s)
 
 
 def _added(
