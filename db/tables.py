@@ -217,6 +217,21 @@ class Association(Table):
     """released, aborted or lost"""
 
 
+class RefusedContext(Table):
+    """What a sender proposed in vain on one local day of the listener; `db.facts.refusals` bounds its rows."""
+
+    __tablename__ = "refused_contexts"
+    day: Mapped[date] = mapped_column(primary_key=True)
+    calling_ae_title: Mapped[str] = mapped_column(String(16), primary_key=True)
+    abstract_syntax: Mapped[str] = mapped_column(String(64), primary_key=True)
+    reason: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    """Result of a presentation context (PS3.8 Table 9-18)."""
+    associations: Mapped[int]
+    empty_associations: Mapped[int]
+    """Of these, the ones in which nothing but Verification was accepted: no object can have come."""
+    last_at: Mapped[datetime]
+
+
 WORKLIST_COLUMNS = (
     *("first_received_at", "id", "answer", "probability", "model_version", "calling_ae_title", "priority"),
     *("revision", "reviewed_revision", "hold", "unreported_since"),
