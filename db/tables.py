@@ -217,6 +217,21 @@ class Association(Table):
     """released, aborted or lost"""
 
 
+class RefusedContext(Table):
+    """What a sender proposed in vain on one local day of the listener; `db.facts.refusals` bounds its rows."""
+
+    __tablename__ = "refused_contexts"
+    day: Mapped[date] = mapped_column(primary_key=True)
+    calling_ae_title: Mapped[str] = mapped_column(String(16), primary_key=True)
+    abstract_syntax: Mapped[str] = mapped_column(String(64), primary_key=True)
+    reason: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    """Result of a presentation context (PS3.8 Table 9-18)."""
+    associations: Mapped[int]
+    empty_associations: Mapped[int]
+    """Of these, the ones in which nothing but Verification was accepted: no object can have come."""
+    last_at: Mapped[datetime]
+
+
 WORKLIST_COLUMNS = (
     *("first_received_at", "id", "answer", "probability", "model_version", "calling_ae_title", "priority"),
     *("revision", "reviewed_revision", "hold", "unreported_since"),
@@ -431,6 +446,8 @@ class Report(Table):
     """{"images": [{"instance_id", "state", "prediction_ids": [...], "codes": [...]}, ...]} in order of reception."""
     images: Mapped[list[dict[str, Any]]]
     """The same images by value (`db.facts.images`), so that building twice says the same whatever happened since."""
+    codes: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """Codes that the configuration named then, in place of the shipped ones; NULL = none."""
     model_name: Mapped[str] = mapped_column(String(64))
     model_version: Mapped[str] = mapped_column(String(32))
     content_at: Mapped[datetime]

@@ -10,6 +10,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from pydicom.uid import UID
+
 VERIFICATION = "1.2.840.10008.1.1"
 STORAGE_COMMITMENT = "1.2.840.10008.1.20.1"
 """Push Model (PS3.4 J)."""
@@ -50,6 +52,13 @@ DATA_TRANSFER_SYNTAXES = (
 )
 """For objects without pixels."""
 UNCOMPRESSED_TRANSFER_SYNTAXES = frozenset(DATA_TRANSFER_SYNTAXES)
+REFUSALS = {
+    1: "user rejection",
+    2: "no reason",
+    3: "abstract syntax not supported",
+    4: "transfer syntaxes not supported",
+}
+"""Results of a presentation context that was refused (PS3.8 Table 9-18)."""
 
 
 class NotJudged(enum.StrEnum):
@@ -130,3 +139,8 @@ STORAGE_CLASSES = (
     StorageClass(uid=f"{_ROOT}.88.22", name="Enhanced SR Storage", not_judged=NotJudged.NOT_AN_IMAGE),
 )
 STORAGE_CLASS_BY_UID = {storage_class.uid: storage_class for storage_class in STORAGE_CLASSES}
+
+
+def class_name(uid: str) -> str:
+    """Return what people call a SOP Class that a peer proposed; its UID where DICOM has no name for it."""
+    return UID(uid).name if uid else "(others)"

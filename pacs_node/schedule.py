@@ -41,6 +41,8 @@ SETTLE_AGAIN_S = 60.0
 """A study that could not be settled is tried again after this: a bug must neither fill the log nor go unheard."""
 FIRST_S = 60.0
 """A node that is started anew every day verifies its chain all the same."""
+REFUSED_CONTEXTS_DAYS = 400
+"""A year of counts, and the same month of the year before."""
 ACTOR = "schedule"
 
 
@@ -103,6 +105,7 @@ class Tasks:
                 model_version=card.version,
                 is_sent=answer.is_chest,
                 now=now,
+                codes=self._settings.codes.said(),
             )
 
     def reclaim(self) -> None:
@@ -149,12 +152,15 @@ class Tasks:
         )
 
     def purge(self) -> None:
-        """Delete what `retention_days` and `quarantine_days` let go; the rows stay.
+        """Delete what `retention_days` and `quarantine_days` let go; the rows stay, but counts of old refusals.
 
         A row says *purged* first: a crash between leaves files without use, which the orphan sweep takes.
         """
         self._purge_studies()
         self._purge_quarantine()
+        with session_scope(self._engine) as session:
+            day = db_now(session).astimezone().date()
+            facts.purge_refused_contexts(session, before=day - timedelta(days=REFUSED_CONTEXTS_DAYS))
 
     def _purge_studies(self) -> None:
         if self._settings.store.retention_days == 0:

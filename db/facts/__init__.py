@@ -77,6 +77,13 @@ from db.facts.recalls import (
 )
 from db.facts.reception import Accepted, SamePixels, StoredCopy, add_instance, quarantine, record_refusal, stored_copy
 from db.facts.reconciliation import SenderCounts, sums_by_sender, unknown_studies
+from db.facts.refusals import (
+    RefusedContexts,
+    count_refused_contexts,
+    list_refused_contexts,
+    purge_refused_contexts,
+    record_refused_contexts,
+)
 from db.facts.rejections import apply_rejections, has_open_rejections, note_rejection
 from db.facts.reports import (
     BuiltObject,
@@ -161,6 +168,7 @@ __all__ = [
     "Quarantined",
     "Question",
     "RecallFacts",
+    "RefusedContexts",
     "Region",
     "ReportFacts",
     "ReportLine",
@@ -197,6 +205,7 @@ __all__ = [
     "commitments_due",
     "count_deliveries",
     "count_open",
+    "count_refused_contexts",
     "count_stuck_studies",
     "counts",
     "deliveries_of",
@@ -225,6 +234,7 @@ __all__ = [
     "list_instances",
     "list_model_versions",
     "list_quarantined",
+    "list_refused_contexts",
     "list_reports",
     "list_results",
     "list_reviews",
@@ -243,6 +253,7 @@ __all__ = [
     "postpone_commitment",
     "previous_active",
     "purge_quarantined",
+    "purge_refused_contexts",
     "purgeable_studies",
     "quarantine",
     "read_cursor",
@@ -259,6 +270,7 @@ __all__ = [
     "record_object_refused",
     "record_object_sent",
     "record_refusal",
+    "record_refused_contexts",
     "record_report_built",
     "record_report_failed",
     "record_sent",

@@ -1,18 +1,21 @@
 """`pacs-node studies reconcile`: where everything went, per day and per sender, and whether the sums add up.
 
-Takes a span of local days; prints a table and one sentence. Exit code 1 when something received is in no end state, or
-when a PACS that was asked has radiographs of those days that never came here.
+Takes a span of local days; prints a table, what senders proposed and were refused, and one sentence. Exit code 1 when
+something received is in no end state, or when a PACS that was asked has radiographs of those days that never came here.
 """
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from datetime import date, datetime, time, timedelta
 
 from db import facts
 from db.engine import Engine, db_now, read_scope
-from db.facts import SenderCounts
-from pacs_node.commands.terminal import table
+from db.facts import Conservation, RefusedContexts, SenderCounts
+from pacs_node.commands.terminal import table, time_text
+from pacs_node.conformance import REFUSALS, class_name
 from pacs_node.dimse.retrieve import MOST_STUDIES, find_studies
 from pacs_node.errors import ConfigError
 from pacs_node.settings import DestinationSettings, Settings
@@ -23,10 +26,15 @@ DAYS_SHOWN = 7
 """Without a day or a beginning: today and the days before."""
 RADIOGRAPHS = frozenset({"CR", "DX"})
 """Modalities in Study of what the node should have got; studies of which the PACS does not say them do not count."""
+UNKNOWN = "(unknown)"
+NOTHING = Conservation(received=0, analysed=0, not_analysed=0, failed=0, waiting=0, duplicate=0, quarantined=0)
 HEADS = (
     *("day", "sender", "received", "analysed", "not analysed", "failed", "waiting", "duplicate", "quarantined"),
-    *("refused", "sum"),
+    *("refused", "refused contexts", "sum"),
 )
+REFUSED_HEADS = ("sender", "refused SOP class", "UID", "reason", "associations", "nothing else accepted", "last")
+REFUSED_SHOWN = 100
+"""A router that proposes every SOP Class there is fills them by itself; the gravest come first."""
 
 
 def reconcile(engine: Engine, *, day: date | None, since: date | None) -> int:
@@ -44,10 +52,12 @@ def reconcile(engine: Engine, *, day: date | None, since: date | None) -> int:
     wrong = 0
     for one in days:
         with read_scope(engine) as session:
-            for counts in facts.sums_by_sender(session, *span_of(one)):
-                wrong += not counts.ends.adds_up
-                rows.append(_row(one, counts))
+            sums = facts.sums_by_sender(session, *span_of(one))
+            contexts = facts.list_refused_contexts(session, since=one, until=one)
+        wrong += sum(not counts.ends.adds_up for counts in sums)
+        rows += _rows(one, sums, contexts)
     table(HEADS, rows)
+    _print_refused(engine, days)
     span = f"{days[0]}" if len(days) == 1 else f"{days[0]} to {days[-1]}"
     if not rows:
         print(f"nothing was received ({span})")
@@ -122,10 +132,41 @@ def _archive_of(settings: Settings, name: str) -> DestinationSettings:
     raise ConfigError(f"--against {name!r}: no DIMSE destination of config.toml has this name ({names})")
 
 
-def _row(day: date, counts: SenderCounts) -> list[object]:
+def _rows(day: date, sums: Sequence[SenderCounts], contexts: Sequence[RefusedContexts]) -> list[list[object]]:
+    """Return a line for each sender that sent something or was refused something."""
+    refused: Counter[str] = Counter()
+    for one in contexts:
+        refused[one.calling_ae_title] += one.associations
+    silent = refused.keys() - {counts.calling_ae_title for counts in sums}
+    sums = [*sums, *(SenderCounts(calling_ae_title=name, ends=NOTHING, refused=0) for name in silent)]
+    sums.sort(key=lambda counts: counts.calling_ae_title)
+    return [_row(day, counts, refused[counts.calling_ae_title]) for counts in sums]
+
+
+def _row(day: date, counts: SenderCounts, refused_contexts: int) -> list[object]:
     ends = counts.ends
     numbers = (
         *(ends.received, ends.analysed, ends.not_analysed, ends.failed, ends.waiting, ends.duplicate, ends.quarantined),
-        counts.refused,
+        *(counts.refused, refused_contexts),
     )
-    return [day, counts.calling_ae_title or "(unknown)", *numbers, "adds up" if ends.adds_up else "DIFFERS"]
+    sender = counts.calling_ae_title or UNKNOWN
+    return [day, sender, *numbers, "adds up" if ends.adds_up else "DIFFERS"]
+
+
+def _print_refused(engine: Engine, days: Sequence[date]) -> None:
+    """Print what senders proposed in vain over all the days: studies that may never have come."""
+    with read_scope(engine) as session:
+        found = facts.list_refused_contexts(session, since=days[0], until=days[-1])
+    if not found:
+        return
+    print()
+    table(REFUSED_HEADS, [_refused_row(one) for one in found[:REFUSED_SHOWN]])
+    if len(found) > REFUSED_SHOWN:
+        print(f"... and {len(found) - REFUSED_SHOWN} more")
+    print()
+
+
+def _refused_row(one: RefusedContexts) -> list[object]:
+    reason = f"{REFUSALS[one.reason]} ({one.reason})"
+    name, counts = class_name(one.abstract_syntax), (one.associations, one.empty_associations)
+    return [one.calling_ae_title or UNKNOWN, name, one.abstract_syntax or "-", reason, *counts, time_text(one.last_at)]

@@ -37,6 +37,7 @@ from pacs_node.listener.admission import CONGESTED, Admission, Caller, Rejection
 from pacs_node.listener.hearing import Hearing, read_rejecting
 from pacs_node.listener.incoming import IncomingDataSet, Transfers
 from pacs_node.listener.intake import Intake, Limits, Reception
+from pacs_node.listener.refused import Refusals, negotiated
 from pacs_node.listener.scp import SharedSocketServer, reject
 from pacs_node.settings import DicomSettings, Settings
 from pacs_node.store import ObjectStore
@@ -92,6 +93,7 @@ class Listener:
     def __init__(self, settings: Settings, engine: Engine, admission: Admission, intake: Intake) -> None:
         self._admission, self._intake = admission, intake
         self._hearing = Hearing(settings, engine)
+        self.refusals = Refusals(engine)
         self._callers: dict[Association, Caller] = {}
         self.draining = threading.Event()
 
@@ -99,6 +101,7 @@ class Listener:
     def handlers(self) -> list[Any]:
         return [
             (evt.EVT_REQUESTED, self.admit),
+            (evt.EVT_ACCEPTED, self.note_refused),
             (evt.EVT_C_STORE, self.store),
             (evt.EVT_N_EVENT_REPORT, self.hear_result),
             (evt.EVT_N_ACTION, self.hear_request),
@@ -118,6 +121,10 @@ class Listener:
             reject(association, decision.result, decision.source, decision.reason)
         else:
             self._callers[association] = decision
+
+    def note_refused(self, event: evt.Event) -> None:
+        """Count the presentation contexts that were refused, once they are negotiated."""
+        self.refusals.note(negotiated(event.assoc, self._callers[event.assoc].calling_ae_title))
 
     def _decide(self, association: Association) -> Caller | Rejection:
         if self.draining.is_set():
@@ -248,7 +255,9 @@ def run_listener(
     )
     server = SharedSocketServer(_application(settings.dicom), listening, transfers, listener.handlers, listener.end)
     is_over = threading.Event()
-    threading.Thread(target=_beat, args=(admission, store, is_over), name="beat", daemon=True).start()
+    threading.Thread(
+        target=_beat, args=(admission, listener.refusals, store, is_over), name="beat", daemon=True
+    ).start()
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, name="accept", daemon=True).start()
     stop.wait()
     logger.info("The listener drains", extra={"action": "listener_drains"})
@@ -292,10 +301,11 @@ def _certificate_of(association: Association) -> frozenset[str]:
     return names_of_peer(connection) if isinstance(connection, ssl.SSLSocket) else frozenset()
 
 
-def _beat(admission: Admission, store: ObjectStore, is_over: threading.Event) -> None:
+def _beat(admission: Admission, refusals: Refusals, store: ObjectStore, is_over: threading.Event) -> None:
     while True:
         try:
             admission.beat()
+            refusals.write()
             store.sweep_incoming(older_than_s=STALE_PART_S)
         except (DatabaseAway, OSError):
             logger.warning("The heartbeat waits: database or disk are away", extra={"action": "beat_failed"})

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from db import facts, queue
 from db.engine import DatabaseAway, Session, db_now, read_scope
 from models.errors import ModelError
+from pacs_node.conformance import REFUSALS
 from pacs_node.web.context import Web
 from pacs_node.web.readiness import age_s
 
@@ -109,6 +110,17 @@ def _deliveries(session: Session) -> Iterator[Metric]:
 
 def _network(session: Session) -> Iterator[Metric]:
     yield _gauge("open_associations", "DICOM associations that are open now.", facts.count_open(session))
+    refused = GaugeMetricFamily(
+        f"{PREFIX}_refused_contexts_today",
+        "Presentation contexts refused since midnight; empty = nothing but Verification was accepted beside them.",
+        labels=["reason", "association"],
+    )
+    counted = facts.count_refused_contexts(session, db_now(session).astimezone().date())
+    for result, reason in REFUSALS.items():
+        together, empty = counted.get(result, (0, 0))
+        refused.add_metric([reason.replace(" ", "_"), "empty"], empty)
+        refused.add_metric([reason.replace(" ", "_"), "other"], together - empty)
+    yield refused
 
 
 def _gauge(name: str, documentation: str, value: float) -> GaugeMetricFamily:

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from db.facts import RefusedContexts
 from db.facts.quality import StepTimes
 from db.facts.readings import Coverage, Reading
 from db.tables import Answer, DeliveryState, Verdict
 from models.codes import CODES
+from pacs_node.conformance import REFUSALS, class_name
 from pacs_node.report.answer import FINDING
 
 FEW = 20
@@ -108,6 +110,18 @@ class Sent:
     @property
     def together(self) -> int:
         return self.stored + self.waiting + self.held + self.failed + self.other
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """What a sender proposed and was refused in negotiation."""
+
+    sender: str
+    sop_class: str
+    reason: str
+    associations: int
+    empty: int
+    """Of these, the associations in which nothing but an echo was accepted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,6 +275,20 @@ def sent(deliveries: dict[str, dict[DeliveryState, int]]) -> list[Sent]:
 def reasons(counted: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
     """Return the reasons in words, the sentences of the suitability table."""
     return [(CODES[code].text if code in CODES else code.replace("_", " "), n) for code, n in counted]
+
+
+def refused(contexts: Sequence[RefusedContexts]) -> list[Refused]:
+    """Return what was refused in words, in its order."""
+    return [
+        Refused(
+            sender=one.calling_ae_title or "(others)",
+            sop_class=class_name(one.abstract_syntax),
+            reason=REFUSALS[one.reason],
+            associations=one.associations,
+            empty=one.empty_associations,
+        )
+        for one in contexts
+    ]
 
 
 COVERAGE = {

@@ -17,7 +17,7 @@ from sqlalchemy import select
 
 from db import facts
 from db.engine import DatabaseAway, read_scope
-from db.tables import Association, AuditEvent, Instance, Job, Series, Study
+from db.tables import Association, AuditEvent, Instance, Job, RefusedContext, Series, Study
 from pacs_node.conformance import IMAGE_TRANSFER_SYNTAXES, STORAGE_CLASSES, VERIFICATION
 from pacs_node.errors import ConfigError
 from pacs_node.listener import incoming as incoming_module
@@ -91,6 +91,27 @@ def test_negotiation_accepts_the_table_and_nothing_else(node: Listening) -> None
         assert peer.results[CR, mpeg] == 4
     with RawAssociation(node.address, [(VERIFICATION, "1.2.840.10008.1.2")]) as peer:
         assert peer.results[VERIFICATION, "1.2.840.10008.1.2"] == 0
+
+
+def test_what_is_refused_in_negotiation_is_written_down_and_an_echo_is_no_noise(node: Listening) -> None:
+    ct, mpeg = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.4.100"
+    dx, implicit = "1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.1.2"
+    mixed = [(ct, implicit), (ct, EXPLICIT_VR_LITTLE_ENDIAN), (CR, mpeg), (CR, implicit), (dx, mpeg)]
+    for calling, contexts in (
+        ("MIXED", [*mixed, (VERIFICATION, implicit)]),
+        ("ONLY_CT", [(ct, implicit), (VERIFICATION, implicit)]),
+        ("ECHO", [(VERIFICATION, implicit)]),
+        ("ODD_ECHO", [(VERIFICATION, mpeg)]),
+    ):
+        with RawAssociation(node.address, contexts, calling=calling) as peer:
+            peer.release()
+    until(lambda: node.count_open() == 0)
+    found = {(r.calling_ae_title, r.abstract_syntax, r.reason): r for r in rows(node, RefusedContext)}
+    assert set(found) == {("MIXED", ct, 3), ("MIXED", dx, 4), ("ONLY_CT", ct, 3)}
+    assert {key[0]: (r.associations, r.empty_associations) for key, r in found.items()} == {
+        "MIXED": (1, 0),
+        "ONLY_CT": (1, 1),
+    }
 
 
 def test_statuses_of_what_is_not_stored(node: Listening) -> None:

@@ -167,6 +167,19 @@ def test_purge_takes_quarantined_bytes_that_everybody_could_look_at(
     assert not store.absolute(evidence).exists(), "the dispute is decided"
 
 
+def test_purge_keeps_a_year_of_refused_contexts(tmp_path: Path, engine: Engine) -> None:
+    with session_scope(engine) as session:
+        now = db_now(session)
+        today = now.astimezone().date()
+        for days in (0, 366, 500):
+            day = today - timedelta(days=days)
+            facts.record_refused_contexts(session, "CT_1", {(f"1.2.{days}", 3)}, is_empty=True, day=day, now=now)
+    make_tasks(tmp_path, engine).purge()
+    with session_scope(engine) as session:
+        kept = facts.list_refused_contexts(session, since=today - timedelta(days=1000), until=today)
+    assert {one.abstract_syntax for one in kept} == {"1.2.0", "1.2.366"}
+
+
 def test_quarantine_is_kept_for_ever_where_the_config_says_so(
     tmp_path: Path, store: ObjectStore, engine: Engine
 ) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 
 from db import audit, facts
 from db.audit import Action
-from db.engine import make_engine, read_scope, session_scope
+from db.engine import db_now, make_engine, read_scope, session_scope
 from tests.builders import as_bytes, make_radiograph
 from tests.records import NOON
 from tests.web_world import PROBLEM, World, make_world
@@ -241,6 +241,25 @@ def test_metrics_add_up_and_name_no_patient(world: World) -> None:
     assert float(values['pacs_node_jobs{kind="infer",state="ready"}']) == 1
     for private in ("DEMO", "SYN-", "A-1", str(study_id)):
         assert private not in text
+
+
+def test_refused_contexts_are_metrics_of_few_labels_and_a_list_on_the_quality_page(small_world: World) -> None:
+    ct = "1.2.840.10008.5.1.4.1.1.2"
+    assert "Refused before" not in small_world.client().get("/quality").text
+    with session_scope(small_world.engine) as session:
+        now = db_now(session)
+        day = now.astimezone().date()
+        facts.record_refused_contexts(session, "CT_1", {(ct, 3), ("<b>", 4)}, is_empty=True, day=day, now=now)
+        facts.record_refused_contexts(session, "ROUTER", {(ct, 3)}, is_empty=False, day=day, now=now)
+    client = small_world.client()
+    text = client.get("/metrics").text
+    name = 'pacs_node_refused_contexts_today{association="%s",reason="abstract_syntax_not_supported"} 1.0'
+    assert name % "empty" in text
+    assert name % "other" in text
+    assert ct not in text
+    page = client.get("/quality").text
+    assert "<td>CT_1</td><td>CT Image Storage</td><td>abstract syntax not supported</td>" in page
+    assert "ROUTER" not in client.get("/quality?sender=CT_1").text
 
 
 def test_model_info_counts_the_parameters(small_world: World) -> None:

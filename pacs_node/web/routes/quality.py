@@ -20,6 +20,8 @@ from pacs_node.web.routes.pages import Sender, show
 
 router = APIRouter(include_in_schema=False, dependencies=[requires(Role.RADIOLOGIST, Role.ADMIN)])
 
+REFUSED_SHOWN = 25
+"""Lines of what was refused in negotiation, the gravest first."""
 FAILED_STEPS = {
     JobKind.INFER: "Images that could not be judged",
     JobKind.REPORT: "Reports that could not be built",
@@ -55,12 +57,21 @@ def show_quality(
 
 def _counts(session: Session, scope: Scope) -> dict[str, object]:
     failures = counted.count_failures(session, scope)
+    refused = facts.list_refused_contexts(
+        session,
+        since=scope.since.astimezone().date(),
+        until=scope.until.astimezone().date(),
+        sender=scope.sender,
+        visible=scope.visible,
+    )
     return {
         "objects": counted.count_objects(session, scope),
         "studies": counted.count_studies(session, scope),
         "reasons": quality.reasons(counted.count_reasons(session, scope)),
         "failures": [(FAILED_STEPS.get(kind, kind.value), count) for kind, count in failures.items()],
         "steps": quality.steps(counted.step_times(session, scope)),
+        "refused": quality.refused(refused[:REFUSED_SHOWN]),
+        "refused_more": max(len(refused) - REFUSED_SHOWN, 0),
         "sent": quality.sent(counted.count_deliveries_of(session, scope)),
     }
 
