@@ -18,7 +18,7 @@ from fastapi.templating import Jinja2Templates
 from db import audit
 from db.audit import Action
 from db.engine import DatabaseAway, Engine, SchemaMismatch, Session, db_now, read_scope, session_scope
-from db.facts.accounts import calling_ae_title_of
+from db.facts.visibility import origin_of
 from models.card import ModelCard
 from models.errors import ModelError
 from models.registry import Registry
@@ -147,10 +147,10 @@ class Web:
         if self.caller.visible is None or not is_id(value):
             return  # the route says what is wrong with an id
         with read_scope(self.engine) as session:
-            sender = calling_ae_title_of(session, name, UUID(str(value)))
-        if sender in self.caller.visible:
+            origin = origin_of(session, name, UUID(str(value)))
+        if origin is not None and self.caller.visible.covers(origin):
             return
-        if sender is not None:
+        if origin is not None:
             key = (self.caller.actor, self.caller.address, name, value)
             self.note_once(key, Action.ACCESS_REFUSED, UUID(str(value)), {"what": "of another group"})
         raise HTTPException(404, f"There is no {name.removesuffix('_id')} {value}.")

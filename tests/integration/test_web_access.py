@@ -26,10 +26,10 @@ from starlette.exceptions import HTTPException
 from db.audit import Action
 from db.engine import db_now, read_scope, session_scope
 from db.facts import accounts, credentials
-from db.tables import AccountRow, ApiToken, DeliveryState, Role, WebSession, rows_of
+from db.tables import AccountRow, ApiToken, Role, WebSession, rows_of
 from pacs_node.invitations import first_link
 from pacs_node.settings import DatabaseSettings, NodeSettings, Settings
-from pacs_node.settings.web import GroupSettings, WebSettings
+from pacs_node.settings.web import WebSettings
 from pacs_node.web.access import declarations, undeclared
 from pacs_node.web.app import run_web
 from pacs_node.web.security import BoundedBody
@@ -37,7 +37,6 @@ from tests.web_world import BASE_URL, FORM, World, free_port, make_world
 
 PASSWORD = "a quiet harbour at dawn"
 PAGE = {"Accept": "text/html"}
-GROUPS = (GroupSettings(name="ward_a", senders=("CR_ROOM_1",)), GroupSettings(name="ward_b", senders=("CR_ROOM_2",)))
 MAY = {
     "GET /api/v1/studies": {Role.RADIOLOGIST, Role.ADMIN, Role.SERVICE},
     "GET /": {Role.RADIOLOGIST, Role.ADMIN},
@@ -55,12 +54,6 @@ MAY = {
 def node(sqlite_engine: Engine, tmp_path: Path, models_folder: Path) -> World:
     """A node that asks for a login; nobody has an account yet."""
     return make_world(sqlite_engine, tmp_path / "var", models_folder, WebSettings())
-
-
-@pytest.fixture
-def grouped(engine: Engine, tmp_path: Path, models_folder: Path) -> World:
-    """A node with two groups, on each kind of database."""
-    return make_world(engine, tmp_path / "var", models_folder, WebSettings(groups=GROUPS))
 
 
 def log_in(client: TestClient, user: str, password: str, **more: str) -> int:
@@ -336,65 +329,6 @@ def test_a_token_is_shown_once_kept_as_digest_and_can_be_revoked(node: World) ->
 def test_no_token_has_a_role_that_is_none(node: World, roles: list[str]) -> None:
     admin = node.logged_in("ada", Role.ADMIN)
     assert admin.post("/api/v1/tokens", json={"name": "x", "roles": roles}).status_code == 422
-
-
-# Groups
-
-
-def test_a_group_sees_its_own_senders_studies_alone(grouped: World) -> None:
-    own = grouped.receive(1, calling_ae_title="CR_ROOM_1").study_id
-    other = grouped.receive(2, calling_ae_title="CR_ROOM_2")
-    for client in (
-        grouped.logged_in("anna", Role.RADIOLOGIST, groups=["ward_a"]),
-        grouped.with_token("his", Role.SERVICE, groups=["ward_a"]),
-    ):
-        assert client.get(f"/api/v1/studies/{own}").status_code == 200
-        for address in (
-            f"/api/v1/studies/{other.study_id}",
-            f"/api/v1/studies/{other.study_id}/report",
-            f"/api/v1/studies/{other.study_id}/thumbnail",
-            f"/api/v1/instances/{other.instance_id}",
-            f"/api/v1/instances/{other.instance_id}/image",
-        ):
-            assert client.get(address).status_code == 404, address
-    admin = grouped.logged_in("ada", Role.ADMIN)
-    assert admin.get(f"/api/v1/studies/{other.study_id}").status_code == 200
-    nobodys = grouped.logged_in("eve", Role.RADIOLOGIST)
-    assert nobodys.get(f"/api/v1/studies/{own}").status_code == 404, "a person of no group sees none"
-
-
-def test_looking_at_another_groups_study_is_audited(grouped: World) -> None:
-    other = grouped.receive(2, calling_ae_title="CR_ROOM_2").study_id
-    grouped.logged_in("anna", Role.RADIOLOGIST, groups=["ward_a"]).get(f"/api/v1/studies/{other}")
-    (event,) = grouped.audited(Action.ACCESS_REFUSED)
-    assert (event.actor, event.subject_id) == ("user:anna", other)
-    assert event.details == {"what": "of another group", "from": "192.0.2.7"}
-
-
-def test_no_list_names_another_groups_study(grouped: World) -> None:
-    """Walk every address that can be asked for without an id: what another group sees is in none of the answers."""
-    own = grouped.receive(1, calling_ae_title="CR_ROOM_1")
-    other = grouped.receive(2, calling_ae_title="CR_ROOM_2")
-    for accepted in (own, other):
-        grouped.judge(accepted.instance_id, 0.94)
-        grouped.report(accepted.study_id, DeliveryState.FAILED, reason="refused")
-    clients = [
-        grouped.logged_in("anna", Role.RADIOLOGIST, groups=["ward_a"]),
-        grouped.with_token("his", Role.SERVICE, groups=["ward_a"]),
-    ]
-    secrets = [str(other.study_id), str(other.instance_id), "SYN-2", "DEMO2", "CR_ROOM_2"]
-    seen_own = 0
-    for name in declarations(grouped.app):
-        methods, _, path = name.rpartition(" ")
-        if "GET" not in methods or "{" in path or path.endswith("/events"):
-            continue
-        for client in clients:
-            text = client.get(path, headers=PAGE).text
-            seen_own += str(own.study_id) in text
-            assert not [secret for secret in secrets if secret in text], path
-    for sought in ({"patient_id": "SYN-2"}, {"accession_number": "A-2"}):
-        assert clients[0].post("/api/v1/studies/search", json=sought).json()["items"] == []
-    assert seen_own >= 2, "the walk sees its own studies"
 
 
 def test_over_tls_by_the_settings(sqlite_url: str, tmp_path: Path, certificate: tuple[Path, Path]) -> None:

@@ -18,8 +18,9 @@ from db.tables import Answer, Verdict
 from pacs_node.report.answer import FINDING
 from pacs_node.web.access import Role, requires
 from pacs_node.web.context import Web, WebContext
+from pacs_node.web.listing import Listed, OfReviews, page_of
 from pacs_node.web.problems import documented
-from pacs_node.web.query import Cursor, Instant, Limit, cursor_out, refuse_body
+from pacs_node.web.query import refuse_body
 from pacs_node.web.render import size_of
 from pacs_node.web.routes import API
 from pacs_node.web.schemas import NewReview, Page, RegionBox, ReviewOut, ReviewStateOut
@@ -40,28 +41,10 @@ ETAG = {"headers": {"ETag": {"description": "What stands now.", "schema": {"type
 
 
 @router.get("/reviews", summary="List reviews")
-def list_reviews(
-    web: WebContext,
-    study_id: UUID | None = None,
-    verdict: Verdict | None = None,
-    since: Instant | None = None,
-    until: Instant | None = None,
-    limit: Limit = 50,
-    cursor: Cursor = None,
-) -> Page[ReviewOut]:
+def list_reviews(web: WebContext, asked: Listed, wanted: OfReviews) -> Page[ReviewOut]:
     """Return one page of reviews, the newest first."""
     with read_scope(web.engine) as session:
-        reviews, following = facts.list_reviews(
-            session,
-            study_id=study_id,
-            verdict=verdict,
-            since=since,
-            until=until,
-            visible=web.caller.visible,
-            limit=limit,
-            cursor=cursor,
-        )
-    return Page(items=[ReviewOut.model_validate(review) for review in reviews], next_cursor=cursor_out(following))
+        return page_of(ReviewOut, facts.list_reviews(session, asked, **wanted))
 
 
 @router.get("/reviews/{review_id}", summary="One review")
