@@ -166,25 +166,24 @@ def renew_hash(session: Session, account_id: UUID, password_hash: str) -> None:
     session.execute(update(_ACCOUNTS).where(_ACCOUNTS.c.id == account_id).values(password_hash=password_hash))
 
 
-def record_login(session: Session, account: Account, *, how: str, address: str, now: datetime) -> None:
+def record_login(session: Session, account: Account, *, how: str, now: datetime) -> None:
     """Record that a person was let in."""
     values = {"failed_logins": 0, "rests_until": None, "last_login_at": now}
     session.execute(update(_ACCOUNTS).where(_ACCOUNTS.c.id == account.account_id).values(**values))
-    details = {"how": how, "from": address}
+    details = {"how": how}
     audit.append(
         session, Action.LOGGED_IN, actor=account.actor, subject_id=account.account_id, details=details, now=now
     )
 
 
 def record_failed_login(
-    session: Session, account_id: UUID | None, *, why: str, address: str, tries: int, rest_s: float, now: datetime
+    session: Session, account_id: UUID | None, *, why: str, tries: int, rest_s: float, now: datetime
 ) -> None:
     """Record that somebody was not let in; after `tries` wrong passwords in a row the account rests `rest_s` seconds.
 
     What was typed as a name is not kept: it may be a password in the wrong field.
     """
-    details = {"why": why, "from": address}
-    audit.append(session, Action.LOGIN_FAILED, actor="anyone", subject_id=account_id, details=details, now=now)
+    audit.append(session, Action.LOGIN_FAILED, actor="anyone", subject_id=account_id, details={"why": why}, now=now)
     if account_id is None or why != "password":
         return
     counted = (

@@ -23,6 +23,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine, select, update
 from starlette.exceptions import HTTPException
 
+from db import audit, queue
 from db.audit import Action
 from db.engine import db_now, read_scope, session_scope
 from db.facts import accounts, credentials
@@ -32,7 +33,9 @@ from pacs_node.settings import DatabaseSettings, NodeSettings, Settings
 from pacs_node.settings.web import WebSettings
 from pacs_node.web.access import declarations, undeclared
 from pacs_node.web.app import run_web
+from pacs_node.web.identify import csrf_of
 from pacs_node.web.security import BoundedBody
+from tests.records import end_jobs
 from tests.web_world import BASE_URL, FORM, World, free_port, make_world
 
 PASSWORD = "a quiet harbour at dawn"
@@ -392,6 +395,42 @@ def test_refusals_are_audited_with_who_where_and_what(node: World) -> None:
         ("anyone", {"route": "/api/v1/studies", "method": "GET", "status": 401, "from": "192.0.2.9"}),
         ("token:his", {"route": "/api/v1/jobs", "method": "GET", "status": 403, "from": "192.0.2.8"}),
     ], "the same refusal again within a minute is told once"
+
+
+def test_every_change_is_audited_with_who_and_from_where(node: World) -> None:
+    """Let one person do all that the API lets people change, and read the trail."""
+    study_id = node.suspected(1)
+    with session_scope(node.engine) as session:
+        for job in queue.list_jobs(session, limit=50):
+            end_jobs(session, job.subject_id)
+    node.add_account("anna", Role.RADIOLOGIST, Role.ADMIN, password=PASSWORD)
+    client = node.client_at("192.0.2.7")
+    assert log_in(client, "anna", PASSWORD) == 303
+    client.headers["X-CSRF-Token"] = csrf_of(client.cookies["pacs_node_session"])
+    (image,) = client.get("/api/v1/results").json()["items"]
+    (delivery,) = client.get("/api/v1/deliveries").json()["items"]
+    bert = client.post("/api/v1/accounts", json={"name": "bert", "roles": ["radiologist"]}).json()["account"]
+    token = client.post("/api/v1/tokens", json={"name": "his", "roles": ["service"]}).json()["token"]
+    done = [
+        client.get(f"/api/v1/studies/{study_id}"),
+        client.get("/api/v1/exports/studies"),
+        client.post("/api/v1/studies/search", json={"patient_id": "SYN-1"}),
+        client.post("/api/v1/reviews", json={"study_id": str(study_id), "verdict": "agree"}),
+        client.post(f"/api/v1/instances/{image['instance_id']}/rerun"),
+        client.post(f"/api/v1/deliveries/{delivery['delivery_id']}/resend"),
+        client.patch(f"/api/v1/accounts/{bert['account_id']}", json={"groups": [], "locked": True}),
+        client.delete(f"/api/v1/tokens/{token['token_id']}"),
+        client.post("/logout", follow_redirects=False),
+    ]
+    assert all(answer.status_code < 400 for answer in done), [answer.text for answer in done]
+    with read_scope(node.engine) as session:
+        told = [event for event in audit.tail(session, 200) if event.actor == "user:anna"]
+    assert {event.action for event in told if event.details.get("from") == "192.0.2.7"} == {
+        *(Action.LOGGED_IN, Action.LOGGED_OUT, Action.STUDY_VIEWED, Action.STUDY_SEARCHED, Action.LIST_EXPORTED),
+        *(Action.REVIEW_ADDED, Action.INSTANCE_RERUN, Action.DELIVERY_RESENT),
+        *(Action.ACCOUNT_CHANGED, Action.TOKEN_CREATED, Action.TOKEN_REVOKED),
+    }
+    assert not [event for event in told if "from" not in event.details]
 
 
 def test_failed_logins_are_audited_without_what_was_typed(node: World) -> None:

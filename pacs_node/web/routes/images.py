@@ -9,7 +9,7 @@ from fastapi import APIRouter, HTTPException, Query, Request, Response
 
 from db import facts
 from db.audit import Action
-from db.engine import db_now, read_scope, session_scope
+from db.engine import db_now, read_scope
 from db.facts import InstanceDetail
 from pacs_node.web.access import Role, requires
 from pacs_node.web.context import Web, WebContext
@@ -115,7 +115,7 @@ def get_dicom(web: WebContext, instance_id: UUID, form: FileForm = "dicom") -> R
 )
 def rerun(web: WebContext, instance_id: UUID) -> Done:
     """Queue the image for the model that is active now; what was said about it stands until then. Audited."""
-    with session_scope(web.engine) as session:
+    with web.change() as session:
         now = db_now(session)
         study_id = facts.rerun_instance(session, instance_id, actor=web.caller.actor, now=now)
     return Done(study_id=study_id, subject_id=instance_id, detail="The image waits to be judged again.")

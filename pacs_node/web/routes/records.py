@@ -7,7 +7,7 @@ from uuid import UUID
 from fastapi import APIRouter
 
 from db import facts
-from db.engine import db_now, read_scope, session_scope
+from db.engine import db_now, read_scope
 from pacs_node.web.access import Role, requires
 from pacs_node.web.context import WebContext
 from pacs_node.web.listing import Listed, OfDeliveries, OfReports, OfResults, OfWarnings, page_of
@@ -60,7 +60,7 @@ def list_deliveries(web: WebContext, asked: Listed, wanted: OfDeliveries) -> Pag
 )
 def resend(web: WebContext, delivery_id: UUID) -> Done:
     """Queue the delivery again, under the UIDs that it was sent with; audited."""
-    with session_scope(web.engine) as session:
+    with web.change() as session:
         now = db_now(session)
         study_id = facts.resend_delivery(session, delivery_id, actor=web.caller.actor, now=now)
     return Done(study_id=study_id, subject_id=delivery_id, detail="The delivery waits to be sent again.")

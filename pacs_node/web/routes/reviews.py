@@ -12,7 +12,7 @@ from uuid import UUID
 from fastapi import APIRouter, Header, HTTPException, Response
 
 from db import facts
-from db.engine import Session, db_now, read_scope, session_scope
+from db.engine import Session, db_now, read_scope
 from db.facts import Region, ReviewConflict, ReviewFacts, ReviewState
 from db.tables import Answer, Verdict
 from pacs_node.report.answer import FINDING
@@ -105,7 +105,7 @@ def add_review(web: Web, review: NewReview, *, tag: str | None = None, is_uncond
     """
     reviewer = _reviewer(web, review)
     region = _region(web, review) if review.region else None
-    with session_scope(web.engine) as session:
+    with web.change() as session:
         study = facts.study_facts(session, review.study_id, lock=True)
         corrected = _corrected(review, study.current_report.answer if study.current_report else None)
         if tag is None and not is_unconditional and review.verdict is not Verdict.COMMENT:
