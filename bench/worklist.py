@@ -23,7 +23,7 @@ from sqlalchemy import insert, text
 from bench.table import Bar, Table, note
 from db import facts
 from db.engine import Engine, Session, make_engine, migrate, read_scope, session_scope
-from db.facts import Asked
+from db.facts import Asked, Visible
 from db.tables import (
     NOT_REVIEWED,
     Answer,
@@ -77,9 +77,9 @@ FILTERS: dict[str, Ask] = {
         s, received_from=NEWEST - timedelta(days=31), received_before=NEWEST - timedelta(days=30)
     ),
     "unread, urgent, present": lambda s: facts.list_studies(s, is_reviewed=False, priority=1, answer=Answer.PRESENT),
-    "one group's senders": lambda s: facts.list_studies(s, visible=frozenset(SENDERS[:2])),
+    "one group's senders": lambda s: facts.list_studies(s, visible=Visible(senders=frozenset(SENDERS[:2]))),
     "list of images, failed": lambda s: facts.list_instances(s, Asked(), state=InstanceState.FAILED),
-    "list of results, above 0.9": lambda s: facts.list_results(s, finding="pneumonia", probability_from=0.9),
+    "list of results, above 0.9": lambda s: facts.list_results(s, Asked(), finding="pneumonia", probability_from=0.9),
     "list of warnings by code": lambda s: facts.list_warnings(s, Asked(), code="processing_failed"),
     "list of reports, incomplete": lambda s: facts.list_reports(s, Asked(), answer=Answer.INCOMPLETE),
     "list of deliveries, failed": lambda s: facts.list_deliveries(s, Asked(), state=DeliveryState.FAILED),

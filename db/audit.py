@@ -20,7 +20,7 @@ from uuid import UUID
 
 from sqlalchemy import bindparam, func, insert, select, update
 
-from db.engine import Session, insert_into
+from db.engine import ADDRESS, Session, insert_into
 from db.locks import wait_turn
 from db.tables import AuditEvent, AuditHead, rows_of
 
@@ -152,7 +152,7 @@ def append(
     details: Mapping[str, Any] | None = None,
     now: datetime,
 ) -> None:
-    """Add an event to this transaction.
+    """Add an event to this transaction; with `session_scope(address=...)` it says from where.
 
     Parameters
     ----------
@@ -169,6 +169,8 @@ def append(
         A key of `details` names a patient attribute.
     """
     details = dict(details or {})
+    if ADDRESS in session.info:
+        details["from"] = session.info[ADDRESS]
     for key in details:
         if key.startswith(PATIENT_KEYS):
             raise ValueError(f"audit details must not hold a patient attribute: {key}")

@@ -50,6 +50,8 @@ MIGRATIONS = Path(__file__).resolve().parent.parent / "alembic"
 BUSY_TIMEOUT_MS = 30_000
 AWAY_SQLSTATES = ("08", "53", "57", "58", "40", "55P03")
 """PostgreSQL: connection, resources, operator intervention, system error, rollback, lock not available (Appendix A)."""
+ADDRESS = "address"
+"""Key of a session's own notes: from where somebody asked for its transaction."""
 FILE_GONE = "the database file was taken away: stop the node, then restore a backup"
 SQLITE_BUG = 1
 """SQLITE_ERROR: a wrong statement or a missing table, which no waiting cures."""
@@ -148,15 +150,22 @@ def _is_read_only(connection: Connection) -> bool:
 
 
 @contextmanager
-def session_scope(engine: Engine) -> Iterator[Session]:
+def session_scope(engine: Engine, *, address: str = "") -> Iterator[Session]:
     """Open a write transaction; commit at the end, roll back if anything was raised.
+
+    Parameters
+    ----------
+    address
+        From where somebody asked for it; stands in each of its audit events.
 
     Raises
     ------
     DatabaseAway
         The connection is refused or lost, the disk is full, the lock was not had in time, or a deadlock was broken.
     """
-    with _away_is_named(), _turn(engine), Session(engine, expire_on_commit=False) as session, session.begin():
+    info = {ADDRESS: address} if address else {}
+    opened = Session(engine, expire_on_commit=False, info=info)
+    with _away_is_named(), _turn(engine), opened as session, session.begin():
         yield session
 
 

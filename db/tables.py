@@ -232,9 +232,10 @@ class RefusedContext(Table):
     last_at: Mapped[datetime]
 
 
+INSTITUTION_LENGTH = 64
 WORKLIST_COLUMNS = (
     *("first_received_at", "id", "answer", "probability", "model_version", "calling_ae_title", "priority"),
-    *("revision", "reviewed_revision", "hold", "unreported_since"),
+    *("revision", "reviewed_revision", "hold", "unreported_since", "institution"),
 )
 """The order of a worklist, then what its filters ask: a page is found in one index, whatever is filtered."""
 
@@ -263,6 +264,8 @@ class Study(Table):
     study_description: Mapped[str] = mapped_column(Text)
     calling_ae_title: Mapped[str] = mapped_column(String(16))
     """Who sent its first image."""
+    institution: Mapped[str] = mapped_column(String(INSTITUTION_LENGTH), default="")
+    """Whose its first image is, in the one spelling that groups are compared in (`db.facts.visibility`)."""
     priority: Mapped[int] = mapped_column(default=0)
     first_received_at: Mapped[datetime]
     last_received_at: Mapped[datetime]

@@ -48,10 +48,13 @@ from db.facts.lists import (
     DeliveryOfReport,
     InstanceLine,
     ReportLine,
+    ResultFacts,
     WarningLine,
     list_deliveries,
     list_instances,
     list_reports,
+    list_results,
+    list_reviews,
     list_warnings,
 )
 from db.facts.models import (
@@ -101,12 +104,10 @@ from db.facts.results import (
     Conservation,
     InstanceDetail,
     Quarantined,
-    ResultFacts,
     count_deliveries,
     counts,
     instance_detail,
     list_quarantined,
-    list_results,
     list_senders,
     oldest_unreported,
     oldest_waiting,
@@ -118,7 +119,6 @@ from db.facts.reviews import (
     ReviewFacts,
     ReviewState,
     add_review,
-    list_reviews,
     review_facts,
     review_state,
 )
@@ -127,6 +127,7 @@ from db.facts.study_filters import STUDY_SORTS, STUDY_STATES, StudyFilters
 from db.facts.trail import events_after, list_events, studies_of_subjects
 from db.facts.uploads import UploadFacts, record_uploads
 from db.facts.verifications import cancel_verified_report, follow_review, request_verified_report
+from db.facts.visibility import Origin, Visible
 from db.facts.withdrawals import add_rejection_note, withdraw_report
 from db.facts.worklist import (
     DeliveryLine,
@@ -163,6 +164,7 @@ __all__ = [
     "NewWarning",
     "NoSuchRecord",
     "OpenRequest",
+    "Origin",
     "PredecessorFacts",
     "PredictionFacts",
     "Quarantined",
@@ -187,6 +189,7 @@ __all__ = [
     "StudyFilters",
     "StudySummary",
     "UploadFacts",
+    "Visible",
     "WarningFacts",
     "WarningLine",
     "activate_model",

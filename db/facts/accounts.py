@@ -16,21 +16,7 @@ from sqlalchemy import delete, insert, select, update
 from db import audit
 from db.audit import Action
 from db.engine import NoSuchRecord, Session
-from db.tables import (
-    AccountLink,
-    AccountRow,
-    Delivery,
-    Instance,
-    Job,
-    Report,
-    Review,
-    Role,
-    Series,
-    Study,
-    WebSession,
-    new_id,
-    rows_of,
-)
+from db.tables import AccountLink, AccountRow, Role, WebSession, new_id, rows_of
 
 
 class NameTaken(ValueError):
@@ -61,7 +47,6 @@ class Account:
 
 
 _ACCOUNTS, _SESSIONS, _LINKS = rows_of(AccountRow), rows_of(WebSession), rows_of(AccountLink)
-_STUDIES, _SERIES, _INSTANCES = rows_of(Study), rows_of(Series), rows_of(Instance)
 
 
 def normal_name(name: str) -> str:
@@ -181,25 +166,24 @@ def renew_hash(session: Session, account_id: UUID, password_hash: str) -> None:
     session.execute(update(_ACCOUNTS).where(_ACCOUNTS.c.id == account_id).values(password_hash=password_hash))
 
 
-def record_login(session: Session, account: Account, *, how: str, address: str, now: datetime) -> None:
+def record_login(session: Session, account: Account, *, how: str, now: datetime) -> None:
     """Record that a person was let in."""
     values = {"failed_logins": 0, "rests_until": None, "last_login_at": now}
     session.execute(update(_ACCOUNTS).where(_ACCOUNTS.c.id == account.account_id).values(**values))
-    details = {"how": how, "from": address}
+    details = {"how": how}
     audit.append(
         session, Action.LOGGED_IN, actor=account.actor, subject_id=account.account_id, details=details, now=now
     )
 
 
 def record_failed_login(
-    session: Session, account_id: UUID | None, *, why: str, address: str, tries: int, rest_s: float, now: datetime
+    session: Session, account_id: UUID | None, *, why: str, tries: int, rest_s: float, now: datetime
 ) -> None:
     """Record that somebody was not let in; after `tries` wrong passwords in a row the account rests `rest_s` seconds.
 
     What was typed as a name is not kept: it may be a password in the wrong field.
     """
-    details = {"why": why, "from": address}
-    audit.append(session, Action.LOGIN_FAILED, actor="anyone", subject_id=account_id, details=details, now=now)
+    audit.append(session, Action.LOGIN_FAILED, actor="anyone", subject_id=account_id, details={"why": why}, now=now)
     if account_id is None or why != "password":
         return
     counted = (
@@ -235,32 +219,6 @@ def hospital_account(
     return change_account(
         session, known.account_id, roles=wanted_roles, groups=wanted_groups, actor="hospital login", now=now
     )
-
-
-def calling_ae_title_of(session: Session, name: str, subject_id: UUID) -> str | None:
-    """Return which AE sent the study that a subject belongs to; None where there is no such subject.
-
-    Parameters
-    ----------
-    name
-        What the id is of: `study_id`, `instance_id`, `report_id`, `delivery_id`, `review_id` or `job_id`.
-    """
-    reports, deliveries = rows_of(Report), rows_of(Delivery)
-    of_study: dict[str, Any] = {
-        "study_id": select(_STUDIES.c.id).where(_STUDIES.c.id == subject_id),
-        "instance_id": select(_SERIES.c.study_id)
-        .join(_INSTANCES, _INSTANCES.c.series_id == _SERIES.c.id)
-        .where(_INSTANCES.c.id == subject_id),
-        "report_id": select(reports.c.study_id).where(reports.c.id == subject_id),
-        "delivery_id": select(reports.c.study_id)
-        .join(deliveries, deliveries.c.report_id == reports.c.id)
-        .where(deliveries.c.id == subject_id),
-        "review_id": select(rows_of(Review).c.study_id).where(rows_of(Review).c.id == subject_id),
-        "job_id": select(rows_of(Job).c.study_id).where(rows_of(Job).c.id == subject_id),
-    }
-    sender = select(_STUDIES.c.calling_ae_title).where(_STUDIES.c.id.in_(of_study[name]))
-    found: str | None = session.execute(sender).scalar_one_or_none()
-    return found
 
 
 def names_of(roles: Iterable[Role]) -> str:

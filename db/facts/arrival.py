@@ -63,6 +63,7 @@ class NewInstance:
     size_bytes: int
     path: str
     """Key in the object store."""
+    institution_name: str = field(default="", repr=False)
     calling_ae_title: str
     association_id: UUID | None
     priority: int

@@ -1,28 +1,37 @@
-"""Images, warnings, reports and deliveries as lists for scripts: filtered, the newest first, page by page.
+"""Images, results, warnings, reports, deliveries and reviews as lists for scripts: filtered, page by page.
 
-Each walks an index in the order of its list; who sent a study is looked up row by row, so that no plan sorts a table.
+Each walks an index in the order of its list; where a study came from is looked up row by row, so that no plan sorts a
+table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import reduce
+from operator import eq, ge, le
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, select
+from sqlalchemy import ColumnElement, FromClause, null, select
+from sqlalchemy.sql.operators import is_
 
 from db.engine import Session
-from db.facts.paging import older_than, page
+from db.facts.paging import page, turn_to
+from db.facts.reviews import ReviewFacts, review_from
+from db.facts.visibility import Visible, may_see
 from db.tables import (
     Answer,
     Delivery,
     DeliveryState,
     Instance,
     InstanceState,
+    Prediction,
     Report,
+    Review,
     Study,
+    Verdict,
     Warning,
     rows_of,
 )
@@ -41,8 +50,9 @@ class Asked:
     """Included."""
     until: datetime | None = None
     """Not included."""
-    visible: Collection[str] | None = None
-    """Sending AE titles whose studies may be seen; None = all."""
+    visible: Visible | None = None
+    """What the caller may see; None = all."""
+    is_oldest_first: bool = False
     limit: int = 50
     cursor: str | None = None
 
@@ -60,6 +70,25 @@ class InstanceLine:
     is_judged: bool
     size_bytes: int
     received_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultFacts:
+    """One prediction of an image's newest judgement."""
+
+    prediction_id: UUID
+    study_id: UUID
+    instance_id: UUID
+    finding: str
+    probability: float
+    confidence: float
+    threshold: float
+    abstain_low: float
+    abstain_high: float
+    model_name: str
+    model_version: str
+    processing_time_ms: float
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,105 +138,120 @@ class DeliveryOfReport:
     sent_at: datetime | None
 
 
-_INSTANCES, _WARNINGS, _REPORTS = rows_of(Instance), rows_of(Warning), rows_of(Report)
-_DELIVERIES, _STUDIES = rows_of(Delivery), rows_of(Study)
+_INSTANCES, _PREDICTIONS, _WARNINGS = rows_of(Instance), rows_of(Prediction), rows_of(Warning)
+_REPORTS, _DELIVERIES, _REVIEWS, _STUDIES = rows_of(Report), rows_of(Delivery), rows_of(Review), rows_of(Study)
+Filter = tuple[ColumnElement[Any], Callable[[Any, Any], ColumnElement[bool]], Any]
+"""A column, how it is compared, and with what; None asks nothing."""
 
 
 def list_instances(
     session: Session, asked: Asked, *, state: InstanceState | None = None
 ) -> tuple[list[InstanceLine], str | None]:
-    """Return one page of images, the last received first, and the cursor of the next page."""
-    columns = {"instance_id": _INSTANCES.c.id} | _named(InstanceLine, _INSTANCES, "instance_id")
-    query = _asked(select(*_labelled(columns)), asked, at=_INSTANCES.c.received_at, study_id=_INSTANCES.c.study_id)
-    if state is not None:
-        query = query.where(_INSTANCES.c.state == state)
-    query = older_than(query, _INSTANCES.c.received_at, _INSTANCES.c.id, asked.cursor, asked.limit)
-    return _page(session, query, InstanceLine, asked, "received_at", "instance_id")
+    """Return one page of images and the cursor of the next page."""
+    filters = [(_INSTANCES.c.state, eq, state)]
+    return _page(session, InstanceLine, (_INSTANCES,), asked, filters, at="received_at")
+
+
+def list_results(
+    session: Session,
+    asked: Asked,
+    *,
+    finding: str | None = None,
+    probability_from: float | None = None,
+    probability_to: float | None = None,
+    model_version: str | None = None,
+) -> tuple[list[ResultFacts], str | None]:
+    """Return one page of the newest judgements' predictions and the cursor of the next page."""
+    row = _PREDICTIONS.c
+    filters: list[Filter] = [
+        (row.superseded_at, is_, null()),
+        (row.finding, eq, finding),
+        (row.probability, ge, probability_from),
+        (row.probability, le, probability_to),
+        (row.model_version, eq, model_version),
+    ]
+    return _page(session, ResultFacts, (_PREDICTIONS, _INSTANCES), asked, filters)
 
 
 def list_warnings(
     session: Session, asked: Asked, *, code: str | None = None, severity: str | None = None
 ) -> tuple[list[WarningLine], str | None]:
-    """Return one page of the newest judgements' warnings, the newest first, and the cursor of the next page."""
-    columns: dict[str, ColumnElement[Any]] = {"warning_id": _WARNINGS.c.id, "study_id": _INSTANCES.c.study_id}
-    columns |= _named(WarningLine, _WARNINGS, *columns)
-    query = select(*_labelled(columns)).join(_INSTANCES, _INSTANCES.c.id == _WARNINGS.c.instance_id)
-    query = query.where(_WARNINGS.c.superseded_at.is_(None))
-    query = _asked(query, asked, at=_WARNINGS.c.created_at, study_id=_INSTANCES.c.study_id)
-    if code is not None:
-        query = query.where(_WARNINGS.c.code == code)
-    if severity is not None:
-        query = query.where(_WARNINGS.c.severity == severity)
-    query = older_than(query, _WARNINGS.c.created_at, _WARNINGS.c.id, asked.cursor, asked.limit)
-    return _page(session, query, WarningLine, asked, "created_at", "warning_id")
+    """Return one page of the newest judgements' warnings and the cursor of the next page."""
+    row = _WARNINGS.c
+    filters: list[Filter] = [(row.superseded_at, is_, null()), (row.code, eq, code), (row.severity, eq, severity)]
+    return _page(session, WarningLine, (_WARNINGS, _INSTANCES), asked, filters)
 
 
 def list_reports(
     session: Session, asked: Asked, *, answer: Answer | None = None, model_version: str | None = None
 ) -> tuple[list[ReportLine], str | None]:
-    """Return one page of reports, every revision, the newest first, and the cursor of the next page."""
-    columns = {"report_id": _REPORTS.c.id} | _named(ReportLine, _REPORTS, "report_id")
-    query = _asked(select(*_labelled(columns)), asked, at=_REPORTS.c.content_at, study_id=_REPORTS.c.study_id)
-    if answer is not None:
-        query = query.where(_REPORTS.c.answer == answer)
-    if model_version is not None:
-        query = query.where(_REPORTS.c.model_version == model_version)
-    query = older_than(query, _REPORTS.c.content_at, _REPORTS.c.id, asked.cursor, asked.limit)
-    return _page(session, query, ReportLine, asked, "content_at", "report_id")
+    """Return one page of reports, every revision, and the cursor of the next page."""
+    filters: list[Filter] = [(_REPORTS.c.answer, eq, answer), (_REPORTS.c.model_version, eq, model_version)]
+    return _page(session, ReportLine, (_REPORTS,), asked, filters, at="content_at")
 
 
 def list_deliveries(
     session: Session, asked: Asked, *, state: DeliveryState | None = None, destination: str | None = None
 ) -> tuple[list[DeliveryOfReport], str | None]:
-    """Return one page of deliveries, the newest first, and the cursor of the next page."""
-    columns: dict[str, Any] = {
-        "delivery_id": _DELIVERIES.c.id,
-        "study_id": _REPORTS.c.study_id,
-        "revision": _REPORTS.c.revision,
-    }
-    columns |= _named(DeliveryOfReport, _DELIVERIES, *columns)
-    query = select(*_labelled(columns)).join(_REPORTS, _REPORTS.c.id == _DELIVERIES.c.report_id)
-    query = _asked(query, asked, at=_DELIVERIES.c.created_at, study_id=_REPORTS.c.study_id)
-    if state is not None:
-        query = query.where(_DELIVERIES.c.state == state)
-    if destination is not None:
-        query = query.where(_DELIVERIES.c.destination == destination)
-    query = older_than(query, _DELIVERIES.c.created_at, _DELIVERIES.c.id, asked.cursor, asked.limit)
-    return _page(session, query, DeliveryOfReport, asked, "created_at", "delivery_id")
+    """Return one page of deliveries and the cursor of the next page."""
+    filters: list[Filter] = [(_DELIVERIES.c.state, eq, state), (_DELIVERIES.c.destination, eq, destination)]
+    return _page(session, DeliveryOfReport, (_DELIVERIES, _REPORTS), asked, filters)
 
 
-def sent_by(study_id: ColumnElement[UUID], titles: Collection[str]) -> ColumnElement[bool]:
-    """Match the rows of studies that one of these AE titles sent, looked up row by row."""
-    sender = select(_STUDIES.c.calling_ae_title).where(_STUDIES.c.id == study_id).scalar_subquery()
-    return sender.in_(list(titles))
-
-
-def _asked(
-    query: Select[Any], asked: Asked, *, at: ColumnElement[datetime], study_id: ColumnElement[UUID]
-) -> Select[Any]:
-    if asked.study_id is not None:
-        query = query.where(study_id == asked.study_id)
-    if asked.since is not None:
-        query = query.where(at >= asked.since)
-    if asked.until is not None:
-        query = query.where(at < asked.until)
-    if asked.calling_ae_title is not None:
-        query = query.where(sent_by(study_id, [asked.calling_ae_title]))
-    if asked.visible is not None:
-        query = query.where(sent_by(study_id, asked.visible))
-    return query
-
-
-def _named(line: Any, table: Any, *others: str) -> dict[str, ColumnElement[Any]]:
-    return {name: table.c[name] for name in line.__dataclass_fields__ if name not in others}
-
-
-def _labelled(columns: Mapping[str, ColumnElement[Any]]) -> list[ColumnElement[Any]]:
-    return [column.label(name) for name, column in columns.items()]
+def list_reviews(
+    session: Session, asked: Asked, *, verdict: Verdict | None = None
+) -> tuple[list[ReviewFacts], str | None]:
+    """Return one page of reviews and the cursor of the next page."""
+    return _page(session, ReviewFacts, (_REVIEWS,), asked, [(_REVIEWS.c.verdict, eq, verdict)], make=review_from)
 
 
 def _page(
-    session: Session, query: Select[Any], line: type[Line], asked: Asked, at: str, row_id: str
+    session: Session,
+    line: type[Line],
+    tables: tuple[FromClause, ...],
+    asked: Asked,
+    filters: Iterable[Filter],
+    *,
+    at: str = "created_at",
+    make: Callable[..., Line] | None = None,
 ) -> tuple[list[Line], str | None]:
-    rows = [line(**row) for row in session.execute(query).mappings()]
+    """Read one page.
+
+    Parameters
+    ----------
+    line
+        Its first field is the row's id; the others are columns of the tables.
+    tables
+        The list's own, and the one that names the study where that is another.
+    at
+        The column that the list is sorted by.
+    make
+        What makes a line of a row; None = `line` does.
+    """
+    own, owner = tables[0].c, tables[-1].c
+    row_id, *names = line.__dataclass_fields__  # type: ignore[attr-defined]
+    columns = [own.id.label(row_id), *(own[name] if name in own else owner[name] for name in names)]
+    query = select(*columns).select_from(reduce(FromClause.join, tables)).where(*_asked(asked, own[at], owner.study_id))
+    query = query.where(*(compare(column, value) for column, compare, value in filters if value is not None))
+    is_descending = not asked.is_oldest_first
+    query = turn_to(query, [own[at]], own.id, cursor=asked.cursor, limit=asked.limit, is_descending=is_descending)
+    rows = [(make or line)(**row) for row in session.execute(query).mappings()]
     return page(rows, asked.limit, lambda row: (getattr(row, at), getattr(row, row_id)))
+
+
+def _asked(asked: Asked, at: ColumnElement[Any], study_id: ColumnElement[Any]) -> Iterator[ColumnElement[bool]]:
+    if asked.study_id is not None:
+        yield study_id == asked.study_id
+    if asked.since is not None:
+        yield at >= asked.since
+    if asked.until is not None:
+        yield at < asked.until
+    if asked.calling_ae_title is not None:
+        yield _of_study(study_id, _STUDIES.c.calling_ae_title == asked.calling_ae_title)
+    if asked.visible is not None:
+        yield _of_study(study_id, may_see(asked.visible))
+
+
+def _of_study(study_id: ColumnElement[Any], condition: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Match the rows whose study is so, looked up row by row."""
+    return select(condition).where(_STUDIES.c.id == study_id).scalar_subquery()

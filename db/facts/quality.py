@@ -1,7 +1,7 @@
 """What the quality page counts: where everything received ended, and how long each step took.
 
-Nothing here names a patient. A period is a half-open interval of instants; `sender` and `visible` choose calling AE
-titles. What readers said is in `db.facts.readings`.
+Nothing here names a patient. A period is a half-open interval of instants; `sender` and `visible` choose among
+studies. What readers said is in `db.facts.readings`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from sqlalchemy import ColumnElement, Select, Text, and_, exists, func, select
 
 from db.engine import Session
 from db.facts.results import Conservation
+from db.facts.visibility import Visible, may_see
 from db.tables import (
     Answer,
     Association,
@@ -47,8 +48,8 @@ class Scope:
     until: datetime
     sender: str = ""
     """A calling AE title; empty = all."""
-    visible: frozenset[str] | None = None
-    """Calling AE titles whose studies may be counted; None = all."""
+    visible: Visible | None = None
+    """What the caller may see; None = all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,10 +90,10 @@ _CURRENT = and_(_REPORTS.c.study_id == _STUDIES.c.id, _REPORTS.c.revision == _ST
 _HAS_FAILED = exists().where(_INSTANCES.c.study_id == _STUDIES.c.id, _INSTANCES.c.state == InstanceState.FAILED)
 
 
-def of_sender(scope: Scope, title: ColumnElement[Any]) -> list[ColumnElement[bool]]:
-    """Return the conditions that `sender` and `visible` put on a calling AE title."""
-    chosen = [title == scope.sender] if scope.sender else []
-    return chosen + ([title.in_(sorted(scope.visible))] if scope.visible is not None else [])
+def in_scope(scope: Scope, sender: ColumnElement[Any] = _STUDIES.c.calling_ae_title) -> list[ColumnElement[bool]]:
+    """Return the conditions that `sender` and `visible` put on studies, or on what `sender` names the sender of."""
+    chosen = [sender == scope.sender] if scope.sender else []
+    return chosen + ([may_see(scope.visible, sender)] if scope.visible is not None else [])
 
 
 def _during(scope: Scope, at: ColumnElement[Any]) -> ColumnElement[bool]:
@@ -108,7 +109,7 @@ def count_objects(session: Session, scope: Scope) -> Conservation:
         .outerjoin(_INSTANCES, _INSTANCES.c.id == _RECEIPTS.c.instance_id)
         .outerjoin(_STUDIES, _STUDIES.c.id == _INSTANCES.c.study_id)
         .outerjoin(_ASSOCIATIONS, _ASSOCIATIONS.c.id == _RECEIPTS.c.association_id)
-        .where(_during(scope, _RECEIPTS.c.received_at), *of_sender(scope, title))
+        .where(_during(scope, _RECEIPTS.c.received_at), *in_scope(scope, title))
         .group_by(_RECEIPTS.c.outcome, _INSTANCES.c.state)
     )
     rows = session.execute(query).all()
@@ -126,7 +127,7 @@ def count_studies(session: Session, scope: Scope) -> StudyEnds:
         select(_REPORTS.c.answer.cast(Text).label("answer"), _HAS_FAILED.label("has_failed"))
         .select_from(_STUDIES)
         .outerjoin(_REPORTS, _CURRENT)
-        .where(_during(scope, _STUDIES.c.first_received_at), *of_sender(scope, _STUDIES.c.calling_ae_title))
+        .where(_during(scope, _STUDIES.c.first_received_at), *in_scope(scope))
         .subquery()
     )
     query = select(chosen.c.answer, chosen.c.has_failed, func.count()).group_by(chosen.c.answer, chosen.c.has_failed)
@@ -146,7 +147,7 @@ def count_studies(session: Session, scope: Scope) -> StudyEnds:
 
 
 def _count(session: Session, scope: Scope) -> int:
-    chosen = (_during(scope, _STUDIES.c.first_received_at), *of_sender(scope, _STUDIES.c.calling_ae_title))
+    chosen = (_during(scope, _STUDIES.c.first_received_at), *in_scope(scope))
     return session.execute(select(func.count()).select_from(_STUDIES).where(*chosen)).scalar_one()
 
 
@@ -164,7 +165,7 @@ def count_reasons(session: Session, scope: Scope) -> list[tuple[str, int]]:
         .join(_STUDIES, _STUDIES.c.id == _INSTANCES.c.study_id)
         .outerjoin(first, first.c.instance_id == _INSTANCES.c.id)
         .where(_INSTANCES.c.state == InstanceState.NOT_ANALYSED, _during(scope, _INSTANCES.c.received_at))
-        .where(*of_sender(scope, _STUDIES.c.calling_ae_title))
+        .where(*in_scope(scope))
         .group_by(first.c.code)
     )
     counted = [(code or NO_REASON, n) for code, n in session.execute(query)]
@@ -177,7 +178,7 @@ def count_failures(session: Session, scope: Scope) -> dict[JobKind, int]:
         select(_JOBS.c.kind, func.count())
         .join(_STUDIES, _STUDIES.c.id == _JOBS.c.study_id)
         .where(_JOBS.c.state == JobState.FAILED, _during(scope, _JOBS.c.created_at))
-        .where(*of_sender(scope, _STUDIES.c.calling_ae_title))
+        .where(*in_scope(scope))
         .group_by(_JOBS.c.kind)
     )
     return dict(session.execute(query).all())
@@ -189,7 +190,7 @@ def count_deliveries_of(session: Session, scope: Scope) -> dict[str, dict[Delive
         select(_DELIVERIES.c.destination, _DELIVERIES.c.state, func.count())
         .join(_REPORTS, _REPORTS.c.id == _DELIVERIES.c.report_id)
         .join(_STUDIES, _STUDIES.c.id == _REPORTS.c.study_id)
-        .where(_during(scope, _DELIVERIES.c.created_at), *of_sender(scope, _STUDIES.c.calling_ae_title))
+        .where(_during(scope, _DELIVERIES.c.created_at), *in_scope(scope))
         .group_by(_DELIVERIES.c.destination, _DELIVERIES.c.state)
         .order_by(_DELIVERIES.c.destination)
     )
@@ -201,33 +202,33 @@ def count_deliveries_of(session: Session, scope: Scope) -> dict[str, dict[Delive
 
 def step_times(session: Session, scope: Scope) -> list[StepTimes]:
     """Return how long the steps took that began in the period; each is measured by itself."""
-    title = of_sender(scope, _STUDIES.c.calling_ae_title)
+    chosen = in_scope(scope)
     images = (
         select(_INSTANCES.c.received_at, func.min(_PREDICTIONS.c.created_at))
         .join(_PREDICTIONS, _PREDICTIONS.c.instance_id == _INSTANCES.c.id)
         .join(_STUDIES, _STUDIES.c.id == _INSTANCES.c.study_id)
-        .where(_during(scope, _INSTANCES.c.received_at), *title)
+        .where(_during(scope, _INSTANCES.c.received_at), *chosen)
         .group_by(_INSTANCES.c.id, _INSTANCES.c.received_at)
         .order_by(_INSTANCES.c.received_at.desc())
     )
     reports = (
         select(_REPORTS.c.content_at, _REPORTS.c.built_at)
         .join(_STUDIES, _STUDIES.c.id == _REPORTS.c.study_id)
-        .where(_REPORTS.c.built_at.is_not(None), _during(scope, _REPORTS.c.content_at), *title)
+        .where(_REPORTS.c.built_at.is_not(None), _during(scope, _REPORTS.c.content_at), *chosen)
         .order_by(_REPORTS.c.content_at.desc())
     )
     sent = (
         select(_DELIVERIES.c.created_at, _DELIVERIES.c.sent_at)
         .join(_REPORTS, _REPORTS.c.id == _DELIVERIES.c.report_id)
         .join(_STUDIES, _STUDIES.c.id == _REPORTS.c.study_id)
-        .where(_DELIVERIES.c.sent_at.is_not(None), _during(scope, _DELIVERIES.c.created_at), *title)
+        .where(_DELIVERIES.c.sent_at.is_not(None), _during(scope, _DELIVERIES.c.created_at), *chosen)
         .order_by(_DELIVERIES.c.created_at.desc())
     )
     whole = (
         select(_STUDIES.c.first_received_at, func.min(_DELIVERIES.c.sent_at))
         .join(_REPORTS, _REPORTS.c.study_id == _STUDIES.c.id)
         .join(_DELIVERIES, _DELIVERIES.c.report_id == _REPORTS.c.id)
-        .where(_DELIVERIES.c.sent_at.is_not(None), _during(scope, _STUDIES.c.first_received_at), *title)
+        .where(_DELIVERIES.c.sent_at.is_not(None), _during(scope, _STUDIES.c.first_received_at), *chosen)
         .group_by(_STUDIES.c.id, _STUDIES.c.first_received_at)
         .order_by(_STUDIES.c.first_received_at.desc())
     )

@@ -12,7 +12,7 @@ from datetime import date, datetime
 from sqlalchemy import Text, and_, exists, func, select
 
 from db.engine import Session
-from db.facts.quality import Scope, of_sender
+from db.facts.quality import Scope, in_scope
 from db.tables import Answer, Report, Review, Study, Verdict, rows_of
 
 COUNTED = (Verdict.AGREE, Verdict.DISAGREE, Verdict.UNSURE)
@@ -62,7 +62,7 @@ def list_readings(session: Session, scope: Scope) -> list[Reading]:
         .join(_REPORTS, _REPORTS.c.id == _REVIEWS.c.report_id)
         .join(_STUDIES, _STUDIES.c.id == _REVIEWS.c.study_id)
         .where(_STANDS, _REVIEWS.c.created_at >= scope.since, _REVIEWS.c.created_at < scope.until)
-        .where(*of_sender(scope, _STUDIES.c.calling_ae_title))
+        .where(*in_scope(scope))
         .order_by(_REVIEWS.c.created_at.desc())
         .limit(ROWS_MAX)
     )
@@ -89,7 +89,7 @@ def coverage(session: Session, scope: Scope) -> list[Coverage]:
         .select_from(_STUDIES)
         .join(_REPORTS, _CURRENT)
         .where(_STUDIES.c.first_received_at >= scope.since, _STUDIES.c.first_received_at < scope.until)
-        .where(*of_sender(scope, _STUDIES.c.calling_ae_title))
+        .where(*in_scope(scope))
         .subquery()
     )
     query = select(chosen.c.answer, chosen.c.is_read, func.count()).group_by(chosen.c.answer, chosen.c.is_read)

@@ -19,6 +19,7 @@ from db.audit import Action
 from db.engine import Session, add_if_new
 from db.facts.arrival import Identity, NewInstance, clean, hold_after, hold_of_new_study
 from db.facts.holds import hold_study
+from db.facts.visibility import one_spelling
 from db.locks import wait_turn
 from db.tables import Hold, Instance, InstanceState, JobKind, Outcome, Receipt, Series, Study, Warning, new_id, rows_of
 
@@ -228,7 +229,8 @@ def _accept_new(session: Session, new: NewInstance, found: Any, now: datetime) -
 def _add_study(session: Session, new: NewInstance, judged_from: datetime | None, now: datetime) -> Any:
     """Add the study's row and return its id; None when it is there already."""
     row: dict[str, Any] = {name: clean(getattr(new, name)) for name in _STUDY_TEXTS}
-    row |= {"study_date": new.study_date, "priority": new.priority, "first_received_at": now, "last_received_at": now}
+    row |= {"institution": one_spelling(clean(new.institution_name)), "study_date": new.study_date}
+    row |= {"priority": new.priority, "first_received_at": now, "last_received_at": now}
     return add_if_new(session, _STUDIES, ("study_instance_uid",), row | {"unreported_since": judged_from})
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import delete, func, select
 
 from db.engine import Session, insert_into
+from db.facts.visibility import Visible
 from db.tables import RefusedContext, rows_of
 
 PER_SENDER = 256
@@ -91,7 +92,7 @@ def _places(session: Session, sender: str, refused: Set[tuple[str, int]], day: d
 
 
 def list_refused_contexts(
-    session: Session, *, since: date, until: date, sender: str = "", visible: frozenset[str] | None = None
+    session: Session, *, since: date, until: date, sender: str = "", visible: Visible | None = None
 ) -> tuple[RefusedContexts, ...]:
     """Return what was refused on these days, both included; first of whom nothing else was accepted, then the most.
 
@@ -113,7 +114,7 @@ def list_refused_contexts(
     if sender:
         query = query.where(_TABLE.c.calling_ae_title == sender)
     if visible is not None:
-        query = query.where(_TABLE.c.calling_ae_title.in_(visible))
+        query = query.where(_TABLE.c.calling_ae_title.in_(visible.senders))
     names = ("calling_ae_title", "abstract_syntax", "reason", "associations", "empty_associations", "last_at")
     return tuple(RefusedContexts(**dict(zip(names, row, strict=True))) for row in session.execute(query))
 

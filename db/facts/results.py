@@ -1,19 +1,17 @@
-"""Single images and totals as people see them: one image, results, quarantine, and the sums that must add up."""
+"""Single images and totals as people see them: one image, the quarantine, and the sums that must add up."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Text, func, select, union_all
+from sqlalchemy import Text, func, select, union_all
 
 from db.engine import NoSuchRecord, Session
 from db.facts.images import ImageFacts, image_of
-from db.facts.lists import sent_by
 from db.facts.paging import older_than, page
+from db.facts.visibility import Visible, may_see
 from db.tables import (
     Delivery,
     DeliveryState,
@@ -23,7 +21,6 @@ from db.tables import (
     JobKind,
     JobState,
     Outcome,
-    Prediction,
     Receipt,
     Study,
     rows_of,
@@ -44,25 +41,6 @@ class InstanceDetail:
     voi: str | None
     is_purged: bool
     """Its bytes are gone."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResultFacts:
-    """One prediction of an image's newest judgement."""
-
-    prediction_id: UUID
-    study_id: UUID
-    instance_id: UUID
-    finding: str
-    probability: float
-    confidence: float
-    threshold: float
-    abstain_low: float
-    abstain_high: float
-    model_name: str
-    model_version: str
-    processing_time_ms: float
-    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +82,7 @@ class Conservation:
 
 
 _INSTANCES, _STUDIES, _RECEIPTS = rows_of(Instance), rows_of(Study), rows_of(Receipt)
-_PREDICTIONS, _DELIVERIES, _JOBS = rows_of(Prediction), rows_of(Delivery), rows_of(Job)
-_RESULT = [_PREDICTIONS.c[n] for n in ResultFacts.__dataclass_fields__ if n not in ("prediction_id", "study_id")]
+_DELIVERIES, _JOBS = rows_of(Delivery), rows_of(Job)
 
 
 def instance_detail(session: Session, instance_id: UUID) -> InstanceDetail:
@@ -130,56 +107,6 @@ def instance_detail(session: Session, instance_id: UUID) -> InstanceDetail:
         .where(_INSTANCES.c.id == instance_id)
     )
     return InstanceDetail(image=image, **session.execute(query).mappings().one())
-
-
-def list_results(
-    session: Session,
-    *,
-    finding: str | None = None,
-    probability_from: float | None = None,
-    probability_to: float | None = None,
-    model_version: str | None = None,
-    study_id: UUID | None = None,
-    calling_ae_title: str | None = None,
-    since: datetime | None = None,
-    until: datetime | None = None,
-    visible: Collection[str] | None = None,
-    limit: int = 50,
-    cursor: str | None = None,
-) -> tuple[list[ResultFacts], str | None]:
-    """Return one page of the newest judgements' predictions, the newest first, and the cursor of the next page.
-
-    Parameters
-    ----------
-    visible
-        Sending AE titles whose studies may be seen; None = all.
-
-    Raises
-    ------
-    ForeignCursor
-        `cursor` is none that this function gave.
-    """
-    row, sender = _PREDICTIONS.c, _INSTANCES.c.study_id
-    asked: list[tuple[Any, Callable[[Any], ColumnElement[bool]]]] = [
-        (finding, lambda wanted: row.finding == wanted),
-        (probability_from, lambda bound: row.probability >= bound),
-        (probability_to, lambda bound: row.probability <= bound),
-        (model_version, lambda wanted: row.model_version == wanted),
-        (study_id, lambda wanted: _INSTANCES.c.study_id == wanted),
-        (calling_ae_title, lambda title: sent_by(sender, [title])),
-        (since, lambda instant: row.created_at >= instant),
-        (until, lambda instant: row.created_at < instant),
-        (visible, lambda titles: sent_by(sender, titles)),
-    ]
-    query = (
-        select(_PREDICTIONS.c.id.label("prediction_id"), _INSTANCES.c.study_id, *_RESULT)
-        .join(_INSTANCES, _INSTANCES.c.id == _PREDICTIONS.c.instance_id)
-        .where(_PREDICTIONS.c.superseded_at.is_(None))
-        .where(*(condition(value) for value, condition in asked if value is not None))
-    )
-    query = older_than(query, _PREDICTIONS.c.created_at, _PREDICTIONS.c.id, cursor, limit)
-    rows = [ResultFacts(**found) for found in session.execute(query).mappings()]
-    return page(rows, limit, lambda result: (result.created_at, result.prediction_id))
 
 
 def list_quarantined(
@@ -228,8 +155,7 @@ def oldest_unreported(session: Session) -> datetime | None:
     return since
 
 
-def list_senders(session: Session) -> list[str]:
-    """Return the calling AE titles that studies came from, in alphabetical order."""
-    return list(
-        session.execute(select(_STUDIES.c.calling_ae_title).distinct().order_by(_STUDIES.c.calling_ae_title)).scalars()
-    )
+def list_senders(session: Session, visible: Visible | None = None) -> list[str]:
+    """Return the calling AE titles that the studies which may be seen came from, in alphabetical order."""
+    query = select(_STUDIES.c.calling_ae_title).distinct().order_by(_STUDIES.c.calling_ae_title)
+    return list(session.execute(query if visible is None else query.where(may_see(visible))).scalars())

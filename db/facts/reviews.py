@@ -9,8 +9,7 @@ read is refused when it changed since (`ReviewConflict`), so that nobody answers
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -21,7 +20,6 @@ from db import audit
 from db.audit import Action
 from db.engine import NoSuchRecord, Session
 from db.facts.arrival import clean
-from db.facts.paging import older_than, page
 from db.tables import NOT_REVIEWED, Report, Review, Study, Verdict, new_id, rows_of
 
 STANDING = (Verdict.AGREE, Verdict.DISAGREE, Verdict.UNSURE)
@@ -186,39 +184,10 @@ def review_facts(session: Session, review_id: UUID) -> ReviewFacts:
     return found[0]
 
 
-def list_reviews(
-    session: Session,
-    *,
-    study_id: UUID | None = None,
-    verdict: Verdict | None = None,
-    since: datetime | None = None,
-    until: datetime | None = None,
-    visible: Collection[str] | None = None,
-    limit: int = 50,
-    cursor: str | None = None,
-) -> tuple[list[ReviewFacts], str | None]:
-    """Return one page of reviews, the newest first, and the cursor of the next page.
-
-    Parameters
-    ----------
-    visible
-        Sending AE titles whose studies may be seen; None = all.
-    """
-    query = select(*_COLUMNS)
-    if visible is not None:
-        query = query.join(_STUDIES, _STUDIES.c.id == _REVIEWS.c.study_id)
-        query = query.where(_STUDIES.c.calling_ae_title.in_(visible))
-    if study_id is not None:
-        query = query.where(_REVIEWS.c.study_id == study_id)
-    if verdict is not None:
-        query = query.where(_REVIEWS.c.verdict == verdict)
-    if since is not None:
-        query = query.where(_REVIEWS.c.created_at >= since)
-    if until is not None:
-        query = query.where(_REVIEWS.c.created_at < until)
-    query = older_than(query, _REVIEWS.c.created_at, _REVIEWS.c.id, cursor, limit)
-    rows = [_facts(row) for row in session.execute(query).mappings()]
-    return page(rows, limit, lambda review: (review.created_at, review.review_id))
+def review_from(*, region: dict[str, Any] | None, **columns: Any) -> ReviewFacts:
+    """Return the value of one row of `reviews`."""
+    drawn = Region(**{**region, "instance_id": UUID(region["instance_id"])}) if region else None
+    return ReviewFacts(region=drawn, **columns)
 
 
 def _refuse_conflict(state: ReviewState, own: ReviewFacts | None, predecessor_id: UUID | None, tag: str | None) -> None:
@@ -260,11 +229,4 @@ def _report_under_review(session: Session, study_id: UUID) -> UUID | None:
 
 def _where(session: Session, *conditions: ColumnElement[bool]) -> tuple[ReviewFacts, ...]:
     query = select(*_COLUMNS).where(*conditions).order_by(_REVIEWS.c.created_at, _REVIEWS.c.id)
-    return tuple(_facts(row) for row in session.execute(query).mappings())
-
-
-def _facts(row: Any) -> ReviewFacts:
-    review, region = ReviewFacts(**{**row, "region": None}), row["region"]
-    if region is None:
-        return review
-    return replace(review, region=Region(**{**region, "instance_id": UUID(region["instance_id"])}))
+    return tuple(review_from(**row) for row in session.execute(query).mappings())

@@ -7,7 +7,6 @@ would pass all the others in search of them.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypedDict
@@ -18,6 +17,7 @@ from sqlalchemy import ColumnElement, Select, and_, case, exists, select, union_
 from db.engine import Session
 from db.facts.paging import turn_to
 from db.facts.studies import is_being_judged, is_sent_to
+from db.facts.visibility import Visible, may_see
 from db.tables import Answer, Instance, Job, JobKind, JobState, Prediction, Report, Study, Warning, rows_of
 
 STUDY_STATES = ("receiving", "judging", "reporting", "answered", "held", "failed")
@@ -47,8 +47,8 @@ class StudyFilters(TypedDict, total=False):
     """At least this."""
     received_from: datetime | None
     received_before: datetime | None
-    visible: Collection[str] | None
-    """Sending AE titles whose studies may be seen; None = all."""
+    visible: Visible | None
+    """What the caller may see; None = all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +154,7 @@ def _on_the_row(wanted: StudyFilters) -> list[ColumnElement[bool]]:
         (wanted.get("received_from"), lambda instant: row.first_received_at >= instant),
         (wanted.get("received_before"), lambda instant: row.first_received_at < instant),
         (is_reviewed, lambda is_wanted: IS_REVIEWED if is_wanted else ~IS_REVIEWED),
-        (visible, lambda titles: row.calling_ae_title.in_(titles)),
+        (visible, may_see),
     ]
     return [condition(value) for value, condition in asked if value is not None]
 

@@ -11,6 +11,7 @@ from sqlalchemy import select
 from db.audit import AuditRecord
 from db.engine import Session
 from db.facts.paging import older_than, page
+from db.facts.visibility import Origin
 from db.tables import AuditEvent, Delivery, Instance, Report, Review, Study, rows_of
 
 _EVENTS = rows_of(AuditEvent)
@@ -60,8 +61,8 @@ def events_after(session: Session, at: datetime, *, actions: Sequence[str], limi
     return [AuditRecord(**row) for row in rows]
 
 
-def studies_of_subjects(session: Session, subjects: Sequence[UUID]) -> dict[UUID, tuple[UUID, str]]:
-    """Return, by subject of an event, its study and who sent that; subjects without a study are left out."""
+def studies_of_subjects(session: Session, subjects: Sequence[UUID]) -> dict[UUID, tuple[UUID, Origin]]:
+    """Return, by subject of an event, its study and where that came from; subjects without a study are left out."""
     sources = (
         select(_STUDIES.c.id, _STUDIES.c.id.label("study_id")).where(_STUDIES.c.id.in_(subjects)),
         select(_INSTANCES.c.id, _INSTANCES.c.study_id).where(_INSTANCES.c.id.in_(subjects)),
@@ -74,6 +75,7 @@ def studies_of_subjects(session: Session, subjects: Sequence[UUID]) -> dict[UUID
     found: dict[UUID, UUID] = {}
     for source in sources:
         found |= dict(session.execute(source).all())
-    senders = select(_STUDIES.c.id, _STUDIES.c.calling_ae_title).where(_STUDIES.c.id.in_(set(found.values())))
-    sender_of: dict[UUID, str] = dict(session.execute(senders).all())
-    return {subject: (study_id, sender_of[study_id]) for subject, study_id in found.items()}
+    columns = (_STUDIES.c.id, _STUDIES.c.calling_ae_title, _STUDIES.c.institution)
+    rows = session.execute(select(*columns).where(_STUDIES.c.id.in_(set(found.values()))))
+    origins = {row.id: Origin(calling_ae_title=row.calling_ae_title, institution=row.institution) for row in rows}
+    return {subject: (study_id, origins[study_id]) for subject, study_id in found.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any, NamedTuple, Unpack
@@ -27,6 +27,7 @@ from db.facts.study_filters import (
     StudyFilters,
     ids_of_page,
 )
+from db.facts.visibility import Visible, may_see
 from db.tables import Answer, Delivery, DeliveryState, Hold, Instance, Warning, rows_of
 
 
@@ -151,7 +152,7 @@ def search_studies(
     patient_id: str | None = None,
     patient_name: str | None = None,
     accession_number: str | None = None,
-    visible: Collection[str] | None = None,
+    visible: Visible | None = None,
     limit: int = 50,
 ) -> list[StudySummary]:
     """Return the studies of a patient or an order, the newest first.
@@ -163,7 +164,7 @@ def search_studies(
     patient_name
         Any part of the name, in upper or lower case.
     visible
-        Sending AE titles whose studies may be seen; None = all.
+        What the caller may see; None = all.
 
     Raises
     ------
@@ -178,7 +179,7 @@ def search_studies(
     if accession_number:
         query = query.where(_STUDIES.c.accession_number == accession_number)
     if visible is not None:
-        query = query.where(_STUDIES.c.calling_ae_title.in_(visible))
+        query = query.where(may_see(visible))
     if patient_name:
         query = query.where(_STUDIES.c.patient_name.icontains(patient_name, autoescape=True))
     return _summaries(session, query.order_by(_STUDIES.c.first_received_at.desc(), _STUDIES.c.id.desc()).limit(limit))

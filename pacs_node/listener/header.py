@@ -43,6 +43,7 @@ KEYWORDS = (
     "StudyDate",
     "Modality",
     "AccessionNumber",
+    "InstitutionName",
     "StudyDescription",
     "PatientName",
     "PatientID",
@@ -76,6 +77,7 @@ class Header:
     accession_number: str
     study_date: date | None
     study_description: str
+    institution_name: str
     device_uids: tuple[str, ...]
     """Of the Contributing Equipment."""
 
@@ -208,6 +210,7 @@ def _header(dataset: Dataset) -> Header:
         accession_number=text("AccessionNumber", 64),
         study_date=_date(_ascii(_raw(dataset, "StudyDate"))),
         study_description=text("StudyDescription", TEXT_LENGTH),
+        institution_name=text("InstitutionName", 64),
         device_uids=_device_uids(dataset),
     )
 

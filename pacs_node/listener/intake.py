@@ -189,6 +189,7 @@ class Intake:
             accession_number=header.accession_number,
             study_date=header.study_date,
             study_description=header.study_description,
+            institution_name=header.institution_name,
             digest=stored.digest,
             size_bytes=stored.size_bytes,
             path=stored.path,

@@ -37,7 +37,7 @@ from pacs_node.listener.admission import CONGESTED, Admission, Caller, Rejection
 from pacs_node.listener.hearing import Hearing, read_rejecting
 from pacs_node.listener.incoming import IncomingDataSet, Transfers
 from pacs_node.listener.intake import Intake, Limits, Reception
-from pacs_node.listener.refused import Refusals, negotiated
+from pacs_node.listener.negotiation import Refusals, negotiated
 from pacs_node.listener.scp import SharedSocketServer, reject
 from pacs_node.settings import DicomSettings, Settings
 from pacs_node.store import ObjectStore

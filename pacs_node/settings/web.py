@@ -19,11 +19,13 @@ WEB_FILES = ("tls_certificate", "tls_private_key")
 
 
 class GroupSettings(Section):
-    """Who may see which senders' studies."""
+    """Whose studies the members may see: a study belongs to the sender and the institution of its first image."""
 
     name: str = Field(min_length=1, max_length=64, pattern=r"^[^\s\\]+$")
-    senders: tuple[str, ...] = Field(min_length=1)
-    """AE titles; a study belongs to the AE that sent its first image."""
+    senders: tuple[str, ...] = ()
+    """AE titles."""
+    institutions: tuple[str, ...] = ()
+    """Institution Names (0008,0080), in any spelling of case and blanks."""
 
     @field_validator("senders")
     @classmethod
@@ -31,6 +33,19 @@ class GroupSettings(Section):
         if any(not 1 <= len(title) <= 16 or title != title.strip() for title in value):
             raise ValueError("a sender is an AE title: 1-16 characters")
         return value
+
+    @field_validator("institutions")
+    @classmethod
+    def _check_institutions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(1 <= len(name.strip()) <= 64 for name in value):
+            raise ValueError("an institution is an Institution Name: 1-64 characters")
+        return value
+
+    @model_validator(mode="after")
+    def _see_something(self) -> GroupSettings:
+        if not (self.senders or self.institutions):
+            raise ValueError(f"group {self.name} needs senders or institutions")
+        return self
 
 
 class OidcSettings(Section):
@@ -154,9 +169,3 @@ class WebSettings(Section):
         name = self.names[0] if self.names else self.host
         name = f"[{name}]" if ":" in name else name
         return f"{'https' if self.is_tls else 'http'}://{name}:{self.port}"
-
-    def senders_of(self, groups: frozenset[str]) -> frozenset[str] | None:
-        """Return the AE titles whose studies the members of these groups may see; None = all, as nothing is grouped."""
-        if not self.groups:
-            return None
-        return frozenset(title for group in self.groups if group.name in groups for title in group.senders)

@@ -29,8 +29,8 @@ to facts that take ``actor`` or ``reviewer``.
 
 Which studies they may see
 --------------------------
-``web.caller.visible`` is None (all), or the frozenset of sending AE titles of the caller's groups: hand it as
-``visible=`` to each function of `db.facts` that lists or searches. A path with ``{study_id}``, ``{instance_id}``,
+``web.caller.visible`` is None (all), or the senders and institutions of the caller's groups: hand it as ``visible=`` to
+each function of `db.facts` that lists or searches. A path with ``{study_id}``, ``{instance_id}``,
 ``{report_id}``, ``{delivery_id}``, ``{review_id}`` or ``{job_id}`` is checked here before the route runs: what another
 group sees is a 404. Where a study's id stands in a body or in a query, call `web.require_visible(study_id=...)` first.
 
@@ -58,6 +58,7 @@ from fastapi.routing import iter_route_contexts
 from starlette.routing import Mount
 from starlette.types import Scope
 
+from db.facts import Visible
 from db.tables import Role
 from pacs_node.settings.section import is_loopback
 from pacs_node.settings.web import WebSettings
@@ -99,8 +100,8 @@ class Visitor:
     account_id: UUID | None = None
     """None for tokens, and where nobody is logged in."""
     is_token: bool = False
-    visible: frozenset[str] | None = None
-    """Sending AE titles whose studies may be seen; None = all."""
+    visible: Visible | None = None
+    """The studies that may be seen; None = all."""
     session: str | None = field(default=None, repr=False)
     """The session cookie that the request came with, once it was found genuine."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 from uuid import UUID
@@ -18,7 +19,7 @@ from fastapi.templating import Jinja2Templates
 from db import audit
 from db.audit import Action
 from db.engine import DatabaseAway, Engine, SchemaMismatch, Session, db_now, read_scope, session_scope
-from db.facts.accounts import calling_ae_title_of
+from db.facts.visibility import origin_of
 from models.card import ModelCard
 from models.errors import ModelError
 from models.registry import Registry
@@ -86,27 +87,14 @@ class Web:
         return f"Model {card.name} {card.version}, validated on frontal chest radiographs of {patients}."
 
     def note(self, action: Action, subject_id: UUID | None = None, details: Mapping[str, Any] | None = None) -> None:
-        """Audit that the caller did something, and from where; in a transaction of its own, for what has no fact."""
-        with session_scope(self.engine) as session:
-            self.append_note(session, action, subject_id, details)
+        """Audit that the caller did something, in a transaction of its own: for what has no fact."""
+        with self.change() as session:
+            now = db_now(session)
+            audit.append(session, action, actor=self.caller.actor, subject_id=subject_id, details=details, now=now)
 
-    def append_note(
-        self,
-        session: Session,
-        action: Action,
-        subject_id: UUID | None = None,
-        details: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Audit that the caller did something, in the transaction of the fact."""
-        where = {"from": self.caller.address} if self.caller.address else {}
-        audit.append(
-            session,
-            action,
-            actor=self.caller.actor,
-            subject_id=subject_id,
-            details={**(details or {}), **where},
-            now=db_now(session),
-        )
+    def change(self) -> AbstractContextManager[Session]:
+        """Open a write transaction for the caller, whose audit events say from where."""
+        return session_scope(self.engine, address=self.caller.address)
 
     def note_view(self, study_id: UUID, what: str) -> None:
         """Audit that the caller sees the study; the pictures that one view asks for are not told one by one."""
@@ -147,10 +135,10 @@ class Web:
         if self.caller.visible is None or not is_id(value):
             return  # the route says what is wrong with an id
         with read_scope(self.engine) as session:
-            sender = calling_ae_title_of(session, name, UUID(str(value)))
-        if sender in self.caller.visible:
+            origin = origin_of(session, name, UUID(str(value)))
+        if origin is not None and self.caller.visible.covers(origin):
             return
-        if sender is not None:
+        if origin is not None:
             key = (self.caller.actor, self.caller.address, name, value)
             self.note_once(key, Action.ACCESS_REFUSED, UUID(str(value)), {"what": "of another group"})
         raise HTTPException(404, f"There is no {name.removesuffix('_id')} {value}.")

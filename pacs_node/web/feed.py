@@ -18,6 +18,7 @@ from uuid import UUID
 from db import facts
 from db.audit import Action, AuditRecord
 from db.engine import DatabaseAway, Engine, db_now, read_scope
+from db.facts import Origin
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class News:
     kind: str
     """study, delivery or review."""
     study_id: UUID
-    calling_ae_title: str
+    origin: Origin
     actions: tuple[str, ...]
     at: datetime
 
@@ -151,20 +152,20 @@ def _of(events: Iterable[AuditRecord]) -> list[UUID]:
     return list({event.subject_id for event in events if event.subject_id is not None})
 
 
-def _news(events: Iterable[AuditRecord], study_of: dict[UUID, tuple[UUID, str]]) -> list[News]:
+def _news(events: Iterable[AuditRecord], study_of: dict[UUID, tuple[UUID, Origin]]) -> list[News]:
     """Return one piece of news for each study and kind, in the order of the last event of each."""
     gathered: dict[tuple[str, UUID], News] = {}
     for event in events:
         if event.subject_id not in study_of:
             continue
-        study_id, sender = study_of[event.subject_id]
+        study_id, origin = study_of[event.subject_id]
         key = KINDS[event.action], study_id
         before = gathered.pop(key, None)
         gathered[key] = News(
             event_id=f"{event.at.isoformat()}_{event.id}",
             kind=key[0],
             study_id=study_id,
-            calling_ae_title=sender,
+            origin=origin,
             actions=tuple(dict.fromkeys((*(before.actions if before else ()), event.action))),
             at=event.at,
         )

@@ -12,9 +12,10 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from db.engine import db_now, read_scope, session_scope
-from db.facts import credentials
+from db.facts import Visible, credentials
 from db.facts.accounts import Account
 from db.facts.credentials import TOUCH_EVERY_S
+from db.facts.visibility import one_spelling
 from db.tables import Role
 from pacs_node.settings.web import WebSettings
 from pacs_node.web.access import EVERYONE, Visitor, visitor_address
@@ -48,7 +49,7 @@ def identify(web: Web, scope: Scope) -> Visitor:
 def nobody_at(scope: Scope) -> Visitor:
     """Return a visitor of whom only the address is known."""
     address, is_on_loopback = visitor_address(scope)
-    return Visitor(actor="anyone", name="nobody", address=address, is_on_loopback=is_on_loopback, visible=frozenset())
+    return Visitor(actor="anyone", name="nobody", address=address, is_on_loopback=is_on_loopback, visible=Visible())
 
 
 def cookie_name(scope: Scope) -> str:
@@ -141,5 +142,12 @@ def _by_token(web: Web, nobody: Visitor, secret: str) -> Visitor:
     )
 
 
-def _visible(roles: frozenset[Role], groups: frozenset[str], settings: WebSettings) -> frozenset[str] | None:
-    return None if Role.ADMIN in roles else settings.senders_of(groups)
+def _visible(roles: frozenset[Role], groups: frozenset[str], settings: WebSettings) -> Visible | None:
+    """Return what the members of these groups may see; None = all, to administrators and where nothing is grouped."""
+    if Role.ADMIN in roles or not settings.groups:
+        return None
+    own = [group for group in settings.groups if group.name in groups]
+    return Visible(
+        senders=frozenset(title for group in own for title in group.senders),
+        institutions=frozenset(one_spelling(name) for group in own for name in group.institutions),
+    )

@@ -71,6 +71,7 @@ def test_read_header_reads_every_attribute_in_each_encoding(syntax: str) -> None
         AccessionNumber="A1",
         StudyDate="20261120",
         StudyDescription="Chest PA",
+        InstitutionName=" Demo Hospital ",
     )
     header = header_of(encoded(dataset, syntax), syntax)
     assert (header.sop_class_uid, header.sop_instance_uid) == (CR, "1.2.3")
@@ -80,6 +81,7 @@ def test_read_header_reads_every_attribute_in_each_encoding(syntax: str) -> None
     assert header.patient_name == "Doe^Jane"
     assert (header.patient_birth_date, header.patient_sex) == ("19700101", "F")
     assert (header.accession_number, header.study_description) == ("A1", "Chest PA")
+    assert header.institution_name == "Demo Hospital"
     assert header.study_date == date(2026, 11, 20)
 
 

@@ -94,6 +94,22 @@ def test_accept_files_a_new_image_with_its_job_and_audit_event(world: World) -> 
     assert (study.patient_id, study.patient_name) == (dataset.PatientID, str(dataset.PatientName))
 
 
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ("  Hôpital   ST. ANNE ", "hôpital st. anne"),
+        ("\ufdfa" * 64, "صلى الله عليه وسلم" * 3 + "صلى الله ع"),  # 18 characters each in one spelling
+        ("", ""),
+    ],
+)
+def test_accept_keeps_the_institution_in_one_spelling(world: World, written: str, kept: str) -> None:
+    dataset = make_radiograph(**RADIOGRAPH)
+    dataset.SpecificCharacterSet, dataset.InstitutionName = "ISO_IR 192", written
+    assert world.receive(dataset) is Outcome.NEW
+    (study,) = world.rows(Study)
+    assert study.institution == kept
+
+
 def test_accept_keeps_one_file_when_the_same_image_comes_again(world: World) -> None:
     dataset = make_radiograph(**RADIOGRAPH)
     assert [world.receive(dataset), world.receive(dataset)] == [Outcome.NEW, Outcome.DUPLICATE]

@@ -10,8 +10,8 @@ import pytest
 
 from db import facts
 from db.engine import Session
+from db.facts import Visible, readings
 from db.facts import quality as counted
-from db.facts import readings
 from db.facts.quality import Scope, StepTimes
 from db.facts.readings import Reading
 from db.tables import Answer, DeliveryState, Verdict
@@ -169,7 +169,7 @@ def test_counts_keep_to_period_sender_and_group(session: Session) -> None:
     for scope in (
         Scope(since=NOON + DAY, until=NOON + 2 * DAY),
         Scope(since=NOON - DAY, until=NOON + DAY, sender="ELSEWHERE"),
-        Scope(since=NOON - DAY, until=NOON + DAY, visible=frozenset({"ELSEWHERE"})),
+        Scope(since=NOON - DAY, until=NOON + DAY, visible=Visible(senders=frozenset({"ELSEWHERE"}))),
     ):
         assert counted.count_objects(session, scope).received == 0
         assert counted.count_studies(session, scope).received == 0

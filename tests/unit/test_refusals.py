@@ -48,7 +48,12 @@ def test_each_context_is_counted_once_for_an_association(session: Session) -> No
 
 def test_what_a_reader_may_not_see_is_not_listed(session: Session) -> None:
     refuse(session, (CT, 3))
-    assert facts.list_refused_contexts(session, since=TODAY, until=TODAY, visible=frozenset({"ROUTER"})) == ()
+    assert (
+        facts.list_refused_contexts(
+            session, since=TODAY, until=TODAY, visible=facts.Visible(senders=frozenset({"ROUTER"}))
+        )
+        == ()
+    )
 
 
 def test_a_peer_with_ever_new_uids_fills_no_table(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:

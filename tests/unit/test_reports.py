@@ -11,7 +11,7 @@ from sqlalchemy import func, select, update
 from db import audit, facts, queue
 from db.audit import Action
 from db.engine import NoSuchRecord, Session
-from db.facts import BuiltObject
+from db.facts import Asked, BuiltObject
 from db.queue import JobKind, JobState
 from db.tables import Answer, DeliveryState, Hold, InstanceState, Job, Prediction, Study, Verdict
 from tests.records import (
@@ -242,8 +242,8 @@ def test_review_belongs_to_the_report_that_was_current(session: Session, study_i
         session, study_id, verdict=Verdict.DISAGREE, comment="left base", reviewer="r", now=NOON + SECOND
     )
     assert (early.report_id, review.report_id) == (None, report_id)
-    assert facts.list_reviews(session) == ([review, early], None)
-    assert facts.list_reviews(session, verdict=Verdict.DISAGREE, study_id=study_id) == ([review], None)
+    assert facts.list_reviews(session, Asked()) == ([review, early], None)
+    assert facts.list_reviews(session, Asked(study_id=study_id), verdict=Verdict.DISAGREE) == ([review], None)
     assert actions(session)[-1] == Action.REVIEW_ADDED
 
 

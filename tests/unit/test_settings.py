@@ -78,6 +78,8 @@ def test_a_changed_key_is_named_once_without_its_value(tmp_path: Path) -> None:
         ('[web.oidc]\nissuer = "http://login.example.org"\n', "https://"),
         ('[web.oidc]\nissuer = "https://login.example.org"\n', "client_id"),
         ('[[web.groups]]\nname = "ward a"\nsenders = ["CR"]\n', "web.groups.0.name"),
+        ('[[web.groups]]\nname = "ward_a"\n', "needs senders or institutions"),
+        ('[[web.groups]]\nname = "ward_a"\ninstitutions = [" "]\n', "an institution is"),
         ('[[dicom.peers]]\nae_title = "CR"\naddresses = ["999.1.1.1"]\n', "dicom.peers.0.addresses"),
         ('[[destinations]]\nname="a"\nae_title="A"\nhost="h"\nport=1\n' * 2, "same name"),
         ("[dicom\n", "cannot be read"),

@@ -9,7 +9,7 @@ import pytest
 from db import audit, facts
 from db.audit import Action
 from db.engine import NoSuchRecord, Session
-from db.facts import StudySummary
+from db.facts import Asked, StudySummary
 from db.queue import JobKind
 from db.tables import Answer, DeliveryState, Verdict
 from tests.records import LATERAL, LOW_CONFIDENCE, NOON, SECOND, add_image, freeze, judge, make_prediction
@@ -166,12 +166,12 @@ def test_results_are_those_of_the_newest_judgements(session: Session) -> None:
     judge(session, first, 0.1)
     judge(session, first, 0.2, now=NOON + SECOND)
     judge(session, second, 0.3, now=NOON + 2 * SECOND)
-    page, cursor = facts.list_results(session, limit=1)
-    rest, end = facts.list_results(session, limit=5, cursor=cursor)
+    page, cursor = facts.list_results(session, Asked(limit=1))
+    rest, end = facts.list_results(session, Asked(limit=5, cursor=cursor))
     assert [result.probability for result in (*page, *rest)] == [0.3, 0.2]
     assert end is None
-    assert facts.list_results(session, finding="effusion")[0] == []
-    assert [r.instance_id for r in facts.list_results(session, since=NOON + 2 * SECOND)[0]] == [second]
+    assert facts.list_results(session, Asked(), finding="effusion")[0] == []
+    assert [r.instance_id for r in facts.list_results(session, Asked(since=NOON + 2 * SECOND))[0]] == [second]
 
 
 def test_oldest_waiting_job_is_named_by_kind(session: Session) -> None:

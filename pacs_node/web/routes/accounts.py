@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import RedirectResponse, Response
 
+from db import audit
 from db.audit import Action
-from db.engine import Session, db_now, read_scope, session_scope
+from db.engine import Session, db_now, read_scope
 from db.facts import accounts, credentials
 from db.facts.accounts import Account, NameTaken
 from db.facts.credentials import NoSuchLink
@@ -57,7 +58,7 @@ def log_in(web: WebContext, request: Request, user: Name = "", password: Passwor
         account = accounts.find_account(session, name)
     is_right = is_password(password, account.password_hash if account else None)
     secret = new_secret()
-    with session_scope(web.engine) as session:
+    with web.change() as session:
         rests_until, is_in = _judge(web, session, name, is_right)
         if is_in is not None:
             if is_outdated(is_in.password_hash or ""):
@@ -82,7 +83,6 @@ def _judge(web: Web, session: Session, name: str, is_right: bool) -> tuple[str, 
         session,
         account.account_id if account else None,
         why=why if account else "unknown name",
-        address=web.caller.address,
         tries=settings.login_tries,
         rest_s=60 * settings.login_rest_minutes,
         now=now,
@@ -97,9 +97,10 @@ def _judge(web: Web, session: Session, name: str, is_right: bool) -> tuple[str, 
 def log_out(web: WebContext, request: Request) -> Response:
     """End the session here and in the browser."""
     if web.caller.session:
-        with session_scope(web.engine) as session:
+        with web.change() as session:
             credentials.close_session(session, web.caller.session)
-            web.append_note(session, Action.LOGGED_OUT, web.caller.account_id)
+            now, who = db_now(session), web.caller
+            audit.append(session, Action.LOGGED_OUT, actor=who.actor, subject_id=who.account_id, now=now)
     answer = RedirectResponse("/login", status_code=303)
     drop_session(request, answer)
     return answer
@@ -132,7 +133,7 @@ def set_up(
         if fault:
             return _setup(web, request, link=link, account=account, fault=fault, status=422)
         password_hash = hash_password(password)
-        with session_scope(web.engine) as session:
+        with web.change() as session:
             _use(web, session, link, name, password_hash, secret)
     except NoSuchLink:
         return _setup(web, request, fault=DEAD_LINK, status=404)
@@ -172,7 +173,7 @@ def enter(web: Web, session: Session, account: Account, secret: str, *, how: str
         credentials.close_session(session, web.caller.session)
     credentials.drop_old_sessions(session, longest_s=3600 * web.settings.web.session_hours, now=now)
     credentials.open_session(session, secret, account.account_id, now=now)
-    accounts.record_login(session, account, how=how, address=web.caller.address, now=now)
+    accounts.record_login(session, account, how=how, now=now)
 
 
 def let_in(request: Request, secret: str, next: str) -> Response:

@@ -79,7 +79,7 @@ def _told(web: Web, found: list[News] | None) -> list[str]:
     if found is None:
         return ["event: reset\ndata: {}\n\n"]
     visible = web.caller.visible
-    return [_written(news) for news in found if visible is None or news.calling_ae_title in visible]
+    return [_written(news) for news in found if visible is None or visible.covers(news.origin)]
 
 
 def _written(news: News) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query
@@ -12,15 +13,33 @@ from db import facts
 from db.audit import Action
 from db.engine import db_now, read_scope
 from db.facts import Asked
-from db.tables import DeliveryState, Verdict
 from pacs_node.web.access import Role, requires
 from pacs_node.web.context import Web, WebContext
 from pacs_node.web.exporting import MEDIA_TYPES, ROWS, FileKind, Read, file_name, lines_of
-from pacs_node.web.listing import Listed
+from pacs_node.web.listing import (
+    Filters,
+    Listed,
+    OfDeliveries,
+    OfEvents,
+    OfImages,
+    OfReports,
+    OfResults,
+    OfReviews,
+    OfWarnings,
+)
 from pacs_node.web.problems import documented
-from pacs_node.web.query import Code, Instant, Probability, Version
 from pacs_node.web.routes import API
-from pacs_node.web.schemas import DeliveryDetail, ResultOut, ReviewOut, Schema, StudyLine
+from pacs_node.web.schemas import (
+    AuditOut,
+    DeliveryDetail,
+    InstanceLine,
+    ReportLine,
+    ResultOut,
+    ReviewOut,
+    Schema,
+    StudyLine,
+    WarningLine,
+)
 from pacs_node.web.study_query import Wanted
 
 router = APIRouter(
@@ -42,9 +61,10 @@ FILE: dict[int | str, dict[str, Any]] = {
 }
 WithPatient = Annotated[bool, Query(description="With the patient's name and id and the accession number.")]
 Row = TypeVar("Row", bound=Schema)
+STREAMED: dict[str, Any] = {"response_class": StreamingResponse, "responses": FILE}
 
 
-@router.get("/studies", summary="Export studies", response_class=StreamingResponse, responses=FILE)
+@router.get("/studies", summary="Export studies", **STREAMED)
 def export_studies(
     web: WebContext, wanted: Wanted, kind: Kind = "csv", with_patient: WithPatient = False
 ) -> StreamingResponse:
@@ -58,65 +78,70 @@ def export_studies(
     return _file(web, "studies", kind, StudyLine, read, asked=dict(wanted), without=without)
 
 
-@router.get("/results", summary="Export results", response_class=StreamingResponse, responses=FILE)
-def export_results(
-    web: WebContext,
-    asked: Listed,
-    finding: Code | None = None,
-    probability_from: Probability | None = None,
-    probability_to: Probability | None = None,
-    model_version: Version | None = None,
-    kind: Kind = "csv",
-) -> StreamingResponse:
-    """Return what the model said about every image, the newest first."""
-    own: dict[str, Any] = {
-        "finding": finding,
-        "probability_from": probability_from,
-        "probability_to": probability_to,
-        "model_version": model_version,
-    }
+@router.get("/instances", summary="Export images", **STREAMED)
+def export_instances(web: WebContext, asked: Listed, wanted: OfImages, kind: Kind = "csv") -> StreamingResponse:
+    """Return images with the state they are in."""
+    return _list(web, "instances", kind, InstanceLine, facts.list_instances, asked, wanted)
 
-    def read(cursor: str | None) -> tuple[list[ResultOut], str | None]:
+
+@router.get("/results", summary="Export results", **STREAMED)
+def export_results(web: WebContext, asked: Listed, wanted: OfResults, kind: Kind = "csv") -> StreamingResponse:
+    """Return what the model said about every image."""
+    return _list(web, "results", kind, ResultOut, facts.list_results, asked, wanted)
+
+
+@router.get("/warnings", summary="Export warnings", **STREAMED)
+def export_warnings(web: WebContext, asked: Listed, wanted: OfWarnings, kind: Kind = "csv") -> StreamingResponse:
+    """Return what was remarked about every image."""
+    return _list(web, "warnings", kind, WarningLine, facts.list_warnings, asked, wanted)
+
+
+@router.get("/reports", summary="Export reports", **STREAMED)
+def export_reports(web: WebContext, asked: Listed, wanted: OfReports, kind: Kind = "csv") -> StreamingResponse:
+    """Return every revision of every report."""
+    return _list(web, "reports", kind, ReportLine, facts.list_reports, asked, wanted)
+
+
+@router.get("/deliveries", summary="Export deliveries", **STREAMED)
+def export_deliveries(web: WebContext, asked: Listed, wanted: OfDeliveries, kind: Kind = "csv") -> StreamingResponse:
+    """Return where reports stand."""
+    return _list(web, "deliveries", kind, DeliveryDetail, facts.list_deliveries, asked, wanted)
+
+
+@router.get("/reviews", summary="Export reviews", **STREAMED)
+def export_reviews(web: WebContext, asked: Listed, wanted: OfReviews, kind: Kind = "csv") -> StreamingResponse:
+    """Return what readers said."""
+    return _list(web, "reviews", kind, ReviewOut, facts.list_reviews, asked, wanted)
+
+
+@router.get("/audit", summary="Export the audit trail", **STREAMED)
+def export_audit(web: WebContext, wanted: OfEvents, kind: Kind = "csv") -> StreamingResponse:
+    """Return who did what, when and to what, the newest first."""
+
+    def read(cursor: str | None) -> tuple[list[AuditOut], str | None]:
         with read_scope(web.engine) as session:
-            return _as(ResultOut, facts.list_results(session, **own, **asdict(_at(asked, cursor))))
+            return _as(AuditOut, facts.list_events(session, **wanted, limit=ROWS, cursor=cursor))
 
-    return _file(web, "results", kind, ResultOut, read, asked=own | asdict(asked))
+    return _file(web, "audit", kind, AuditOut, read, asked=wanted)
 
 
-@router.get("/reviews", summary="Export reviews", response_class=StreamingResponse, responses=FILE)
-def export_reviews(
-    web: WebContext,
-    verdict: Verdict | None = None,
-    since: Instant | None = None,
-    until: Instant | None = None,
-    kind: Kind = "csv",
+def _list(
+    web: Web,
+    subject: str,
+    kind: FileKind,
+    schema: type[Row],
+    listed: Callable[..., tuple[list[Any], str | None]],
+    asked: Asked,
+    wanted: Filters,
 ) -> StreamingResponse:
-    """Return what readers said, the newest first."""
-    own: dict[str, Any] = {"verdict": verdict, "since": since, "until": until, "visible": web.caller.visible}
+    """Return a list from where the caller said to its end."""
 
-    def read(cursor: str | None) -> tuple[list[ReviewOut], str | None]:
+    def read(cursor: str | None) -> tuple[list[Row], str | None]:
         with read_scope(web.engine) as session:
-            return _as(ReviewOut, facts.list_reviews(session, **own, limit=ROWS, cursor=cursor))
+            return _as(schema, listed(session, replace(asked, limit=ROWS, cursor=cursor or asked.cursor), **wanted))
 
-    return _file(web, "reviews", kind, ReviewOut, read, asked=own)
-
-
-@router.get("/deliveries", summary="Export deliveries", response_class=StreamingResponse, responses=FILE)
-def export_deliveries(
-    web: WebContext, asked: Listed, state: DeliveryState | None = None, kind: Kind = "csv"
-) -> StreamingResponse:
-    """Return where reports stand, the newest first."""
-
-    def read(cursor: str | None) -> tuple[list[DeliveryDetail], str | None]:
-        with read_scope(web.engine) as session:
-            return _as(DeliveryDetail, facts.list_deliveries(session, _at(asked, cursor), state=state))
-
-    return _file(web, "deliveries", kind, DeliveryDetail, read, asked=asdict(asked) | {"state": state})
-
-
-def _at(asked: Asked, cursor: str | None) -> Asked:
-    """Return what is asked of one page; an export begins where the caller said and goes to the end."""
-    return replace(asked, limit=ROWS, cursor=cursor or asked.cursor)
+    told = {name: getattr(asked, name) for name in ("study_id", "calling_ae_title", "since", "until", "cursor")}
+    return _file(web, subject, kind, schema, read, asked=told | wanted)
 
 
 def _as(schema: type[Row], found: tuple[list[Any], str | None]) -> tuple[list[Row], str | None]:
@@ -133,9 +158,7 @@ def _file(
     asked: dict[str, Any],
     without: frozenset[str] = frozenset(),
 ) -> StreamingResponse:
-    filters = {
-        name: str(value) for name, value in asked.items() if value is not None and name not in ("visible", "limit")
-    }
+    filters = {name: str(value) for name, value in asked.items() if value is not None and name != "visible"}
     details = {"list": subject, "format": kind, "filters": filters, "with_names": not without and schema is StudyLine}
     web.note(Action.LIST_EXPORTED, details=details)
     with read_scope(web.engine) as session:

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
-from db.engine import db_now, session_scope
+from db.engine import db_now
 from db.facts import accounts
 from db.facts.accounts import NameTaken
 from db.tables import Role
@@ -59,7 +59,7 @@ def come_back(web: WebContext, request: Request) -> Response:
 def _enter(web: Web, person: Person) -> str:
     known = {group.name for group in web.settings.web.groups}
     secret = new_secret()
-    with session_scope(web.engine) as session:
+    with web.change() as session:
         try:
             account = accounts.hospital_account(
                 session,
@@ -80,12 +80,11 @@ def _enter(web: Web, person: Person) -> str:
 def _refuse(web: Web, request: Request, refusal: HospitalRefuses) -> Response:
     logger.warning("A hospital login was refused", extra={"action": "hospital_login"}, exc_info=refusal.__cause__)
     settings = web.settings.web
-    with session_scope(web.engine) as session:
+    with web.change() as session:
         accounts.record_failed_login(
             session,
             None,
             why="hospital login",
-            address=web.caller.address,
             tries=settings.login_tries,
             rest_s=60 * settings.login_rest_minutes,
             now=db_now(session),

@@ -9,13 +9,12 @@ from fastapi import APIRouter, HTTPException, Query, Request, Response
 
 from db import facts
 from db.audit import Action
-from db.engine import db_now, read_scope, session_scope
+from db.engine import db_now, read_scope
 from db.facts import InstanceDetail
-from db.tables import InstanceState
 from pacs_node.web.access import Role, requires
 from pacs_node.web.context import Web, WebContext
 from pacs_node.web.dicom_files import FILE, FileForm, dicom_file
-from pacs_node.web.listing import Listed, page_of
+from pacs_node.web.listing import Listed, OfImages, page_of
 from pacs_node.web.problems import documented
 from pacs_node.web.query import refuse
 from pacs_node.web.render import SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, Drawing, Form
@@ -50,10 +49,10 @@ PICTURE: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("", summary="List images")
-def list_instances(web: WebContext, asked: Listed, state: InstanceState | None = None) -> Page[InstanceLine]:
+def list_instances(web: WebContext, asked: Listed, wanted: OfImages) -> Page[InstanceLine]:
     """Return one page of images, the last received first; `state=failed` lists what can be run again."""
     with read_scope(web.engine) as session:
-        return page_of(InstanceLine, facts.list_instances(session, asked, state=state))
+        return page_of(InstanceLine, facts.list_instances(session, asked, **wanted))
 
 
 @router.get("/{instance_id}", summary="One image in full")
@@ -116,7 +115,7 @@ def get_dicom(web: WebContext, instance_id: UUID, form: FileForm = "dicom") -> R
 )
 def rerun(web: WebContext, instance_id: UUID) -> Done:
     """Queue the image for the model that is active now; what was said about it stands until then. Audited."""
-    with session_scope(web.engine) as session:
+    with web.change() as session:
         now = db_now(session)
         study_id = facts.rerun_instance(session, instance_id, actor=web.caller.actor, now=now)
     return Done(study_id=study_id, subject_id=instance_id, detail="The image waits to be judged again.")

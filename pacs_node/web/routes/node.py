@@ -39,9 +39,20 @@ def ready(web: WebContext, response: Response) -> Readiness:
     )
 
 
-@router.get("/metrics", summary="Numbers for Prometheus", response_class=Response, dependencies=[FOR_MACHINES])
+@router.get(
+    "/metrics",
+    summary="Numbers for Prometheus",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}}, **documented(401, 403)},
+    dependencies=[FOR_MACHINES],
+)
 def metrics(web: WebContext) -> Response:
-    """Return text exposition; read from the database, without any patient attribute."""
+    """Return text exposition; read from the database, without any patient attribute.
+
+    Sums of the whole node: not for whom a group limits to a part of its studies.
+    """
+    if web.caller.groups and web.caller.visible is not None:
+        raise HTTPException(403, "These are sums over all groups; use a token of the node, without a group.")
     return Response(exposition(web), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from db import facts
 from db.engine import Session, db_now, read_scope
-from db.facts import StudyDetail, StudySummary
+from db.facts import StudyDetail, StudySummary, Visible
 from db.facts.study_filters import StudyFilters
 from db.tables import Verdict
 from pacs_node.web import words, worklist
@@ -91,7 +91,7 @@ def show_worklist(
     is_of_all = view in ("all", "undelivered")
     with read_scope(web.engine) as session:
         now = db_now(session)
-        senders = [s for s in facts.list_senders(session) if web.caller.visible is None or s in web.caller.visible]
+        senders = facts.list_senders(session, web.caller.visible)
         versions = sorted({known.version for known in facts.list_model_versions(session)})
         choice = replace(asked, senders=senders, model_versions=versions)
         wanted = _wanted(web, choice, now)
@@ -150,7 +150,7 @@ def search(web: WebContext, request: Request, form: Form) -> HTMLResponse:
     )
 
 
-def _search(session: Session, sought: str, visible: frozenset[str] | None) -> list[StudySummary]:
+def _search(session: Session, sought: str, visible: Visible | None) -> list[StudySummary]:
     """Look in the three places that people type into one box; names are written with a space and kept with a caret."""
     found = [
         *facts.search_studies(session, accession_number=sought, visible=visible, limit=ROWS),

@@ -9,7 +9,7 @@ from uuid import UUID
 from fastapi import APIRouter, HTTPException
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from db.engine import db_now, read_scope, session_scope
+from db.engine import db_now, read_scope
 from db.facts import accounts, credentials
 from db.facts.accounts import Account, NameTaken
 from db.facts.credentials import TokenFacts
@@ -122,7 +122,7 @@ def list_accounts(web: WebContext) -> list[AccountOut]:
 @router.post("/accounts", summary="Add an account", status_code=201, dependencies=ONLY_ADMIN)
 def post_account(web: WebContext, wanted: NewAccount) -> AccountAndLink:
     """Add a person; the answer holds the one-time link by which they choose a password."""
-    with session_scope(web.engine) as session:
+    with web.change() as session:
         try:
             account = accounts.add_account(
                 session,
@@ -140,7 +140,7 @@ def post_account(web: WebContext, wanted: NewAccount) -> AccountAndLink:
 @router.patch("/accounts/{account_id}", summary="Change or lock an account", dependencies=ONLY_ADMIN)
 def patch_account(web: WebContext, account_id: UUID, change: AccountChange) -> AccountOut:
     """Change what is given; locking logs the person out everywhere."""
-    with session_scope(web.engine) as session:
+    with web.change() as session:
         account = accounts.change_account(
             session,
             account_id,
@@ -158,7 +158,7 @@ def patch_account(web: WebContext, account_id: UUID, change: AccountChange) -> A
 @router.post("/accounts/{account_id}/link", summary="Make a new password link", dependencies=ONLY_ADMIN)
 def post_link(web: WebContext, account_id: UUID) -> AccountAndLink:
     """Return a new one-time link; an earlier one that was not used ends."""
-    with session_scope(web.engine) as session:
+    with web.change() as session:
         account = accounts.account_of(session, account_id)
         if account.is_of_hospital:
             raise HTTPException(409, "This person logs in with the hospital's account.")
@@ -176,7 +176,7 @@ def list_tokens(web: WebContext) -> list[TokenOut]:
 def post_token(web: WebContext, wanted: NewToken) -> TokenAndSecret:
     """Make a token for a program; its secret is in this answer alone."""
     secret = new_secret(TOKEN_PREFIX)
-    with session_scope(web.engine) as session:
+    with web.change() as session:
         now = db_now(session)
         try:
             token = credentials.create_token(
@@ -197,7 +197,7 @@ def post_token(web: WebContext, wanted: NewToken) -> TokenAndSecret:
 @router.delete("/tokens/{token_id}", summary="Revoke an API token", dependencies=ONLY_ADMIN)
 def delete_token(web: WebContext, token_id: UUID) -> TokenOut:
     """End a token at once."""
-    with session_scope(web.engine) as session:
+    with web.change() as session:
         return _token_out(credentials.revoke_token(session, token_id, actor=web.caller.actor, now=db_now(session)))
 
 

@@ -42,7 +42,7 @@ def show_quality(
         since, until = quality.period_of(period, now)
         scope = Scope(since=since, until=until, sender=sender, visible=web.caller.visible)
         context = _counts(session, scope) | _readings(session, scope)
-        senders = [s for s in facts.list_senders(session) if web.caller.visible is None or s in web.caller.visible]
+        senders = facts.list_senders(session, web.caller.visible)
     context |= {
         "page": "quality",
         "charts": charts,

@@ -1,23 +1,19 @@
-"""Warnings, reports and deliveries as lists, and sending a report once more."""
+"""Results, warnings, reports and deliveries as lists for scripts, and sending a report once more."""
 
 from __future__ import annotations
 
-from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 
 from db import facts
-from db.engine import db_now, read_scope, session_scope
-from db.tables import Answer, DeliveryState
-from models.codes import Severity
+from db.engine import db_now, read_scope
 from pacs_node.web.access import Role, requires
 from pacs_node.web.context import WebContext
-from pacs_node.web.listing import Listed, page_of
+from pacs_node.web.listing import Listed, OfDeliveries, OfReports, OfResults, OfWarnings, page_of
 from pacs_node.web.problems import documented
-from pacs_node.web.query import Code, Version
 from pacs_node.web.routes import API
-from pacs_node.web.schemas import DeliveryDetail, Done, Page, ReportLine, WarningLine
+from pacs_node.web.schemas import DeliveryDetail, Done, Page, ReportLine, ResultOut, WarningLine
 
 router = APIRouter(
     prefix=API,
@@ -26,37 +22,33 @@ router = APIRouter(
     dependencies=[requires(Role.RADIOLOGIST, Role.ADMIN, Role.SERVICE)],
 )
 
-Destination = Annotated[str, Query(min_length=1, max_length=64, pattern=r"^[\x21-\x7e]+$", examples=["main"])]
+
+@router.get("/results", summary="List results")
+def list_results(web: WebContext, asked: Listed, wanted: OfResults) -> Page[ResultOut]:
+    """Return one page of the predictions of every image's newest judgement, the newest first."""
+    with read_scope(web.engine) as session:
+        return page_of(ResultOut, facts.list_results(session, asked, **wanted))
 
 
 @router.get("/warnings", summary="List warnings")
-def list_warnings(
-    web: WebContext,
-    asked: Listed,
-    code: Code | None = None,
-    severity: Severity | None = None,
-) -> Page[WarningLine]:
+def list_warnings(web: WebContext, asked: Listed, wanted: OfWarnings) -> Page[WarningLine]:
     """Return one page of the warnings of every image's newest judgement, the newest first."""
     with read_scope(web.engine) as session:
-        return page_of(WarningLine, facts.list_warnings(session, asked, code=code, severity=severity))
+        return page_of(WarningLine, facts.list_warnings(session, asked, **wanted))
 
 
 @router.get("/reports", summary="List reports")
-def list_reports(
-    web: WebContext, asked: Listed, answer: Answer | None = None, model_version: Version | None = None
-) -> Page[ReportLine]:
+def list_reports(web: WebContext, asked: Listed, wanted: OfReports) -> Page[ReportLine]:
     """Return one page of reports, every revision, the newest first."""
     with read_scope(web.engine) as session:
-        return page_of(ReportLine, facts.list_reports(session, asked, answer=answer, model_version=model_version))
+        return page_of(ReportLine, facts.list_reports(session, asked, **wanted))
 
 
 @router.get("/deliveries", summary="List deliveries")
-def list_deliveries(
-    web: WebContext, asked: Listed, state: DeliveryState | None = None, destination: Destination | None = None
-) -> Page[DeliveryDetail]:
+def list_deliveries(web: WebContext, asked: Listed, wanted: OfDeliveries) -> Page[DeliveryDetail]:
     """Return one page of deliveries, the newest first; `state=failed` lists what waits for a person."""
     with read_scope(web.engine) as session:
-        return page_of(DeliveryDetail, facts.list_deliveries(session, asked, state=state, destination=destination))
+        return page_of(DeliveryDetail, facts.list_deliveries(session, asked, **wanted))
 
 
 @router.post(
@@ -68,7 +60,7 @@ def list_deliveries(
 )
 def resend(web: WebContext, delivery_id: UUID) -> Done:
     """Queue the delivery again, under the UIDs that it was sent with; audited."""
-    with session_scope(web.engine) as session:
+    with web.change() as session:
         now = db_now(session)
         study_id = facts.resend_delivery(session, delivery_id, actor=web.caller.actor, now=now)
     return Done(study_id=study_id, subject_id=delivery_id, detail="The delivery waits to be sent again.")

@@ -12,15 +12,16 @@ from uuid import UUID
 from fastapi import APIRouter, Header, HTTPException, Response
 
 from db import facts
-from db.engine import Session, db_now, read_scope, session_scope
+from db.engine import Session, db_now, read_scope
 from db.facts import Region, ReviewConflict, ReviewFacts, ReviewState
 from db.tables import Answer, Verdict
 from pacs_node.report.answer import FINDING
 from pacs_node.report.codes import QUALITY
 from pacs_node.web.access import Role, requires
 from pacs_node.web.context import Web, WebContext
+from pacs_node.web.listing import Listed, OfReviews, page_of
 from pacs_node.web.problems import documented
-from pacs_node.web.query import Cursor, Instant, Limit, cursor_out, refuse_body
+from pacs_node.web.query import refuse_body
 from pacs_node.web.render import size_of
 from pacs_node.web.routes import API
 from pacs_node.web.schemas import NewReview, Page, RegionBox, ReviewOut, ReviewStateOut
@@ -41,28 +42,10 @@ ETAG = {"headers": {"ETag": {"description": "What stands now.", "schema": {"type
 
 
 @router.get("/reviews", summary="List reviews")
-def list_reviews(
-    web: WebContext,
-    study_id: UUID | None = None,
-    verdict: Verdict | None = None,
-    since: Instant | None = None,
-    until: Instant | None = None,
-    limit: Limit = 50,
-    cursor: Cursor = None,
-) -> Page[ReviewOut]:
+def list_reviews(web: WebContext, asked: Listed, wanted: OfReviews) -> Page[ReviewOut]:
     """Return one page of reviews, the newest first."""
     with read_scope(web.engine) as session:
-        reviews, following = facts.list_reviews(
-            session,
-            study_id=study_id,
-            verdict=verdict,
-            since=since,
-            until=until,
-            visible=web.caller.visible,
-            limit=limit,
-            cursor=cursor,
-        )
-    return Page(items=[ReviewOut.model_validate(review) for review in reviews], next_cursor=cursor_out(following))
+        return page_of(ReviewOut, facts.list_reviews(session, asked, **wanted))
 
 
 @router.get("/reviews/{review_id}", summary="One review")
@@ -123,7 +106,7 @@ def add_review(web: Web, review: NewReview, *, tag: str | None = None, is_uncond
     """
     reviewer = _reviewer(web, review)
     region = _region(web, review) if review.region else None
-    with session_scope(web.engine) as session:
+    with web.change() as session:
         study = facts.study_facts(session, review.study_id, lock=True)
         corrected = _corrected(review, study.current_report.answer if study.current_report else None)
         if tag is None and not is_unconditional and review.verdict is not Verdict.COMMENT:
