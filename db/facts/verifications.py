@@ -4,7 +4,7 @@ The report bears its review's id. It is a revision of its study in its own right
 current one: that is what the next images are compared with, and what readers review.
 
 A reader has one word about a study. A changed one makes a report that names the former, which is withdrawn when the
-new one is built; where none is said any more, all that this reader's reports said is withdrawn at once.
+new one is built; where none is said any more, what this reader's reports said of that AI result is withdrawn at once.
 """
 
 from __future__ import annotations
@@ -134,9 +134,10 @@ def follow_review(
             withdraw_report(session, report.id, **withdrawal)
     wanted = is_sent and review.verdict is not Verdict.WITHDRAW
     made = request_verified_report(session, review_id, finding=finding, now=now, delay_s=delay_s) if wanted else None
-    if made is None:
+    if made is None:  # what the reader said of an earlier AI result was not taken back
         for report in _reports_of_reader(session, review):
-            withdraw_report(session, report.id, **withdrawal)
+            if report.about == review.report_id:
+                withdraw_report(session, report.id, **withdrawal)
     return made
 
 
@@ -144,6 +145,7 @@ def _reports_of_reader(session: Session, review: ReviewFacts) -> Sequence[Any]:
     """Return the reports of a review's reader on its study that other reviews made, the newest first."""
     query = (
         select(_REPORTS.c.id, _REPORTS.c.review_id, _REPORTS.c.built_at, _REPORTS.c.withdrawn_at)
+        .add_columns(_REVIEWS.c.report_id.label("about"))
         .join(_REVIEWS, _REVIEWS.c.id == _REPORTS.c.review_id)
         .where(_REPORTS.c.study_id == review.study_id, _REVIEWS.c.reviewer == review.reviewer)
         .where(_REPORTS.c.review_id != review.review_id)

@@ -22,6 +22,7 @@ from db.facts import StudySummary
 from db.queue import QueuePolicy
 from db.tables import Answer, Hold, Job, JobKind, JobState, ObjectKind, OwnObject, Verdict
 from pacs_node.decoding import DecodingPool
+from pacs_node.delivery.withdrawal import note_of
 from pacs_node.schedule import Tasks
 from pacs_node.settings import QueueSettings, Settings
 from pacs_node.settings.codes import CodesSettings
@@ -300,16 +301,22 @@ def test_changed_verdict_rejects_the_former_report_when_the_new_one_is_built(
                 facts.record_choice(session, one.delivery_id, **uids)
                 facts.record_sent(session, one.delivery_id, now=db_now(session))
         with read_scope(sqlite_engine) as session:
-            assert facts.report_facts(session, made[0]).withdrawn_at is None or verdict is Verdict.DISAGREE
+            is_withdrawn = facts.report_facts(session, made[0]).withdrawn_at is not None
+            assert is_withdrawn == (verdict is Verdict.DISAGREE)
     with read_scope(sqlite_engine) as session:
         former, new = (facts.deliveries_of(session, report_id) for report_id in made)
-        built = {one.sop_instance_uid for one in facts.objects_of(session, made[1])}
     assert [(one.destination, one.state.value, one.withdrawal) for one in former] == [
         ("main", "sent", None),
         ("noting", "waiting", "113001"),
     ]
     assert [one.withdrawn_at for one in new] == [None, None]
-    assert former[0].sop_instance_uid not in built
+    note = note_of(sqlite_engine, store, settings, former[1])
+    document = pydicom.dcmread(store.absolute(note.path))
+    (series,) = document.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
+    assert [one.ReferencedSOPInstanceUID for one in series.ReferencedSOPSequence] == [former[1].sop_instance_uid]
+    assert series.SeriesInstanceUID == pydicom.dcmread(store.absolute(new[0].objects[0].path)).SeriesInstanceUID
+    said_in_note = [item.TextValue for item in document.ContentSequence if "TextValue" in item]
+    assert any("Its reader withdrew or changed this report" in text for text in said_in_note)
 
 
 def test_report_keeps_the_codes_that_it_was_frozen_with(engine: Engine, pool: DecodingPool, settings: Settings) -> None:

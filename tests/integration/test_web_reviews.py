@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from fastapi.testclient import TestClient
 from httpx import Response
+from sqlalchemy import Engine
 
+from db import facts
 from db.audit import Action
-from tests.web_world import PROBLEM, World
+from db.engine import db_now, read_scope, session_scope
+from db.facts import BuiltObject, ReportFacts
+from db.tables import Answer, DeliveryState, Role
+from pacs_node.settings import Settings
+from tests.records import end_jobs
+from tests.web_world import PROBLEM, SR_CLASS, World, make_world
 
 
 def say(
@@ -109,3 +117,48 @@ def test_region_lies_in_an_image_of_the_study(drawn_world: tuple[World, TestClie
     assert say(client, study_id, "unsure", "A", region=box | {"right": 81}).status_code == 422
     other = world.receive(77).study_id
     assert say(client, other, "unsure", "A", region=box).status_code == 422
+
+
+# Readers' reports
+
+
+def _reports(world: World, study_id: UUID) -> list[ReportFacts]:
+    with read_scope(world.engine) as session:
+        return [one for one in facts.study_detail(session, study_id).reports if one.review_id is not None]
+
+
+def _store(world: World, report: ReportFacts) -> None:
+    """Build a reader's report and let `main` have it."""
+    built = BuiltObject(
+        sop_instance_uid=f"2.25.{report.report_id.int}",
+        sop_class_uid=SR_CLASS,
+        path=f"own/{report.revision}",
+        digest="",
+    )
+    with session_scope(world.engine) as session:
+        planned = [("main", DeliveryState.WAITING, "")]
+        facts.record_report_built(session, report.report_id, [built], planned, now=db_now(session))
+        end_jobs(session, report.report_id)
+        (delivery,) = facts.deliveries_of(session, report.report_id)
+        uids = {"sop_class_uid": SR_CLASS, "sop_instance_uid": built.sop_instance_uid}
+        facts.record_choice(session, delivery.delivery_id, **uids)
+        facts.record_sent(session, delivery.delivery_id, now=db_now(session))
+
+
+def test_readers_reports_follow_what_the_reader_says(
+    sqlite_engine: Engine, tmp_path: Path, models_folder: Path
+) -> None:
+    tree = {"node": {"data_dir": tmp_path}, "reviews": {"send_verified": True, "organization": "A hospital"}}
+    world = make_world(sqlite_engine, tmp_path, models_folder, settings=Settings.model_validate(tree))
+    study_id, anna = world.suspected(), world.logged_in("anna", Role.RADIOLOGIST)
+    for verdict in ("agree", "disagree"):
+        assert anna.post("/api/v1/reviews", json={"study_id": str(study_id), "verdict": verdict}).status_code == 201
+        _store(world, _reports(world, study_id)[-1])
+    first, second = _reports(world, study_id)
+    assert second.replaced is not None
+    assert (second.replaced.report_id, second.answer) == (first.report_id, Answer.ABSENT)
+    withdrawn = anna.post("/api/v1/reviews", json={"study_id": str(study_id), "verdict": "withdraw"})
+    assert withdrawn.status_code == 201
+    assert all(one.withdrawn_at is not None for one in _reports(world, study_id))
+    assert anna.get(f"/studies/{study_id}").text.count(", withdrawn<") == 2
+    assert [str(one.actor) for one in world.audited(Action.REPORT_WITHDRAWN)] == ["anna"] * 2
