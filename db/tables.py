@@ -446,6 +446,8 @@ class Report(Table):
     """{"images": [{"instance_id", "state", "prediction_ids": [...], "codes": [...]}, ...]} in order of reception."""
     images: Mapped[list[dict[str, Any]]]
     """The same images by value (`db.facts.images`), so that building twice says the same whatever happened since."""
+    codes: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """Codes that the configuration named then, in place of the shipped ones; NULL = none."""
     model_name: Mapped[str] = mapped_column(String(64))
     model_version: Mapped[str] = mapped_column(String(32))
     content_at: Mapped[datetime]

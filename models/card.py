@@ -244,6 +244,10 @@ def _card(reader: TableReader, folder: Path) -> ModelCard:
     return card
 
 
+_CODE_TEXT = r"[^\\\x00-\x1f\x7f]"
+"""Printable, without a backslash: what a coded entry may hold (PS3.3 8.1, PS3.5 6.2)."""
+
+
 def _digest(reader: TableReader, key: str) -> str:
     return reader.matching(key, r"[0-9a-f]{64}")
 
@@ -252,9 +256,9 @@ def _finding(reader: TableReader, outputs: tuple[str, ...]) -> Finding:
     finding = Finding(
         name=reader.text("name"),
         display=reader.text("display"),
-        code_value=reader.text("code_value"),
-        coding_scheme_designator=reader.text("coding_scheme_designator"),
-        code_meaning=reader.text("code_meaning"),
+        code_value=reader.matching("code_value", rf"{_CODE_TEXT}{{1,256}}"),
+        coding_scheme_designator=reader.matching("coding_scheme_designator", rf"{_CODE_TEXT}{{1,16}}"),
+        code_meaning=reader.matching("code_meaning", rf"{_CODE_TEXT}{{1,64}}"),
     )
     reader.refuse_unread()
     if finding.name not in outputs[1:]:

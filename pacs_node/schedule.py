@@ -101,6 +101,7 @@ class Tasks:
                 model_version=card.version,
                 is_sent=answer.is_chest,
                 now=db_now(session),
+                codes=self._settings.codes.said(),
             )
 
     def reclaim(self) -> None:

@@ -16,6 +16,7 @@ from db.engine import read_scope
 from db.queue import QueuePolicy
 from models.card import ModelCard
 from models.registry import Registry
+from pacs_node.errors import ConfigError
 from pacs_node.settings import QueueSettings, Settings
 
 BUNDLED_MODELS = Path(models.__file__).parent / "bundles"
@@ -53,6 +54,20 @@ def active_card(engine: Engine, registry: Registry) -> ModelCard:
         return registry.find(*active)
     bundled = Registry([BUNDLED_MODELS])
     return (bundled if bundled.cards() else registry).newest()
+
+
+def require_findings(settings: Settings, registry: Registry) -> None:
+    """Refuse codes for a finding that no model on disk looks for: a typing error would pass for a default.
+
+    Raises
+    ------
+    ConfigError
+        `codes.findings` names one.
+    """
+    known = sorted({finding.name for card in registry.cards() for finding in card.findings})
+    unknown = sorted(settings.codes.findings.keys() - set(known))
+    if unknown:
+        raise ConfigError(f"codes.findings.{unknown[0]}: no model here has this finding ({', '.join(known)})")
 
 
 def audit_key(secrets_dir: Path) -> bytes:

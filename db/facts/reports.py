@@ -65,6 +65,8 @@ class ReportFacts:
     """Whose word it is; None = the model's."""
     withdrawn_at: datetime | None = None
     """Since then nothing of it leaves the node."""
+    codes: dict[str, Any] | None = None
+    """Codes that the configuration named when it was frozen; None = as shipped."""
 
 
 _REPORTS, _STUDIES, _OBJECTS, _DELIVERIES = rows_of(Report), rows_of(Study), rows_of(OwnObject), rows_of(Delivery)
@@ -83,8 +85,11 @@ def freeze_report(
     model_version: str,
     is_sent: bool,
     now: datetime,
+    codes: dict[str, Any] | None = None,
 ) -> UUID | None:
     """Freeze the study's next report and queue its building; None when it would say what the current one says.
+
+    Other `codes` alone are nothing new: what was said is not said again because a table changed.
 
     The images are kept by value as they stand now: hold the study's lock (`study_facts`) from reading to this call.
 
@@ -110,7 +115,7 @@ def freeze_report(
         "predecessor_id": current.id if current else None,
     }
     row |= {"answer": answer, "probability": probability, "contents": contents, "content_at": now, "is_sent": is_sent}
-    row |= {"model_name": model_name, "model_version": model_version}
+    row |= {"model_name": model_name, "model_version": model_version, "codes": codes or None}
     row["images"] = [freeze(image) for image in images_of_study(session, study_id)]
     session.execute(insert(_REPORTS), row)
     shown = {"answer": answer, "probability": probability, "model_version": model_version}

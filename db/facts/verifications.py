@@ -24,7 +24,7 @@ DELAY_S = 10.0
 _REPORTS, _STUDIES, _JOBS = rows_of(Report), rows_of(Study), rows_of(Job)
 _SAID = (Answer.PRESENT, Answer.ABSENT, Answer.UNDETERMINED)
 """What a reader can agree or disagree with."""
-_COPIED = ("study_id", "contents", "images", "model_name", "model_version", "is_sent")
+_COPIED = ("study_id", "contents", "images", "model_name", "model_version", "is_sent", "codes")
 
 
 def request_verified_report(

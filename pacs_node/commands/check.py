@@ -12,7 +12,7 @@ from pacs_node.dimse.storage import echo
 from pacs_node.errors import DeliveryFailed
 from pacs_node.settings import DestinationSettings, Settings
 from pacs_node.store import ObjectStore
-from pacs_node.wiring import active_card, registry_of
+from pacs_node.wiring import active_card, registry_of, require_findings
 
 Finding = tuple[str, bool, str]
 
@@ -63,6 +63,7 @@ def _model(settings: Settings) -> str:
     registry = registry_of(settings)
     card = active_card(make_engine(settings.database_url), registry)
     registry.verify(card)
+    require_findings(settings, registry)
     return f"{card.name} {card.version}, sha256 {card.weights_sha256[:12]}... verified"
 
 

@@ -22,7 +22,7 @@ from pacs_node.settings import Settings
 from pacs_node.settings.trail import changed_keys
 from pacs_node.settings.web import WebSettings
 from pacs_node.supervisor import Role, only_node, supervise
-from pacs_node.wiring import active_card, registry_of
+from pacs_node.wiring import active_card, registry_of, require_findings
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,9 @@ def run_node(settings: Settings, config: Path | None, stop: threading.Event) -> 
     with only_node(settings.node.data_dir), bind_dicom_socket(settings.dicom) as listening:
         engine = make_engine(settings.database_url)
         check_revision(engine)
-        card = active_card(engine, registry_of(settings))
+        registry = registry_of(settings)
+        card = active_card(engine, registry)
+        require_findings(settings, registry)
         _require_free(settings.web)
         require_certificates(settings)
 

@@ -112,8 +112,8 @@ def build_seg(
     segment = seg.SegmentDescription(
         segment_number=1,
         segment_label="AI attention over a half",
-        segmented_property_category=codes.ABNORMAL_STRUCTURE,
-        segmented_property_type=codes.OPACITY,
+        segmented_property_category=study.concepts.segment_category,
+        segmented_property_type=study.concepts.segment_type,
         algorithm_type="AUTOMATIC",
         algorithm_identification=AlgorithmIdentificationSequence(
             name=card.name, version=card.version, family=codes.ARTIFICIAL_INTELLIGENCE

@@ -28,6 +28,7 @@ from models.card import ModelCard, Population
 from pacs_node.identity import MANUFACTURER, device_uid
 from pacs_node.report import codes, wording
 from pacs_node.report.answer import NOT_NAMED, StudyAnswer, prediction_of, presence_of
+from pacs_node.report.concepts import Concepts
 from pacs_node.report.source import SafeHeader
 
 
@@ -95,6 +96,11 @@ class StudyReport:
         return self.cards[self.report.model_name, self.report.model_version]
 
     @property
+    def concepts(self) -> Concepts:
+        """What this revision's concepts are coded as."""
+        return Concepts(self.report.codes or {})
+
+    @property
     def named_images(self) -> tuple[ImageFacts, ...]:
         """What the report must mention: all but our own objects and what is no image."""
         unnamed = {missing.image.instance_id for missing in self.answer.not_analysed if missing.code in NOT_NAMED}
@@ -127,9 +133,8 @@ def root_item(study: StudyReport) -> ContainerContentItem:
     content = sr.ContentSequence()
     content.extend(sr.LanguageOfContentItemAndDescendants(codes.LANGUAGE))
     content.extend(_observer(study))
-    content.append(
-        CodeContentItem(name=codes.PROCEDURE_REPORTED, value=codes.RADIOGRAPHY, relationship_type="HAS CONCEPT MOD")
-    )
+    procedure = study.concepts.procedure_reported
+    content.append(CodeContentItem(name=codes.PROCEDURE_REPORTED, value=procedure, relationship_type="HAS CONCEPT MOD"))
     content.append(_image_library(study))
     if study.verification is not None:
         groups = [_reviewed_group(study)]
@@ -192,8 +197,8 @@ def _group(study: StudyReport, image: ImageFacts, prediction: PredictionFacts) -
     certainty = wording.percent_of(prediction.probability, prediction.threshold)
     group = sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=_tracking(study, image, finding.name),
-        finding_type=Code(finding.code_value, finding.coding_scheme_designator, finding.code_meaning),
-        finding_sites=[sr.FindingSite(anatomic_location=codes.LUNG)],
+        finding_type=study.concepts.finding(finding),
+        finding_sites=[sr.FindingSite(anatomic_location=study.concepts.finding_site)],
         algorithm_id=_algorithm(card, prediction),
         measurements=[sr.Measurement(name=codes.CERTAINTY_OF_FINDING, value=certainty, unit=codes.PERCENT)],
         qualitative_evaluations=[
@@ -212,8 +217,8 @@ def _reviewed_group(study: StudyReport) -> ContainerContentItem:
     finding = next(finding for finding in study.card.findings if finding.name == study.answer.finding)
     group = sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=_tracking(study, decisive, finding.name),
-        finding_type=Code(finding.code_value, finding.coding_scheme_designator, finding.code_meaning),
-        finding_sites=[sr.FindingSite(anatomic_location=codes.LUNG)],
+        finding_type=study.concepts.finding(finding),
+        finding_sites=[sr.FindingSite(anatomic_location=study.concepts.finding_site)],
         qualitative_evaluations=[
             sr.QualitativeEvaluation(name=codes.PRESENCE_OF_PROPERTY, value=codes.PRESENCE[study.report.answer])
         ],

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pacs_node.errors import ConfigError
+from pacs_node.settings.codes import CodesSettings
 from pacs_node.settings.section import LINE, Section
 from pacs_node.settings.section import is_loopback as is_loopback
 from pacs_node.settings.web import WEB_FILES, WebSettings
@@ -291,6 +292,7 @@ class Settings(BaseSettings):
     worker: WorkerSettings = WorkerSettings()
     predict: PredictSettings = PredictSettings()
     study: StudySettings = StudySettings()
+    codes: CodesSettings = CodesSettings()
     delivery: DeliverySettings = DeliverySettings()
     destinations: tuple[DestinationSettings, ...] = ()
     web: WebSettings = WebSettings()

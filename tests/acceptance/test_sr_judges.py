@@ -38,6 +38,11 @@ pytestmark = pytest.mark.acceptance
 
 EVERYTHING = bool(os.environ.get("JUDGE_EVERYTHING"))
 
+OTHER_CODES = {
+    "findings": {"pneumonia": {"equivalents": [{"value": "RID5350", "scheme": "RADLEX", "meaning": "pneumonia"}]}},
+    "finding_site": {"code": {"value": "99LUNGS_OF_A_LOCAL_SCHEME", "scheme": "99LOCAL", "meaning": "Lungs"}},
+    "procedure_reported": {"code": {"value": "363679005", "scheme": "SCT", "meaning": "Imaging procedure"}},
+}
 SOP_CLASSES = {
     "DX": DigitalXRayImageStorageForPresentation,
     "CR": ComputedRadiographyImageStorage,
@@ -48,10 +53,10 @@ SOP_CLASSES = {
 def kinds(header: dict[str, Any]) -> dict[str, StudyReport]:
     """Return every kind of report on images with that header."""
 
-    def study(*images: dict[str, Any]) -> StudyReport:
+    def study(*images: dict[str, Any], **report: Any) -> StudyReport:
         sop_class_uid = SOP_CLASSES[header.get("modality", "DX")]
         made = [make_image(number, sop_class_uid=sop_class_uid, **image) for number, image in enumerate(images, 1)]
-        return make_study_report(*made, header=header)
+        return make_study_report(*made, header=header, **report)
 
     present, absent, lateral = {"p": 0.931}, {"p": 0.07}, {"codes": ["not_frontal", "view_unknown"]}
     unfinished, undecodable = {"state": InstanceState.WAITING}, {"codes": ["undecodable"]}
@@ -61,6 +66,7 @@ def kinds(header: dict[str, Any]) -> dict[str, StudyReport]:
         "undetermined": study({"p": 0.55, "codes": ["low_confidence", "age_unknown"]}),
         "incomplete": study(absent, undecodable, unfinished),
         "not_analysed": study(lateral, undecodable),
+        "other_codes": study(present, codes=OTHER_CODES),
         "several": study(present, absent, {"p": 0.00001}, lateral),
         "revision_2": revised(study(present), make_predecessor()),
         "revision_3": revised(study(undecodable), make_predecessor(2, answer=Answer.UNDETERMINED, p=0.99999)),

@@ -14,16 +14,17 @@ import pydicom
 import pytest
 from PIL import Image
 from pydicom.dataset import FileDataset
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, select, update
 
 from db import audit, facts, queue
 from db.engine import db_now, read_scope, session_scope
 from db.facts import StudySummary
 from db.queue import QueuePolicy
-from db.tables import Answer, Hold, Job, JobKind, JobState, Verdict
+from db.tables import Answer, Hold, Job, JobKind, JobState, ObjectKind, OwnObject, Verdict
 from pacs_node.decoding import DecodingPool
 from pacs_node.schedule import Tasks
 from pacs_node.settings import QueueSettings, Settings
+from pacs_node.settings.codes import CodesSettings
 from pacs_node.store import ObjectStore
 from pacs_node.wiring import registry_of
 from pacs_node.worker.reporting import Reporter
@@ -271,6 +272,27 @@ def test_readers_verdict_becomes_a_verified_report(
     assert document.VerificationFlag == "VERIFIED"
     assert str(document.VerifyingObserverSequence[0].VerifyingObserverName) == "ada^"
     assert summary_of(sqlite_engine, study_id).answer is Answer.PRESENT, "the model's word stays what readers judge"
+
+
+def test_report_keeps_the_codes_that_it_was_frozen_with(engine: Engine, pool: DecodingPool, settings: Settings) -> None:
+    """The node was started anew with another configuration between the two."""
+    store = ObjectStore(settings.store_dir)
+    study_id = receive(engine, store, 1, as_bytes(radiograph(1)))
+    site = {"code": {"value": "RID1301", "scheme": "RADLEX", "meaning": "lung"}}
+    before = settings.model_copy(update={"codes": CodesSettings.model_validate({"finding_site": site})})
+    Tasks(before, engine).settle()
+    report(engine, store, pool, settings)
+    with session_scope(engine) as session:
+        now = db_now(session)
+        said = facts.add_review(session, study_id, verdict=Verdict.AGREE, comment="", reviewer="ada", now=now)
+        facts.request_verified_report(session, said.review_id, now=now, delay_s=0)
+    report(engine, store, pool, settings)
+    with read_scope(engine) as session:
+        objects = session.execute(select(OwnObject.path).where(OwnObject.kind == ObjectKind.SR)).scalars().all()
+    assert len(objects) == 6
+    for path in objects:
+        assert b"RID1301" in store.absolute(path).read_bytes()
+        assert b"39607008" not in store.absolute(path).read_bytes()
 
 
 def test_picture_whose_process_was_killed_is_tried_once_more_and_then_left_out(

@@ -85,6 +85,8 @@ def test_statistics_are_optional_and_one_of_the_files(tmp_path: Path) -> None:
          r"populations\[1\]: limits: pneumonia is missing"),
         ("\n[training_data]", "\n[populations.limits.fracture]\nthreshold = 0.5\n[training_data]", "fracture"),
         ('name = "pneumonia"', 'name = "fracture"', "fracture"),
+        ('designator = "SCT"', 'designator = "A_SCHEME_TOO_LONG"', "coding_scheme_designator"),
+        ('code_meaning = "Pneumonia"', f'code_meaning = "{"P" * 65}"', "code_meaning"),
         ('licence = "MIT"', 'licence = "MIT"\ncolour = "red"', "colour"),
         ("false_alarm_rate = 0.01", "false_alarm_rate = 1.01", "out_of_distribution: false_alarm_rate"),
         (f'sha256 = "{"a" * 64}"', 'sha256 = "short"', "out_of_distribution: sha256"),

@@ -7,8 +7,14 @@ import pytest
 from pacs_node.errors import ConfigError
 from pacs_node.settings import Settings, load_settings
 from pacs_node.settings.trail import changed_keys
+from pacs_node.wiring import registry_of, require_findings
 
 SHIPPED = Path(__file__).parents[2] / "config.toml"
+
+
+def coded(**changes: str) -> str:
+    code = {"value": "1", "scheme": "99X", "meaning": "one"} | changes
+    return "{ code = { " + ", ".join(f'{key} = "{text}"' for key, text in code.items()) + " } }"
 
 
 def write(folder: Path, text: str) -> Path:
@@ -85,6 +91,20 @@ def test_a_changed_key_is_named_once_without_its_value(tmp_path: Path) -> None:
         ('[node]\ndata_dir = ""\n', "node.data_dir: name a folder"),
         ('[[destinations]]\nname="a\\n"\nae_title="A"\nhost="h"\nport=1\n', "destinations.0.name"),
         ('[[destinations]]\nname="a"\nae_title="A"\nhost=" "\nport=1\n', "destinations.0.host"),
+        (f"[codes]\nfinding_site = {coded(scheme='A_SCHEME_TOO_LONG')}\n", "codes.finding_site.code.scheme: "),
+        (f"[codes]\nfinding_site = {coded(meaning='m' * 65)}\n", "codes.finding_site.code.meaning: "),
+        (f"[codes]\nprocedure_reported = {coded(value='')}\n", "codes.procedure_reported.code.value: "),
+        (f"[codes]\nprocedure_reported = {coded(value='v' * 257)}\n", "codes.procedure_reported.code.value: "),
+        (
+            f"[codes]\nsegment_type = {coded(value=' 1')}\n",
+            "segment_type.code.value: begins or ends with a blank",
+        ),
+        (
+            f"[codes]\nsegment_type = {coded(value='1*2'.replace('*', chr(92) * 2))}\n",
+            "codes.segment_type.code.value: ",
+        ),
+        ("[codes]\nfinding_sight = {}\n", "codes.finding_sight: unknown key"),
+        ("[codes]\nfindings = { pneumonia = { equivalents = [{ value = '1' }] } }\n", "equivalents.0.scheme: "),
         ("[store]\nquarantine_days = 3\n", "store.quarantine_days: 3 days: nobody may have looked by then"),
     ],
 )
@@ -93,6 +113,14 @@ def test_bad_config_is_one_clear_line(tmp_path: Path, text: str, message: str) -
         load_settings(write(tmp_path, text))
     assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_codes_for_a_finding_that_no_model_has_are_refused(tmp_path: Path) -> None:
+    said = "[codes]\nfindings = { %s = { equivalents = [{ value = '1', scheme = '99X', meaning = 'x' }] } }\n"
+    known, unknown = (load_settings(write(tmp_path, said % name)) for name in ("pneumonia", "pneumonai"))
+    require_findings(known, registry_of(known))
+    with pytest.raises(ConfigError, match=r"codes.findings.pneumonai: no model here .*pneumonia"):
+        require_findings(unknown, registry_of(unknown))
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:

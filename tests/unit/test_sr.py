@@ -25,6 +25,7 @@ from db.tables import Answer, InstanceState
 from pacs_node.identity import IMPLEMENTATION_CLASS_UID, device_uid
 from pacs_node.report.sr import SR_CLASSES, build_sr, sop_instance_uid, to_bytes
 from pacs_node.report.tree import StudyReport
+from pacs_node.settings.codes import CodesSettings
 from tests.reports import (
     CARD,
     HERE,
@@ -165,6 +166,33 @@ def test_new_revision_names_and_tells_what_it_replaces() -> None:
 def test_replacing_a_report_without_a_number_gives_none() -> None:
     study = revised(make_study_report(PRESENT), make_predecessor(answer=Answer.NOT_ANALYSED, p=None))
     assert "which said NOT ANALYSED." in texts(built(study), "Narrative Summary")[0]
+
+
+def test_codes_of_the_configuration_take_the_place_of_ours_or_stand_beside_them() -> None:
+    settings = CodesSettings.model_validate(
+        {
+            "findings": {"pneumonia": {"equivalents": [code("RID5350", "RADLEX", "pneumonia")]}},
+            "finding_site": {"code": code("T" * 17, "99X", "Lungs")},
+            "procedure_reported": {"code": code("363679005", "SCT", "Imaging procedure")},
+        }
+    )
+    for study in (said := make_study_report(PRESENT, codes=settings.said())), reviewed(said, Answer.ABSENT):
+        document = built(study)
+        (finding,) = items(document, "Finding")
+        concept = finding.ConceptCodeSequence[0]
+        assert (concept.CodeValue, concept.CodingSchemeDesignator) == ("233604007", "SCT")
+        (equivalent,) = concept.EquivalentCodeSequence
+        assert [equivalent[key].value for key in ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")] == [
+            *("RID5350", "RADLEX", "pneumonia")
+        ]
+        site = items(document, "Finding Site")[0].ConceptCodeSequence[0]
+        assert (site.LongCodeValue, "CodeValue" in site) == ("T" * 17, False)
+        assert items(document, "Procedure reported")[0].ConceptCodeSequence[0].CodeValue == "363679005"
+    assert CodesSettings().said() == {}
+
+
+def code(value: str, scheme: str, meaning: str) -> dict[str, str]:
+    return {"value": value, "scheme": scheme, "meaning": meaning}
 
 
 @pytest.mark.parametrize("sop_class_uid", SR_CLASSES)
