@@ -51,6 +51,8 @@ DATA_TRANSFER_SYNTAXES = (
     EXPLICIT_VR_BIG_ENDIAN,
 )
 """For objects without pixels."""
+MESSAGE_TRANSFER_SYNTAXES = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN, EXPLICIT_VR_BIG_ENDIAN)
+"""For what is read in memory: a deflated megabyte may be a gigabyte."""
 UNCOMPRESSED_TRANSFER_SYNTAXES = frozenset(DATA_TRANSFER_SYNTAXES)
 REFUSALS = {
     1: "user rejection",

@@ -249,6 +249,12 @@ def add_commitment_request(
     return True
 
 
+def count_waiting_requests(session: Session, calling_ae_title: str) -> int:
+    """Return how many questions of a peer are not answered yet."""
+    is_open = (_REQUESTS.c.calling_ae_title == calling_ae_title) & _REQUESTS.c.due_at.is_not(None)
+    return session.execute(select(func.count()).select_from(_REQUESTS).where(is_open)).scalar_one()
+
+
 def claim_commitment_request(session: Session, *, again_in_s: float, now: datetime) -> OpenRequest | None:
     """Take the question that has waited longest; it is due again later, should its answer not arrive.
 

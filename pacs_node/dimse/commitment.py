@@ -22,13 +22,16 @@ from pacs_node.settings import DestinationSettings
 
 WELL_KNOWN_INSTANCE = "1.2.840.10008.1.20.1.1"
 """Storage Commitment Push Model SOP Instance (PS3.4 J.3.5)."""
+UID_LENGTH = 64
+MOST_OBJECTS = 10_000
+"""Of one request or result: our database looks them up in one statement."""
 REQUEST = 1
 """Action Type ID (PS3.4 Table J.3-1)."""
 ALL_KEPT, SOME_FAILED = 1, 2
 """Event Type IDs (PS3.4 Table J.3-2)."""
 SUCCESS = 0x0000
-INVALID_ARGUMENT, PROCESSING_FAILURE, NO_SUCH_EVENT = 0x0115, 0x0110, 0x0113
-"""Of an N-EVENT-REPORT response (PS3.7 10.1.1.1.8)."""
+INVALID_ARGUMENT, PROCESSING_FAILURE, NO_SUCH_EVENT, NO_SUCH_CLASS = 0x0115, 0x0110, 0x0113, 0x0118
+"""Of an N-EVENT-REPORT response (PS3.7 10.1.1.1.8); an N-ACTION response has the same but the third."""
 RESOURCE_LIMITATION, DUPLICATE_TRANSACTION = 0x0213, 0x0131
 """Of an N-ACTION response as well (PS3.4 J.3.2.2)."""
 _CONTEXTS = (STORAGE_COMMITMENT, [EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN])
@@ -56,7 +59,7 @@ def read_result(told: Dataset) -> CommitmentResult:
         An attribute that it must have is missing or malformed.
     """
     try:
-        return CommitmentResult(
+        result = CommitmentResult(
             transaction_uid=str(told.TransactionUID),
             kept=tuple(str(item.ReferencedSOPInstanceUID) for item in told.get("ReferencedSOPSequence") or ()),
             failed={
@@ -64,6 +67,9 @@ def read_result(told: Dataset) -> CommitmentResult:
                 for item in told.get("FailedSOPSequence") or ()
             },
         )
+        if len(result.kept) + len(result.failed) > MOST_OBJECTS:
+            raise ValueError("too many objects")
+        return result
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError("a malformed storage commitment result") from error
 
@@ -81,9 +87,11 @@ def read_request(asked: Dataset) -> tuple[str, tuple[tuple[str, str], ...]]:
             (str(item.ReferencedSOPClassUID), str(item.ReferencedSOPInstanceUID))
             for item in asked.ReferencedSOPSequence
         )
-        if not objects or not asked.TransactionUID:
-            raise ValueError("nothing is asked")
-        return str(asked.TransactionUID), objects
+        transaction_uid = str(asked.TransactionUID)
+        uids = {transaction_uid, *(uid for pair in objects for uid in pair)}
+        if not objects or not all(0 < len(uid) <= UID_LENGTH for uid in uids):
+            raise ValueError("nothing is asked, or a UID is none")
+        return transaction_uid, objects
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError("a malformed storage commitment request") from error
 

@@ -12,16 +12,19 @@ from typing import Any
 from db import audit, facts
 from db.audit import Action
 from db.engine import DatabaseAway, Engine, db_now, session_scope
+from pacs_node.conformance import STORAGE_COMMITMENT
 from pacs_node.dimse import commitment
 from pacs_node.errors import OutOfResources, StorageStatus
 from pacs_node.listener.admission import Caller
-from pacs_node.listener.header import UID_LENGTH
 from pacs_node.listener.rejected import RejectionNote, UnreadableNote, read_note
 from pacs_node.settings import Settings
 from pacs_node.store import Part
 from pacs_node.told import apply_rejections, record_result
 
 logger = logging.getLogger(__name__)
+
+WAITING_REQUESTS = 200
+"""Of one calling AE title that were not answered yet: one that nobody can be told about waits for a day."""
 
 
 def read_rejecting(part: Part, transfer_syntax_uid: str) -> tuple[RejectionNote, ...]:
@@ -72,6 +75,8 @@ class Hearing:
 
     def result(self, event: Any) -> int:
         """Return the status of an N-EVENT-REPORT response (PS3.4 J.3.3)."""
+        if not _is_about_commitment(event, event.request.AffectedSOPClassUID):
+            return commitment.NO_SUCH_CLASS
         try:
             return commitment.status_of(event, lambda told: record_result(self._engine, self._settings, told))
         except Exception:  # a raising handler would answer nothing that the peer can use
@@ -82,11 +87,15 @@ class Hearing:
         """Return the status of an N-ACTION response; what is kept is told on an association of ours (PS3.4 J.3.2)."""
         if caller is None or not caller.may_store or not self._settings.dicom.storage_commitment:
             return int(StorageStatus.NOT_AUTHORISED)
+        if not _is_about_commitment(event, event.request.RequestedSOPClassUID):
+            return commitment.NO_SUCH_CLASS
         try:
             transaction_uid, objects = commitment.read_request(event.action_information)
-            if len(transaction_uid) > UID_LENGTH:
-                return commitment.INVALID_ARGUMENT
+            if len(objects) > commitment.MOST_OBJECTS:
+                return commitment.RESOURCE_LIMITATION
             with session_scope(self._engine) as session:
+                if facts.count_waiting_requests(session, caller.calling_ae_title) >= WAITING_REQUESTS:
+                    return commitment.RESOURCE_LIMITATION
                 is_new = facts.add_commitment_request(
                     session,
                     calling_ae_title=caller.calling_ae_title,
@@ -102,3 +111,11 @@ class Hearing:
         except Exception:  # a raising handler would answer nothing that the peer can use
             logger.exception("A storage commitment request failed", extra={"action": "request_failed"})
             return commitment.PROCESSING_FAILURE
+
+
+def _is_about_commitment(event: Any, sop_class_uid: object) -> bool:
+    """Tell whether a message is of the service under whose context it came, for pynetdicom looks at the message alone.
+
+    No other context's transfer syntaxes are such that a message may be read in memory.
+    """
+    return str(sop_class_uid) == str(event.context.abstract_syntax) == STORAGE_COMMITMENT

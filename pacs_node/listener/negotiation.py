@@ -1,4 +1,4 @@
-"""What a peer proposed and did not get: written down as soon as an association is accepted.
+"""What a peer is offered; and what it proposed and did not get, written down as soon as an association is accepted.
 
 A modality whose SOP Class is refused sends nothing, and no receipt says so. Takes a negotiated association; what could
 not be written waits for the next beat.
@@ -11,13 +11,40 @@ import logging
 import threading
 from dataclasses import dataclass
 
+from pynetdicom import AE
 from pynetdicom.association import Association
 
 from db import facts
 from db.engine import DatabaseAway, Engine, db_now, session_scope
-from pacs_node.conformance import VERIFICATION
+from pacs_node.conformance import (
+    DATA_TRANSFER_SYNTAXES,
+    MESSAGE_TRANSFER_SYNTAXES,
+    STORAGE_CLASSES,
+    STORAGE_COMMITMENT,
+    VERIFICATION,
+)
+from pacs_node.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from pacs_node.settings import DicomSettings
 
 logger = logging.getLogger(__name__)
+
+
+def application(settings: DicomSettings) -> AE:
+    """Return what this node offers a peer that calls."""
+    ae = AE(ae_title=settings.ae_title)
+    ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+    ae.maximum_pdu_size = settings.max_pdu_bytes
+    ae.acse_timeout, ae.dimse_timeout = settings.acse_timeout_s, settings.dimse_timeout_s
+    ae.network_timeout = settings.network_timeout_s
+    ae.add_supported_context(VERIFICATION, list(DATA_TRANSFER_SYNTAXES))
+    for storage_class in STORAGE_CLASSES:
+        ae.add_supported_context(storage_class.uid, list(storage_class.transfer_syntaxes))
+    # The peer as SCP tells us what it keeps; as SCU it asks us, if that is switched on.
+    ae.add_supported_context(
+        STORAGE_COMMITMENT, list(MESSAGE_TRANSFER_SYNTAXES), scu_role=settings.storage_commitment, scp_role=True
+    )
+    return ae
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

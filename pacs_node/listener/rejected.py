@@ -23,9 +23,10 @@ from pacs_node.listener.header import UID_LENGTH
 from pacs_node.report.codes import QUALITY
 from pacs_node.store import Part
 
-BUDGET_BYTES = 1 << 20
-"""A note of a thousand images is shorter by far."""
-MOST_OBJECTS = 10_000
+BUDGET_BYTES = 1 << 18
+"""A note of two thousand images; one of a megabyte would keep a listener busy for seconds."""
+MOST_OBJECTS = 2000
+"""Each is a row of its own, written under the one lock that all senders wait for; our images are radiographs."""
 PATIENT_SAFETY, WRONG_WORKLIST_ENTRY = "113037", "113038"
 REJECTING = frozenset({QUALITY, PATIENT_SAFETY, WRONG_WORKLIST_ENTRY})
 """Titles (DCM, CID 7011) that say that an object must not be used. 113039, *Data Retention Policy Expired*, says only
@@ -51,7 +52,7 @@ def read_note(part: Part, transfer_syntax_uid: str) -> tuple[RejectionNote, ...]
     Raises
     ------
     UnreadableNote
-        It is too long or cannot be parsed.
+        It is too long, names too many objects or cannot be parsed.
     """
     with part.data_set() as data_set:
         encoded = _bounded(data_set, transfer_syntax_uid)
@@ -61,9 +62,12 @@ def read_note(part: Part, transfer_syntax_uid: str) -> tuple[RejectionNote, ...]
             is_implicit_VR=transfer_syntax_uid == IMPLICIT_VR_LITTLE_ENDIAN,
             is_little_endian=transfer_syntax_uid != EXPLICIT_VR_BIG_ENDIAN,
         )
-        return tuple(_notes(dataset))
+        notes = tuple(_notes(dataset))
     except Exception as error:  # a parser fed by strangers may raise anything, RecursionError included
         raise UnreadableNote("a Key Object Selection cannot be parsed") from error
+    if sum(len(note.sop_instance_uids) for note in notes) > MOST_OBJECTS:
+        raise UnreadableNote("a Key Object Selection names too many objects")
+    return notes
 
 
 def _bounded(data_set: BinaryIO, transfer_syntax_uid: str) -> bytes:
@@ -91,6 +95,6 @@ def _notes(dataset: Dataset) -> Iterator[RejectionNote]:
             for item in series.ReferencedSOPSequence
         ]
         study_uid = str(study.StudyInstanceUID)
-        uids = tuple(dict.fromkeys(uid for uid in named if 0 < len(uid) <= UID_LENGTH))[:MOST_OBJECTS]
+        uids = tuple(dict.fromkeys(uid for uid in named if 0 < len(uid) <= UID_LENGTH))
         if uids and len(study_uid) <= UID_LENGTH:
             yield RejectionNote(code=code, study_instance_uid=study_uid, sop_instance_uids=uids)

@@ -17,27 +17,21 @@ from typing import Any
 
 import pydicom.config
 from pydicom.dataset import Dataset
-from pynetdicom import AE, evt
+from pynetdicom import evt
 from pynetdicom.association import Association
 
 from db.engine import DatabaseAway, Engine, check_revision, make_engine
 from db.tables import Outcome
 from models.errors import ModelError
-from pacs_node.conformance import (
-    DATA_TRANSFER_SYNTAXES,
-    KEY_OBJECT_SELECTION,
-    STORAGE_CLASSES,
-    STORAGE_COMMITMENT,
-    VERIFICATION,
-)
+from pacs_node.conformance import KEY_OBJECT_SELECTION
 from pacs_node.dimse.tls import listening_context, names_of_peer
 from pacs_node.errors import CannotUnderstand, ConfigError, OutOfResources, StorageRefused, StorageStatus
-from pacs_node.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, device_uid
+from pacs_node.identity import device_uid
 from pacs_node.listener.admission import CONGESTED, Admission, Caller, Rejection
 from pacs_node.listener.hearing import Hearing, read_rejecting
 from pacs_node.listener.incoming import IncomingDataSet, Transfers
 from pacs_node.listener.intake import Intake, Limits, Reception
-from pacs_node.listener.negotiation import Refusals, negotiated
+from pacs_node.listener.negotiation import Refusals, application, negotiated
 from pacs_node.listener.scp import SharedSocketServer, reject
 from pacs_node.settings import DicomSettings, Settings
 from pacs_node.store import ObjectStore
@@ -158,8 +152,9 @@ class Listener:
 
     def _store(self, event: evt.Event, data_set: IncomingDataSet) -> int | Dataset:
         caller = self._callers[event.assoc]
-        if not caller.may_store:
-            status, reason = StorageStatus.NOT_AUTHORISED, "this AE title may not store here"
+        refusal = _refusal(event, caller)
+        if refusal is not None:
+            status, reason = refusal
             self._intake.note_refusal(status, reason, caller.calling_ae_title, caller.association_id)
             return _response(status, reason)
         if data_set.refusal is not None:
@@ -253,7 +248,7 @@ def run_listener(
         tls=listening_context(settings.dicom),
         on_insecure=admission.note_insecure,
     )
-    server = SharedSocketServer(_application(settings.dicom), listening, transfers, listener.handlers, listener.end)
+    server = SharedSocketServer(application(settings.dicom), listening, transfers, listener.handlers, listener.end)
     is_over = threading.Event()
     threading.Thread(
         target=_beat, args=(admission, listener.refusals, store, is_over), name="beat", daemon=True
@@ -279,21 +274,13 @@ def _own_device_uids(settings: Settings) -> set[str]:
         return set()
 
 
-def _application(settings: DicomSettings) -> AE:
-    ae = AE(ae_title=settings.ae_title)
-    ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
-    ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-    ae.maximum_pdu_size = settings.max_pdu_bytes
-    ae.acse_timeout, ae.dimse_timeout = settings.acse_timeout_s, settings.dimse_timeout_s
-    ae.network_timeout = settings.network_timeout_s
-    ae.add_supported_context(VERIFICATION, list(DATA_TRANSFER_SYNTAXES))
-    for storage_class in STORAGE_CLASSES:
-        ae.add_supported_context(storage_class.uid, list(storage_class.transfer_syntaxes))
-    # The peer as SCP tells us what it keeps; as SCU it asks us, if that is switched on.
-    ae.add_supported_context(
-        STORAGE_COMMITMENT, list(DATA_TRANSFER_SYNTAXES), scu_role=settings.storage_commitment, scp_role=True
-    )
-    return ae
+def _refusal(event: evt.Event, caller: Caller) -> tuple[StorageStatus, str] | None:
+    """Return why nothing of that SOP Class is taken from this caller; None if it is."""
+    if not caller.may_store:
+        return StorageStatus.NOT_AUTHORISED, "this AE title may not store here"
+    if event.request.AffectedSOPClassUID != event.context.abstract_syntax:
+        return StorageStatus.SOP_CLASS_NOT_SUPPORTED, "the SOP Class is not that of the presentation context"
+    return None
 
 
 def _certificate_of(association: Association) -> frozenset[str]:

@@ -46,13 +46,15 @@ class RawAssociation:
         calling: str = "RAW",
         called: str = "PACS_NODE",
         timeout_s: float = 60,
+        user_items: bytes = b"",
     ) -> None:
+        """`user_items` are more sub-items of the User Information (PS3.7 D.3.3)."""
         self.contexts = contexts or [(CR, EXPLICIT_VR_LITTLE_ENDIAN)]
         self._message_ids = itertools.count(1)
         self.socket = socket.create_connection(address, timeout=timeout_s)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            self._negotiate(calling, called)
+            self._negotiate(calling, called, user_items)
         except BaseException:
             self.socket.close()
             raise
@@ -63,12 +65,12 @@ class RawAssociation:
     def __exit__(self, *_: object) -> None:
         self.socket.close()
 
-    def _negotiate(self, calling: str, called: str) -> None:
+    def _negotiate(self, calling: str, called: str, user_items: bytes) -> None:
         items = _item(0x10, APPLICATION_CONTEXT.encode())
         for index, (sop_class, transfer_syntax) in enumerate(self.contexts):
             syntaxes = _item(0x30, sop_class.encode()) + _item(0x40, transfer_syntax.encode())
             items += _item(0x20, bytes((2 * index + 1, 0, 0, 0)) + syntaxes)
-        items += _item(0x50, _item(0x51, struct.pack(">L", 16384)) + _item(0x52, b"1.2.3"))
+        items += _item(0x50, _item(0x51, struct.pack(">L", 16384)) + _item(0x52, b"1.2.3") + user_items)
         titles = called.ljust(16).encode() + calling.ljust(16).encode()
         self.socket.sendall(_pdu(1, struct.pack(">HH", 1, 0) + titles + bytes(32) + items))
         kind, body = self._receive()
@@ -103,6 +105,20 @@ class RawAssociation:
         self._send_fragments(context, command, COMMAND, None)
         self._send_fragments(context, data_set, 0, stop_after)
         return self._answer() if is_answer_awaited and stop_after is None else Answer(-1, "")
+
+    def request(self, context: tuple[str, str], elements: dict[int, bytes], data_set: bytes | None = None) -> Answer:
+        """Send any other request under a context, whatever its command elements say, and wait for its answer."""
+        context_id = self.accepted[context]
+        elements = {0x0110: struct.pack("<H", next(self._message_ids))} | elements
+        elements[0x0800] = struct.pack("<H", 0x0101 if data_set is None else 1)
+        self._send_fragments(context_id, _encoded(elements), COMMAND, None)
+        if data_set is not None:
+            self._send_fragments(context_id, data_set, 0, None)
+        return self._answer()
+
+    def abort(self) -> None:
+        """Send an A-ABORT as the service user (PS3.8 9.3.8)."""
+        self.socket.sendall(_pdu(A_ABORT, bytes(4)))
 
     def _send_fragments(self, context: int, data: bytes, kind: int, stop_after: int | None) -> None:
         size = 16000
@@ -171,17 +187,21 @@ def split_file(content: bytes) -> tuple[str, bytes]:
 
 def _command(sop_class: str, sop_instance: str, message_id: int, priority: int) -> bytes:
     """C-STORE-RQ (PS3.7 9.3.1.1), Implicit VR Little Endian."""
-    elements = b"".join(
-        (
-            _element(0x0002, _even(sop_class)),
-            _element(0x0100, struct.pack("<H", 1)),
-            _element(0x0110, struct.pack("<H", message_id)),
-            _element(0x0700, struct.pack("<H", priority)),
-            _element(0x0800, struct.pack("<H", 1)),
-            _element(0x1000, _even(sop_instance)),
-        )
+    return _encoded(
+        {
+            0x0002: _even(sop_class),
+            0x0100: struct.pack("<H", 1),
+            0x0110: struct.pack("<H", message_id),
+            0x0700: struct.pack("<H", priority),
+            0x0800: struct.pack("<H", 1),
+            0x1000: _even(sop_instance),
+        }
     )
-    return _element(0x0000, struct.pack("<L", len(elements))) + elements
+
+
+def _encoded(elements: dict[int, bytes]) -> bytes:
+    command = b"".join(_element(number, value) for number, value in sorted(elements.items()))
+    return _element(0x0000, struct.pack("<L", len(command))) + command
 
 
 def _element(number: int, value: bytes) -> bytes:

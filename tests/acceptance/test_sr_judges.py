@@ -130,19 +130,52 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return files
 
 
+def pictures_of(study: StudyReport, header: dict[str, Any], folder: Path) -> Iterator[tuple[str, Dataset]]:
+    """Yield each kind of picture of a study's first analysed image."""
+    row, column = np.mgrid[0:56, 0:56] / 56
+    heatmap_hw = np.rint(255 * np.exp(-(((column - 0.3) / 0.1) ** 2) - ((row - 0.6) / 0.1) ** 2)).astype(np.uint8)
+    source = folder / "source.bin"
+    source.write_bytes(as_bytes(make_radiograph(rows=240, columns=200, seed=1, **header)))
+    picture, (image, prediction) = read_picture(str(source)), study.analysed[0]
+    for kind, build in (("sc", build_heatmap), ("gsps", build_gsps), ("seg", build_seg)):
+        document = build(study, image, prediction, picture, heatmap_hw)
+        assert document is not None
+        yield kind, document
+
+
+def note_on(study: StudyReport, code: str) -> Dataset:
+    """Return the note that rejects a study's report and a picture."""
+    report = build_sr(study, next(iter(SR_CLASSES)))
+    rejected = [
+        BuiltObject(
+            sop_instance_uid=str(report.SOPInstanceUID), sop_class_uid=str(report.SOPClassUID), path="", digest=""
+        ),
+        BuiltObject(
+            sop_instance_uid="2.25.7",
+            sop_class_uid=SecondaryCaptureImageStorage,
+            path="",
+            digest="",
+            kind=ObjectKind.HEATMAP,
+        ),
+    ]
+    return build_rejection_note(
+        report,
+        rejected,
+        code=code,
+        installation_id=HERE,
+        node=study.node,
+        at=NOON,
+        local_zone=study.local_zone,
+        model_name=study.card.name,
+    )
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Each kind of picture of each source."""
     folder, files = tmp_path_factory.mktemp("pictures"), []
-    row, column = np.mgrid[0:56, 0:56] / 56
-    heatmap_hw = np.rint(255 * np.exp(-(((column - 0.3) / 0.1) ** 2) - ((row - 0.6) / 0.1) ** 2)).astype(np.uint8)
     for name, header in HEADERS.items():
-        study, source = kinds(header)["present"], folder / "source.bin"
-        source.write_bytes(as_bytes(make_radiograph(rows=240, columns=200, seed=1, **header)))
-        picture, (image, prediction) = read_picture(str(source)), study.analysed[0]
-        for kind, build in (("sc", build_heatmap), ("gsps", build_gsps), ("seg", build_seg)):
-            document = build(study, image, prediction, picture, heatmap_hw)
-            assert document is not None
+        for kind, document in pictures_of(kinds(header)["present"], header, folder):
             file = folder / f"{name}-{kind}.dcm"
             file.write_bytes(to_bytes(document))
             files.append(file)
@@ -155,35 +188,8 @@ def notes(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder, files = tmp_path_factory.mktemp("notes"), []
     reasons = itertools.cycle(codes.REJECTIONS)
     for name, header in (*HEADERS.items(), *((f"plain_{code}", {}) for code in codes.REJECTIONS)):
-        study, code = kinds(header)["present"], next(reasons)
-        report = build_sr(study, next(iter(SR_CLASSES)))
-        rejected = [
-            BuiltObject(
-                sop_instance_uid=str(report.SOPInstanceUID),
-                sop_class_uid=str(report.SOPClassUID),
-                path="",
-                digest="",
-            ),
-            BuiltObject(
-                sop_instance_uid="2.25.7",
-                sop_class_uid=SecondaryCaptureImageStorage,
-                path="",
-                digest="",
-                kind=ObjectKind.HEATMAP,
-            ),
-        ]
-        note = build_rejection_note(
-            report,
-            rejected,
-            code=code,
-            installation_id=HERE,
-            node=study.node,
-            at=NOON,
-            local_zone=study.local_zone,
-            model_name=study.card.name,
-        )
         file = folder / f"{name}.dcm"
-        file.write_bytes(to_bytes(note))
+        file.write_bytes(to_bytes(note_on(kinds(header)["present"], next(reasons))))
         files.append(file)
     return files
 

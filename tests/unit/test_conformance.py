@@ -22,7 +22,7 @@ STATEMENT = (Path(__file__).parents[2] / "CONFORMANCE.md").read_text(encoding="u
 
 
 def rows() -> dict[str, tuple[str, str]]:
-    """Return SOP Class UID -> (kind of transfer syntaxes, what happens) of section 3.2."""
+    """Return SOP Class UID -> (kind of transfer syntaxes, what happens) of section 4.2.2."""
     found = re.findall(r"^\| [^|]+ \| `([0-9.]+)` \| (images|data) \| ([^|]+) \|$", STATEMENT, flags=re.M)
     return {uid: (kind, text) for uid, kind, text in found}
 
@@ -51,11 +51,11 @@ def test_statement_names_the_product_and_its_limits() -> None:
 
 
 def section(heading: str) -> str:
-    return STATEMENT.partition(f"### {heading}")[2].partition("\n#")[0]
+    return STATEMENT.partition(f"#### {heading}")[2].partition("\n#")[0]
 
 
 def test_statement_names_exactly_what_is_proposed_to_destinations() -> None:
-    said = set(re.findall(r"^\| [^|]+ \| `([0-9.]+)` \| [^|]+ \|$", section("3.3 Storage SCU"), flags=re.M))
+    said = set(re.findall(r"^\| [^|]+ \| `([0-9.]+)` \| [^|]+ \|$", section("4.2.3 Storage SCU"), flags=re.M))
     everything = DestinationSettings(
         name="main", ae_title="A", host="h", port=1, objects=("sr", "heatmap", "gsps", "seg"), send_rejection_notes=True
     )
@@ -63,6 +63,6 @@ def test_statement_names_exactly_what_is_proposed_to_destinations() -> None:
 
 
 def test_statement_names_the_other_services() -> None:
-    assert f"`{STORAGE_COMMITMENT}`" in section("3.4 Storage Commitment SCU")
+    assert f"`{STORAGE_COMMITMENT}`" in section("4.2.4 Storage Commitment SCU")
     for uid in (STUDY_ROOT_FIND, STUDY_ROOT_MOVE):
-        assert f"`{uid}`" in section("3.6 Query/Retrieve SCU")
+        assert f"`{uid}`" in section("4.2.6 Query/Retrieve SCU")
