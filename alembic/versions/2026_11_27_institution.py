@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "2026_11_27_a"
+revision = "2026_11_27_institution"
 down_revision = "2026_11_24_e"
 branch_labels = None
 depends_on = None
