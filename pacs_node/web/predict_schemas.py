@@ -25,6 +25,7 @@ class _Options(Body):
         None,
         ge=0,
         le=150,
+        examples=[4],
         description="The patient's age in completed years: the model is calibrated by age, and not for all ages. "
         "A DICOM object says it itself.",
     )
@@ -33,13 +34,20 @@ class _Options(Body):
 class Fields(_Options):
     """The form of `/predict`, beside the file."""
 
-    patient_id: PatientId | None = Field(None, description="Given back in the answer, and kept nowhere.")
+    patient_id: PatientId | None = Field(
+        None, examples=["SYN-0001"], description="Given back in the answer, and kept nowhere."
+    )
 
 
 class BatchFields(_Options):
     """The form of `/predict/batch`, beside the files."""
 
-    patient_id: list[PatientId] = Field([], max_length=BATCH_MAX, description="One for each file in order, or none.")
+    patient_id: list[PatientId] = Field(
+        [],
+        max_length=BATCH_MAX,
+        examples=[["SYN-0001", "SYN-0002"]],
+        description="One for each file in order, or none.",
+    )
 
 
 class ImageSize(Schema):

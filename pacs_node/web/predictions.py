@@ -30,7 +30,7 @@ from models.errors import ModelError
 from models.pictures import ExaminedUpload, examine_upload, format_of
 from models.registry import Registry
 from models.suitability import Examination, load_libraries, make_warning, settled
-from pacs_node.decoding import Collapsed, DecodingPool, TookTooLong, result_of
+from pacs_node.decoding import Collapsed, DecodingPool, PoolDown, TookTooLong, result_of
 from pacs_node.settings import Settings
 from pacs_node.web.access import Visitor
 from pacs_node.web.active_model import ActiveModel, LoadedModel
@@ -108,10 +108,7 @@ class Predictions:
         return self._model.loaded
 
     def warm(self) -> None:
-        """Start the decoding processes and load the model beside them; returns at once.
-
-        Call it in a thread that lives as long as they shall: the kernel ends a process with the thread that started it.
-        """
+        """Start the decoding processes and load the model beside them; returns at once."""
         self._pool.warm()
         threading.Thread(target=self._load, name="preload", daemon=True).start()
 
@@ -204,17 +201,19 @@ class Predictions:
     async def _examined(self, content: bytes, options: Options, card: ModelCard) -> tuple[ExaminedUpload, bool]:
         """Return the examination, and whether another one of the same bytes would be the same."""
         for _ in range(DECODE_ATTEMPTS):
-            future = self._pool.submit(
-                examine_upload,
-                content,
-                card,
-                age_policy=self._age_policy,
-                age_years=options.age_years,
-                has_preview=options.gradcam,
-            )
-            await _settled(future)
             try:
+                future = self._pool.submit(
+                    examine_upload,
+                    content,
+                    card,
+                    age_policy=self._age_policy,
+                    age_years=options.age_years,
+                    has_preview=options.gradcam,
+                )
+                await _settled(future)
                 return result_of(future), True
+            except PoolDown as error:
+                raise Busy(str(error)) from error
             except TookTooLong:
                 return _unreadable("decode_timeout"), False
             except Collapsed:

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from db.engine import DatabaseAway, NoSuchRecord, SchemaMismatch
 from db.facts import CannotBeRepeated, ForeignCursor
+from pacs_node.web.access import Role, declarations
 from pacs_node.web.policy import HEADERS
 from pacs_node.web.render import RenderBusy, RenderRefused
 from pacs_node.web.schemas import Problem
@@ -26,8 +27,15 @@ MEDIA_TYPE = "application/problem+json"
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return what `responses=` of a router says about its errors."""
-    return {status: {"model": Problem, "description": HTTPStatus(status).phrase} for status in statuses}
+    """Return what `responses=` of a router says about its errors: these, and those of every route behind a login."""
+    return {status: _documented(status) for status in sorted({401, 403, 503, *statuses})}
+
+
+def _documented(status: int) -> dict[str, Any]:
+    told: dict[str, Any] = {"model": Problem, "description": HTTPStatus(status).phrase}
+    if status in RETRY_AFTER_S:
+        told["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+    return told
 
 
 BARE = {404: "There is nothing at this address.", 405: "This address does not take this method."}
@@ -36,9 +44,9 @@ RETRY_AFTER_S = {503: "5", 429: "60"}
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of `app` with a problem, and say so in its OpenAPI document."""
+    """Answer every error of `app` with a problem, and say so in its OpenAPI document, with who has to show a token."""
     generate = app.openapi
-    app.openapi = lambda: _with_problems(generate())  # type: ignore[method-assign]
+    app.openapi = lambda: _with_tokens(_with_problems(generate()), app)  # type: ignore[method-assign]
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(NoSuchRecord, _on_nothing)
@@ -77,6 +85,19 @@ def _with_problems(document: dict[str, Any]) -> dict[str, Any]:
         content = response.get("content", {})
         if content.get("application/json", {}).get("schema", {}).get("$ref", "").endswith("/Problem"):
             content[MEDIA_TYPE] = content.pop("application/json")
+    return document
+
+
+def _with_tokens(document: dict[str, Any], app: FastAPI) -> dict[str, Any]:
+    scheme = {"type": "http", "scheme": "bearer", "description": "From `pacs-node tokens create NAME`."}
+    document["components"]["securitySchemes"] = {"token": scheme}
+    declared = declarations(app)
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            wanted = declared[f"{method.upper()} {path}"]
+            is_public = all(Role.PUBLIC in one.roles for one in wanted)
+            is_open = any(one.is_open_on_loopback or one.is_prediction for one in wanted)
+            operation["security"] = [] if is_public else [{"token": []}, {}] if is_open else [{"token": []}]
     return document
 
 

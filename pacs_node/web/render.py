@@ -22,7 +22,7 @@ from PIL import Image
 
 from models.preprocess import UNREADABLE, ImageUnfit, read_radiograph
 from models.suitability import CODES
-from pacs_node.decoding import Collapsed, DecodingPool, TookTooLong, result_of
+from pacs_node.decoding import Collapsed, DecodingPool, PoolDown, TookTooLong, result_of
 
 PROCESSES = 2
 TIMEOUT_S = 15.0
@@ -50,7 +50,7 @@ Result = TypeVar("Result")
 
 
 class RenderBusy(Exception):
-    """Too many requests wait for a drawing process."""
+    """Too many requests wait for a drawing process, or there is none at the moment."""
 
 
 class RenderRefused(Exception):
@@ -138,6 +138,8 @@ class Renderer:
             return f"it takes longer than {TIMEOUT_S:g} s"
         except Collapsed:
             return "its decoder stopped"
+        except PoolDown:
+            raise RenderBusy from None
         finally:
             self._places.release()
         return found

@@ -17,7 +17,7 @@ from pacs_node.web.schemas import AuditOut, Page
 router = APIRouter(
     prefix=f"{API}/audit",
     tags=["audit"],
-    responses=documented(422, 503),
+    responses=documented(422),
     dependencies=[requires(Role.ADMIN)],
 )
 

@@ -20,7 +20,7 @@ from pacs_node.web.routes import API
 router = APIRouter(
     prefix=f"{API}/events",
     tags=["events"],
-    responses=documented(503),
+    responses=documented(422),
     dependencies=[requires(Role.RADIOLOGIST, Role.ADMIN, Role.SERVICE)],
 )
 

@@ -45,7 +45,7 @@ from pacs_node.web.study_query import Wanted
 router = APIRouter(
     prefix=f"{API}/exports",
     tags=["exports"],
-    responses=documented(422, 503),
+    responses=documented(422),
     dependencies=[requires(Role.ADMIN)],
 )
 

@@ -24,7 +24,7 @@ from pacs_node.web.schemas import Done, InstanceLine, InstanceOut, Page
 router = APIRouter(
     prefix=f"{API}/instances",
     tags=["images"],
-    responses=documented(404, 422, 503),
+    responses=documented(404, 422),
     dependencies=[requires(Role.RADIOLOGIST, Role.ADMIN, Role.SERVICE)],
 )
 

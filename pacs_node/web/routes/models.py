@@ -16,7 +16,7 @@ from pacs_node.web.schemas import ModelVersionOut, Page
 router = APIRouter(
     prefix=f"{API}/models",
     tags=["models"],
-    responses=documented(422, 503),
+    responses=documented(422),
     dependencies=[requires(Role.RADIOLOGIST, Role.ADMIN, Role.SERVICE)],
 )
 

@@ -26,7 +26,10 @@ def health(web: WebContext) -> Health:
 
 
 @router.get(
-    "/ready", summary="Can the node do its work?", responses={503: {"model": Readiness}}, dependencies=[FOR_MACHINES]
+    "/ready",
+    summary="Can the node do its work?",
+    responses=documented() | {503: {"model": Readiness}},
+    dependencies=[FOR_MACHINES],
 )
 def ready(web: WebContext, response: Response) -> Readiness:
     """Check database, store, model and queue; 503 names the one that fails."""
@@ -43,7 +46,7 @@ def ready(web: WebContext, response: Response) -> Readiness:
     "/metrics",
     summary="Numbers for Prometheus",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {}}}, **documented(401, 403)},
+    responses={200: {"content": {"text/plain": {}}}, **documented()},
     dependencies=[FOR_MACHINES],
 )
 def metrics(web: WebContext) -> Response:
@@ -59,7 +62,7 @@ def metrics(web: WebContext) -> Response:
 @router.get(
     "/model/info",
     summary="Which model answers",
-    responses=documented(503),
+    responses=documented(),
     dependencies=[requires_to_predict()],
 )
 def model_info(web: WebContext) -> ModelInfo:

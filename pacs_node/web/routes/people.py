@@ -23,9 +23,7 @@ from pacs_node.web.routes import API
 
 KNOWN = EVERYONE - {Role.PUBLIC}
 
-router = APIRouter(
-    prefix=API, tags=["accounts"], responses=documented(401, 403, 404, 409, 422, 503), dependencies=[requires(*KNOWN)]
-)
+router = APIRouter(prefix=API, tags=["accounts"], responses=documented(404, 409, 422), dependencies=[requires(*KNOWN)])
 ONLY_ADMIN = [requires(Role.ADMIN)]
 
 
@@ -35,8 +33,11 @@ def _no_public(roles: list[Role]) -> list[Role]:
     return roles
 
 
-Roles = Annotated[list[Role], Field(min_length=1, max_length=3), AfterValidator(_no_public)]
-Groups = Annotated[list[Annotated[str, Field(pattern=r"^\S{1,64}$")]], Field(max_length=50)]
+Roles = Annotated[list[Role], Field(min_length=1, max_length=3, examples=[["radiologist"]]), AfterValidator(_no_public)]
+Groups = Annotated[
+    list[Annotated[str, Field(pattern=r"^\S{1,64}$")]],
+    Field(max_length=50, examples=[["ward_a"]], description="Names in `[[web.groups]]`."),
+]
 Login = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\s\x00-\x1f\x7f]+$", examples=["anna.reader"])]
 
 
@@ -53,7 +54,7 @@ class NewAccount(Sent):
 class AccountChange(Sent):
     roles: Roles | None = None
     groups: Groups | None = None
-    locked: bool | None = None
+    locked: bool | None = Field(None, examples=[True])
 
 
 class NewToken(Sent):

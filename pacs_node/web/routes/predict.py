@@ -53,7 +53,7 @@ Form = TypeVar("Form", Fields, BatchFields)
 router = APIRouter(
     tags=["predict"],
     dependencies=[requires_to_predict()],
-    responses=documented(400, 401, 403, 408, 413, 415, 422, 429, 503),
+    responses=documented(400, 408, 413, 415, 422, 429),
 )
 
 AT_ONCE = 8

@@ -18,7 +18,7 @@ from pacs_node.web.schemas import DeliveryDetail, Done, Page, ReportLine, Result
 router = APIRouter(
     prefix=API,
     tags=["records"],
-    responses=documented(404, 422, 503),
+    responses=documented(404, 422),
     dependencies=[requires(Role.RADIOLOGIST, Role.ADMIN, Role.SERVICE)],
 )
 

@@ -29,7 +29,7 @@ from pacs_node.web.schemas import NewReview, Page, RegionBox, ReviewOut, ReviewS
 router = APIRouter(
     prefix=API,
     tags=["reviews"],
-    responses=documented(404, 422, 503),
+    responses=documented(404, 422),
     dependencies=[requires(Role.RADIOLOGIST, Role.ADMIN, Role.SERVICE)],
 )
 

@@ -26,7 +26,7 @@ from pacs_node.web.study_query import Sort, Wanted
 router = APIRouter(
     prefix=f"{API}/studies",
     tags=["studies"],
-    responses=documented(404, 422, 503),
+    responses=documented(404, 422),
     dependencies=[requires(Role.RADIOLOGIST, Role.ADMIN, Role.SERVICE)],
 )
 

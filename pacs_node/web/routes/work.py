@@ -17,7 +17,7 @@ from pacs_node.web.query import Cursor, Limit, cursor_out
 from pacs_node.web.routes import API
 from pacs_node.web.schemas import Done, JobOut, Page, QuarantinedOut
 
-router = APIRouter(prefix=API, tags=["work"], responses=documented(404, 422, 503), dependencies=[requires(Role.ADMIN)])
+router = APIRouter(prefix=API, tags=["work"], responses=documented(404, 422), dependencies=[requires(Role.ADMIN)])
 
 Offset = Annotated[int, Query(ge=0, le=1_000_000)]
 
