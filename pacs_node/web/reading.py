@@ -14,7 +14,7 @@ from db.tables import InstanceState, Verdict
 from pacs_node.report.answer import FINDING, FORBIDS, NOT_NAMED, prediction_of
 from pacs_node.settings.web import STUDY_FIELD
 from pacs_node.web import words
-from pacs_node.web.choices import NOTHING, Choice, choices_for
+from pacs_node.web.choices import NOTHING, Choice, choices_for, veiled_choices
 from pacs_node.web.words import Kind, Saying, Sentence
 from pacs_node.web.worklist import Point
 
@@ -61,11 +61,23 @@ class PriorView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RegionView:
+    """Where in an image a reader saw it."""
+
+    review_id: UUID
+    instance_id: UUID
+    image: str
+    box: str
+    """Left, top, right and bottom edge in pixels of the stored image."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReviewView:
     words: str
     reviewer: str
     at: str
     comment: str
+    region: RegionView | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,12 +102,16 @@ class StudyView:
     point: Point | None
     finding: str
     reasons: Sequence[Sentence]
+    meaning: str
+    """What such a probability meant before; empty = the model's card does not say."""
     caution: str
     warnings: Sequence[str]
     unjudged: Sequence[ImageView]
     reviews: Sequence[ReviewView]
     facts: Sequence[tuple[str, str]]
     choices: Sequence[Choice]
+    veiled_choices: Sequence[Choice]
+    """In their place while a reader hides the model's answer."""
     report_href: str
     viewer_href: str
     revision: int
@@ -116,6 +132,8 @@ class Shown:
     """The earlier study beside it."""
     viewer_url: str = ""
     """Of the hospital's viewer, with `{study_instance_uid}` in it; empty = none."""
+    meaning: str = ""
+    """What such a probability meant before (`web.meaning`)."""
 
 
 def study_view(
@@ -156,19 +174,21 @@ def study_view(
         point=point,
         finding=FINDING,
         reasons=_withdrawal(study) + reasons + (words.reason_sentences(kind, warnings) if is_unanswered else []),
+        meaning=shown.meaning,
         caution=_CAUTION.get(kind, ""),
         warnings=words.warning_sentences(warnings) + _delivery_warnings(study),
         unjudged=[view for view in views if view.because and not (is_unanswered and len(views) == 1)],
-        reviews=[_review_view(review, now) for review in reversed(study.reviews)],
+        reviews=[_review_view(review, now, radiographs) for review in reversed(study.reviews)],
         facts=_facts(study, found, now),
         choices=choices_for(summary.answer),
+        veiled_choices=veiled_choices(summary.answer),
         report_href=f"/api/v1/studies/{summary.study_id}/report"
         if study.reports and study.reports[-1].built_at
         else "",
         viewer_href=shown.viewer_url.replace(STUDY_FIELD, quote(study.study_instance_uid, safe="")),
         revision=summary.revision,
         tag=reviews.tag,
-        standing=[_review_view(review, now) for review in reviews.standing],
+        standing=[_review_view(review, now, radiographs) for review in reviews.standing],
         priors=earlier,
         beside=next((prior for prior in earlier if prior.is_beside and prior.instance_id), None),
     )
@@ -276,19 +296,33 @@ def _delivery_warnings(study: StudyDetail) -> list[str]:
     return [words.delivery_sentence(delivery) for delivery in study.summary.deliveries if delivery.state != "sent"]
 
 
-def _review_view(review: ReviewFacts, now: datetime) -> ReviewView:
+def _review_view(review: ReviewFacts, now: datetime, images: Sequence[ImageFacts]) -> ReviewView:
     return ReviewView(
         words=_review_words(review),
         reviewer=review.reviewer,
         at=words.clock(review.created_at, now),
         comment=review.comment,
+        region=_region_view(review, [image.instance_id for image in images]),
+    )
+
+
+def _region_view(review: ReviewFacts, images: Sequence[UUID]) -> RegionView | None:
+    region = review.region
+    if region is None or region.instance_id not in images:
+        return None
+    return RegionView(
+        review_id=review.review_id,
+        instance_id=region.instance_id,
+        image=f"Image {images.index(region.instance_id) + 1}",
+        box=f"{region.left} {region.top} {region.right} {region.bottom}",
     )
 
 
 def _review_words(review: ReviewFacts) -> str:
     seen = {NOTHING: "no pneumonia", None: ""}.get(review.corrected_finding, review.corrected_finding)
     said = f"{_VERDICTS[review.verdict]}, {seen}" if seen else _VERDICTS[review.verdict]
-    return f"{said} (reader {review.reading})" if review.reading > 1 else said
+    said = f"{said} (reader {review.reading})" if review.reading > 1 else said
+    return f"{said}, before the model's answer" if review.is_blind else said
 
 
 def _facts(study: StudyDetail, found: PredictionFacts | None, now: datetime) -> list[tuple[str, str]]:
