@@ -78,7 +78,7 @@ search for a patient by `POST /api/v1/studies/search`. Errors are problem docume
 CORS: dict[str, Any] = {
     "allow_methods": ["GET", "POST", "PUT", "PATCH", "DELETE"],
     "allow_headers": ["Authorization", "Content-Type", "If-Match", "If-None-Match"],
-    "expose_headers": ["ETag", "Retry-After", "X-Request-ID"],
+    "expose_headers": ["ETag", "Retry-After", "VOI-Window", "X-Request-ID"],
 }
 """For `web.cors_origins`: tokens, never cookies."""
 TAGS = [

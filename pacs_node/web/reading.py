@@ -29,6 +29,7 @@ _VERDICTS = {
     Verdict.COMMENT: "Comment",
     Verdict.WITHDRAW: "Taken back",
 }
+_FINDINGS = {NOTHING: "no pneumonia", "other": "another finding", "": ""}
 _SEXES = {"F": "F", "M": "M", "O": "other"}
 
 
@@ -319,7 +320,9 @@ def _region_view(review: ReviewFacts, images: Sequence[UUID]) -> RegionView | No
 
 
 def _review_words(review: ReviewFacts) -> str:
-    seen = {NOTHING: "no pneumonia", None: ""}.get(review.corrected_finding, review.corrected_finding)
+    seen = {NOTHING: "no pneumonia", "other": "another finding", None: ""}.get(
+        review.corrected_finding, review.corrected_finding
+    )
     said = f"{_VERDICTS[review.verdict]}, {seen}" if seen else _VERDICTS[review.verdict]
     said = f"{said} (reader {review.reading})" if review.reading > 1 else said
     return f"{said}, before the model's answer" if review.is_blind else said

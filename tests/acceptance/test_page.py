@@ -152,6 +152,17 @@ def test_study_without_an_answer_asks_what_the_reader_sees(site: Site, page: Pag
     page.locator(".told li", has_text="Disagree, pneumonia").wait_for()
 
 
+def test_disagreement_may_name_another_finding(site: Site, page: Page) -> None:
+    study_id = site.study(18)
+    open_study(page, study_id)
+    page.locator("#finding").select_option("other")
+    page.locator("#comment").fill("Cardiomegaly.")
+    page.locator("[data-say=D]").click()
+    page.locator(".told li", has_text="Disagree, another finding").wait_for()
+    (review,) = site.reviews_of(study_id)
+    assert (review.corrected_finding, review.comment) == ("other", "Cardiomegaly.")
+
+
 def test_earlier_study_hangs_beside_and_hidden_answer_shows_on_demand(site: Site, page: Page) -> None:
     early = site.study(9, minutes_ago=600, patient_id="SYN-PAST")
     study_id = site.study(10, patient_id="SYN-PAST")

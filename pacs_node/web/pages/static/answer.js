@@ -12,7 +12,8 @@ let isSaving = false, refused = null;
 export const buttonOf = (key) => $$(`[data-say="${key}"]:not(:disabled)`).find((button) => button.offsetParent);
 
 function reviewOf(button) {
-  const [verdict, finding, blind] = button.value.split(":"), name = $("[name=reviewer]"), region = regionOfAnswer();
+  const [verdict, said, blind] = button.value.split(":"), name = $("[name=reviewer]"), region = regionOfAnswer();
+  const finding = verdict === "disagree" ? $("#finding")?.value || said : said;
   if (name) localStorage.reader = name.value;
   return {
     study_id: main().dataset.study, verdict, comment: $("#comment")?.value ?? "",

@@ -63,9 +63,12 @@ export class Greys {
   get asked() { return this.isSent ? "sent" : `${this.centre}/${this.width}`; }
   get isExact() { return this.exact.asked === this.asked; }
 
-  /** Draw into a canvas: exact where the node drew this window, else from the picture that holds more of it. */
+  /** Draw into a canvas, unless it holds that already: exact where the node drew this window, else from the picture that holds more of it. */
   draw(canvas) {
     const from = this.isExact || this.isInside(this.exact) ? this.exact : this.sent, { bitmap, grey } = from;
+    const wanted = `${this.asked} ${this.isInverted}`;
+    if (this.drawn === wanted && this.drawnFrom === from) return;
+    Object.assign(this, { drawn: wanted, drawnFrom: from });
     if (canvas.width !== bitmap.width || canvas.height !== bitmap.height) [canvas.width, canvas.height] = [bitmap.width, bitmap.height];
     if (this.out?.width !== bitmap.width || this.out.height !== bitmap.height) this.out = new ImageData(bitmap.width, bitmap.height);
     const table = this.table(from), out = new Uint32Array(this.out.data.buffer);
