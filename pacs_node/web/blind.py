@@ -12,7 +12,8 @@ from dataclasses import replace
 from db.facts import ReviewFacts
 from pacs_node.web import words
 from pacs_node.web.choices import blind_choices
-from pacs_node.web.reading import ImageView, PriorView, ReviewView, StudyView
+from pacs_node.web.reading import ImageView, PriorView, StudyView
+from pacs_node.web.reviewing import ReviewView
 from pacs_node.web.words import Kind
 
 

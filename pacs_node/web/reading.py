@@ -8,13 +8,14 @@ from datetime import datetime
 from urllib.parse import quote
 from uuid import UUID
 
-from db.facts import ImageFacts, PredictionFacts, ReviewFacts, StudyDetail
+from db.facts import ImageFacts, PredictionFacts, StudyDetail
 from db.facts.reviews import STANDING, ReviewState
-from db.tables import InstanceState, Verdict
+from db.tables import InstanceState
 from pacs_node.report.answer import FINDING, FORBIDS, NOT_NAMED, prediction_of
 from pacs_node.settings.web import STUDY_FIELD
 from pacs_node.web import words
-from pacs_node.web.choices import NOTHING, Choice, choices_for, veiled_choices
+from pacs_node.web.choices import Choice, choices_for, veiled_choices
+from pacs_node.web.reviewing import VERDICTS, ReviewView, review_view
 from pacs_node.web.words import Kind, Saying, Sentence
 from pacs_node.web.worklist import Point
 
@@ -22,14 +23,6 @@ _CAUTION = {
     Kind.POSITIVE: "Above the threshold. The model knows pneumonia only; it is blind to any other finding.",
     Kind.NEGATIVE: "Below the threshold. The model knows pneumonia only; this does not exclude any other finding.",
 }
-_VERDICTS = {
-    Verdict.AGREE: "Agree",
-    Verdict.DISAGREE: "Disagree",
-    Verdict.UNSURE: "Unsure",
-    Verdict.COMMENT: "Comment",
-    Verdict.WITHDRAW: "Taken back",
-}
-_FINDINGS = {NOTHING: "no pneumonia", "other": "another finding", "": ""}
 _SEXES = {"F": "F", "M": "M", "O": "other"}
 
 
@@ -59,26 +52,6 @@ class PriorView:
     said: str
     read: str
     is_beside: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RegionView:
-    """Where in an image a reader saw it."""
-
-    review_id: UUID
-    instance_id: UUID
-    image: str
-    box: str
-    """Left, top, right and bottom edge in pixels of the stored image."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReviewView:
-    words: str
-    reviewer: str
-    at: str
-    comment: str
-    region: RegionView | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +152,7 @@ def study_view(
         caution=_CAUTION.get(kind, ""),
         warnings=words.warning_sentences(warnings) + _delivery_warnings(study),
         unjudged=[view for view in views if view.because and not (is_unanswered and len(views) == 1)],
-        reviews=[_review_view(review, now, radiographs) for review in reversed(study.reviews)],
+        reviews=[review_view(review, now, radiographs) for review in reversed(study.reviews)],
         facts=_facts(study, found, now),
         choices=choices_for(summary.answer),
         veiled_choices=veiled_choices(summary.answer),
@@ -189,7 +162,7 @@ def study_view(
         viewer_href=shown.viewer_url.replace(STUDY_FIELD, quote(study.study_instance_uid, safe="")),
         revision=summary.revision,
         tag=reviews.tag,
-        standing=[_review_view(review, now, radiographs) for review in reviews.standing],
+        standing=[review_view(review, now, radiographs) for review in reviews.standing],
         priors=earlier,
         beside=next((prior for prior in earlier if prior.is_beside and prior.instance_id), None),
     )
@@ -263,7 +236,7 @@ def _prior_view(prior: StudyDetail, beside: UUID | None) -> PriorView:
         written = words.probability_text(summary.probability, summary.threshold)
         said = f"{said}, {written} by version {summary.model_version}"
     last = next((review for review in reversed(prior.reviews) if review.verdict in STANDING), None)
-    read = f"{_VERDICTS[last.verdict]}, {last.reviewer}" if summary.is_reviewed and last else "not reviewed"
+    read = f"{VERDICTS[last.verdict]}, {last.reviewer}" if summary.is_reviewed and last else "not reviewed"
     return PriorView(
         study_id=summary.study_id,
         date=f"{summary.study_date or summary.received_at.date()}",
@@ -295,37 +268,6 @@ def _no_picture(study: StudyDetail) -> str:
 
 def _delivery_warnings(study: StudyDetail) -> list[str]:
     return [words.delivery_sentence(delivery) for delivery in study.summary.deliveries if delivery.state != "sent"]
-
-
-def _review_view(review: ReviewFacts, now: datetime, images: Sequence[ImageFacts]) -> ReviewView:
-    return ReviewView(
-        words=_review_words(review),
-        reviewer=review.reviewer,
-        at=words.clock(review.created_at, now),
-        comment=review.comment,
-        region=_region_view(review, [image.instance_id for image in images]),
-    )
-
-
-def _region_view(review: ReviewFacts, images: Sequence[UUID]) -> RegionView | None:
-    region = review.region
-    if region is None or region.instance_id not in images:
-        return None
-    return RegionView(
-        review_id=review.review_id,
-        instance_id=region.instance_id,
-        image=f"Image {images.index(region.instance_id) + 1}",
-        box=f"{region.left} {region.top} {region.right} {region.bottom}",
-    )
-
-
-def _review_words(review: ReviewFacts) -> str:
-    seen = {NOTHING: "no pneumonia", "other": "another finding", None: ""}.get(
-        review.corrected_finding, review.corrected_finding
-    )
-    said = f"{_VERDICTS[review.verdict]}, {seen}" if seen else _VERDICTS[review.verdict]
-    said = f"{said} (reader {review.reading})" if review.reading > 1 else said
-    return f"{said}, before the model's answer" if review.is_blind else said
 
 
 def _facts(study: StudyDetail, found: PredictionFacts | None, now: datetime) -> list[tuple[str, str]]:

@@ -254,6 +254,23 @@ class NewReview(Body):
     )
 
 
+class GroupNumbers(Schema):
+    """Readings of one group by what reader and model say; a share only where there are enough readings to give one."""
+
+    grouped_by: str
+    group: str
+    both_yes: int
+    model_only: int
+    reader_only: int
+    both_no: int
+    predictive_value: float | None
+    predictive_value_low: float | None
+    predictive_value_high: float | None
+    sensitivity: float | None = Field(description="Among reviewed studies.")
+    sensitivity_low: float | None
+    sensitivity_high: float | None
+
+
 class NewTrainingExport(Body):
     """Which reviewed studies become training data."""
 
