@@ -315,6 +315,10 @@ class Instance(Table):
     """False for what is stored and never judged (our own objects, DERIVED\\SECONDARY, states, FOR PROCESSING)."""
     voi: Mapped[str | None] = mapped_column(String(32))
     """Which VOI path the preprocessing took."""
+    device: Mapped[str] = mapped_column(String(129), default="")
+    """Manufacturer and model of what took it, as the worker read them; empty = not stated, or not judged."""
+    view: Mapped[str] = mapped_column(String(16), default="")
+    """PA or AP; empty as above."""
 
 
 class Receipt(Table):
@@ -628,6 +632,8 @@ class Review(Table):
     corrected_finding: Mapped[str | None] = mapped_column(String(64))
     region: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     """{"instance_id", "left", "top", "right", "bottom"}: a rectangle of whole pixels, the far edges outside it."""
+    is_blind: Mapped[bool] = mapped_column(default=False)
+    """Given before its reader saw the model's answer."""
     created_at: Mapped[datetime]
 
 

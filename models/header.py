@@ -47,6 +47,7 @@ _OTHER_VIEWS = {"LL", "RL", "LLD", "RLD", "LLO", "RLO", "RAO", "LAO", "RPO", "LP
 _FRONTAL_CODES = {"272479007", "399348003", "399033003", "R-10214", "R-40888", "R-10206"}
 _FRONTAL_WORDS = re.compile(r"\b(PA|AP|FRONTAL|POSTERO-?ANTERIOR|ANTERO-?POSTERIOR)\b")
 _AP_CODES = {"399348003", "R-10206"}
+_PA_CODES = {"272479007", "R-10214"}
 _AP_WORDS = re.compile(r"\b(AP|ANTERO-?POSTERIOR)\b")
 _PA_WORDS = re.compile(r"\b(PA|POSTERO-?ANTERIOR)\b")
 _PORTABLE_WORDS = re.compile(r"\b(PORTABLE|MOBILE|BEDSIDE|SUPINE)\b")
@@ -177,6 +178,18 @@ def is_ap_or_portable(dataset: Dataset) -> bool:
     if position == "PA" or codes:
         return position != "PA" and codes <= _AP_CODES
     return bool(_AP_WORDS.search(words)) and not _PA_WORDS.search(words)
+
+
+def projection_of(dataset: Dataset) -> str:
+    """Return "PA" or "AP" for a frontal view, "" where nothing says which."""
+    position = _code_string(dataset, "ViewPosition")
+    if position in _FRONTAL_VIEWS:
+        return position
+    codes = {str(item.get("CodeValue", "")) for item in _items(dataset, "ViewCodeSequence")}
+    words = "" if codes else f"{position} {_words(dataset)}"
+    is_ap = bool(codes and codes <= _AP_CODES) or bool(_AP_WORDS.search(words))
+    is_pa = bool(codes and codes <= _PA_CODES) or bool(_PA_WORDS.search(words))
+    return "" if is_ap == is_pa else "AP" if is_ap else "PA"
 
 
 def is_identity_incomplete(dataset: Dataset) -> bool:

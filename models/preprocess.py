@@ -83,12 +83,18 @@ class Radiograph:
     voi
         Where the grey levels come from: "lut", "window", "given", "percentile", or "displayed" for a grey image that
         is stored in colour.
+    window
+        (center, width) in modality values; of a LUT, the span in which it rises.
+    is_inverse
+        Large values are dark (MONOCHROME1).
     padding_share
         Part of the pixels that Pixel Padding Value marks, 0 to 1.
     """
 
     grey_HW: np.ndarray
     voi: str
+    window: tuple[float, float]
+    is_inverse: bool
     padding_share: float = 0.0
 
 
@@ -116,17 +122,18 @@ def read_radiograph(dataset: Dataset, *, window: tuple[float, float] | None = No
         stored = _stored_values(stored_HW.dtype, dataset)
         is_padding = _is_padding(stored, stored_HW.dtype, dataset)
         if _photometric(dataset).startswith("MONOCHROME"):
-            grey, voi = _voi(_modality_values(stored, dataset), is_padding, pattern_HW, dataset, window)
+            grey, voi, shown = _voi(_modality_values(stored, dataset), is_padding, pattern_HW, dataset, window)
         else:
-            grey, voi = _displayed(stored, pattern_HW, dataset, window)
+            grey, voi, shown = _displayed(stored, pattern_HW, dataset, window)
     except UNREADABLE as error:
         raise ImageUnfit("undecodable", f"grey levels: {error}") from error
-    if _photometric(dataset) == "MONOCHROME1":
+    is_inverse = _photometric(dataset) == "MONOCHROME1"
+    if is_inverse:
         grey = 1.0 - grey
     grey[is_padding] = 0.0
     padding_share = float(_pixels_of(is_padding, pattern_HW).mean()) if is_padding.any() else 0.0
     grey_HW = _pixels_of(grey.astype(np.float32), pattern_HW)
-    return Radiograph(grey_HW=grey_HW, voi=voi, padding_share=padding_share)
+    return Radiograph(grey_HW=grey_HW, voi=voi, window=shown, is_inverse=is_inverse, padding_share=padding_share)
 
 
 def from_array(pixels: np.ndarray) -> np.ndarray:
@@ -266,8 +273,8 @@ def _is_padding(stored: np.ndarray, dtype: np.dtype[Any], dataset: Dataset) -> n
 
 def _displayed(
     stored: np.ndarray, pattern_HW: np.ndarray, dataset: Dataset, window: tuple[float, float] | None
-) -> tuple[np.ndarray, str]:
-    """Return the grey in [0, 1] of a grey image stored in colour, and "displayed", or "given" for another window.
+) -> tuple[np.ndarray, str, tuple[float, float]]:
+    """Return the grey in [0, 1] of a grey image stored in colour, "displayed" or "given", and the window.
 
     Neither modality LUT nor VOI applies to colour (PS3.3 C.11.2): what is stored is what is to be seen. A window in the
     header is a leftover of the radiograph that was converted.
@@ -281,8 +288,8 @@ def _displayed(
             raise ImageUnfit("colour")
         values[used], top = entries_C[..., 1], float(np.iinfo(entries_C.dtype).max)
     if window is not None:
-        return _windowed(values, window[0], max(window[1], 1e-6), function="LINEAR_EXACT"), "given"
-    return np.clip(values / top, 0.0, 1.0), "displayed"
+        return _windowed(values, window[0], max(window[1], 1e-6), function="LINEAR_EXACT"), "given", window
+    return np.clip(values / top, 0.0, 1.0), "displayed", (top / 2, top)
 
 
 def _modality_values(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
@@ -322,19 +329,30 @@ def _voi(
     pattern_HW: np.ndarray,
     dataset: Dataset,
     window: tuple[float, float] | None,
-) -> tuple[np.ndarray, str]:
-    """Return the displayed grey in [0, 1] for every modality value, before polarity, and where it comes from."""
+) -> tuple[np.ndarray, str, tuple[float, float]]:
+    """Return the displayed grey in [0, 1] for every modality value, before polarity, its source, and the window."""
     if window is not None:
         center, width = window
-        return _windowed(values, center, max(width, 1e-6), function="LINEAR_EXACT"), "given"
+        return _windowed(values, center, max(width, 1e-6), function="LINEAR_EXACT"), "given", window
     if dataset.get("VOILUTSequence"):
         depth = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
-        return np.clip(_looked_up(values, dataset.VOILUTSequence[0], dataset) / (2**depth - 1), 0, 1), "lut"
+        grey = np.clip(_looked_up(values, dataset.VOILUTSequence[0], dataset) / (2**depth - 1), 0, 1)
+        return grey, "lut", _rise(values, grey)
     function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
     own = _own_window(dataset, function)
     if own is not None:
-        return _windowed(values, *own, function=function), "window"
-    return _windowed(values, *_percentile_window(values, is_padding, pattern_HW), function="LINEAR_EXACT"), "percentile"
+        return _windowed(values, *own, function=function), "window", own
+    spanned = _percentile_window(values, is_padding, pattern_HW)
+    return _windowed(values, *spanned, function="LINEAR_EXACT"), "percentile", spanned
+
+
+def _rise(values: np.ndarray, grey: np.ndarray) -> tuple[float, float]:
+    """Return (center, width) of the values between which a table goes from its darkest to its brightest hundredth."""
+    darkest, brightest = float(grey.min()), float(grey.max())
+    edge = (brightest - darkest) / 100
+    rising = values[(grey >= darkest + edge) & (grey <= brightest - edge)]
+    low, high = (float(rising.min()), float(rising.max())) if rising.size else (values.min(), values.max())
+    return (low + high) / 2, max(high - low, 1.0)
 
 
 def _own_window(dataset: Dataset, function: str) -> tuple[float, float] | None:

@@ -72,6 +72,8 @@ class Examination:
         The patient's, in completed years; None if unknown. It chooses the card's population.
     device
         What took the image; None if not stated.
+    projection
+        "PA" or "AP", "" if not stated.
     """
 
     image_1HW: np.ndarray | None
@@ -81,6 +83,7 @@ class Examination:
     voi: str
     age_years: int | None
     device: DeviceModel | None = None
+    projection: str = ""
 
     @property
     def is_fit(self) -> bool:
@@ -129,6 +132,7 @@ def examine(dataset: Dataset, card: ModelCard, *, age_policy: str = "refuse") ->
     try:
         rows, columns = (int(dataset.get(keyword) or 0) for keyword in ("Rows", "Columns"))
         age_years, device = header.age_years_of(dataset), header.device_model_of(dataset)
+        projection = header.projection_of(dataset)
         warnings = header_warnings(dataset, card, age_policy)
     except UNREADABLE:
         return _unfit("undecodable")
@@ -151,6 +155,7 @@ def examine(dataset: Dataset, card: ModelCard, *, age_policy: str = "refuse") ->
         voi=voi,
         age_years=age_years,
         device=device,
+        projection=projection,
     )
 
 

@@ -49,10 +49,11 @@ def running_browser() -> Iterator[Any]:
 
 @contextmanager
 def reader_at(
-    browser: Any, url: str, *, width: int = 1440, height: int = 900, cookie: str = ""
+    browser: Any, url: str, *, width: int = 1440, height: int = 900, cookie: str = "", touch: bool = False
 ) -> Iterator[tuple[Page, list[str]]]:
     """Give a page of a browser of one person, and what its console complained about until now."""
-    context: BrowserContext = browser.new_context(base_url=url, viewport={"width": width, "height": height})
+    viewport = {"width": width, "height": height}
+    context: BrowserContext = browser.new_context(base_url=url, viewport=viewport, has_touch=touch)
     context.set_default_timeout(PATIENCE_MS)
     if cookie:
         context.add_cookies([{"name": "pacs_node_session", "value": cookie, "url": url}])

@@ -23,7 +23,7 @@ from db import audit, facts, queue
 from db.audit import Action
 from db.engine import DatabaseAway, Session, db_now, read_scope, session_scope
 from db.facts import BuiltObject, NewPrediction, NewWarning, accounts, credentials
-from db.tables import Delivery, DeliveryState, JobKind, Role
+from db.tables import Delivery, DeliveryState, JobKind, Report, Role
 from models.registry import Registry
 from pacs_node.passwords import hash_password, new_secret
 from pacs_node.report.answer import answer_of
@@ -159,6 +159,31 @@ class World:
             assert queue.fail(session, job, error="secret traceback", now=now, policy=POLICY, permanent=True)
             facts.record_report_failed(session, report_id, now=now)
         return job.id
+
+    def break_delivery(self, study_id: UUID) -> UUID:
+        """Have the PACS refuse the study's report for good, as the delivery role records it; return the failed job."""
+        with session_scope(self.engine) as session:
+            now, delivery_id = db_now(session), self._delivery_id(session, study_id)
+            queue.requeue(session, JobKind.DELIVER, delivery_id, now=now)
+            jobs = queue.claim(session, JobKind.DELIVER, owner="test", limit=100, policy=POLICY, now=now)
+            (job,) = [job for job in jobs if job.subject_id == delivery_id]
+            queue.release(session, [other for other in jobs if other is not job], now=now)
+            assert queue.fail(session, job, error="no presentation context", now=now, policy=POLICY, permanent=True)
+            refused = {"state": DeliveryState.FAILED, "reason": "no presentation context."}
+            facts.record_not_sent(session, delivery_id, **refused, now=now)
+        return job.id
+
+    def delivery_of(self, study_id: UUID) -> DeliveryState:
+        with read_scope(self.engine) as session:
+            query = select(Delivery.state).where(Delivery.id == self._delivery_id(session, study_id))
+            found: DeliveryState = session.execute(query).scalar_one()
+        return found
+
+    @staticmethod
+    def _delivery_id(session: Session, study_id: UUID) -> UUID:
+        query = select(Delivery.id).join(Report, Report.id == Delivery.report_id).where(Report.study_id == study_id)
+        found: UUID = session.execute(query).scalar_one()
+        return found
 
 
 def _patient(number: int) -> dict[str, str]:

@@ -67,6 +67,20 @@ def calibration_error(truth_N: np.ndarray, probability_N: np.ndarray, weight_DN:
     return ratio(np.abs(gap_DB).sum(1), weight_DN.sum(1))
 
 
+def reliability(truth_N: np.ndarray, probability_N: np.ndarray) -> list[dict[str, float | int]]:
+    """Return, for each tenth of P(finding) in which images lie, how many there are and how many have the finding."""
+    bin_N = np.minimum((probability_N * 10).astype(int), 9)
+    return [
+        {
+            "low": int(b) / 10,
+            "high": (int(b) + 1) / 10,
+            "images": int(np.sum(bin_N == b)),
+            "positive": int(truth_N[bin_N == b].sum()),
+        }
+        for b in np.unique(bin_N)
+    ]
+
+
 def rates(truth_N: np.ndarray, probability_N: np.ndarray, weight_DN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return (false-positive rate, true-positive rate), shapes (D, U + 1): the ROC curve of each draw, from (0, 0)."""
     true_DU, false_DU = (np.pad(c, ((0, 0), (1, 0))) for c in _calls(truth_N, probability_N, weight_DN))
@@ -124,7 +138,8 @@ def judged(
     Returns
     -------
     dict
-        Counts; each figure as {"value", "low", "high"}; "operating_points" by name; "abstained". Rounded to four
+        Counts; each figure as {"value", "low", "high"}; "reliability" by tenths of the probability, which the page
+        quotes; "operating_points" by name; "abstained". Rounded to four
         digits; None where a figure does not exist, and for the interval where there are fewer than two patients.
     """
     called = {name: probability_N >= threshold for name, threshold in points.items()}
@@ -135,6 +150,7 @@ def judged(
     result |= {name: figures[name] for name in ("auc", "average_precision")}
     result |= {name: figures[f"{next(iter(points))}/{name}"] for name in AT_THRESHOLD}
     result |= {name: figures[name] for name in ("brier", "ece")}
+    result["reliability"] = reliability(truth_N, probability_N)
     result["operating_points"] = {
         name: {"threshold": _plain(_most_frequent(points[name]))}
         | {key: figures[f"{name}/{key}"]["value"] for key in AT_THRESHOLD}

@@ -120,6 +120,7 @@ from db.facts.reviews import (
     ReviewFacts,
     ReviewState,
     add_review,
+    answered_by,
     review_facts,
     review_state,
 )
@@ -200,6 +201,7 @@ __all__ = [
     "add_model_version",
     "add_rejection_note",
     "add_review",
+    "answered_by",
     "apply_rejections",
     "beat",
     "cancel_verified_report",

@@ -22,6 +22,12 @@ class SeenDevice:
     model_name: str
     detector_type: str
 
+    @property
+    def name(self) -> str:
+        """Return what people call it; the maker is not said twice."""
+        is_said = self.model_name.startswith(self.manufacturer)
+        return clean(self.model_name if is_said else f"{self.manufacturer} {self.model_name}".strip())
+
 
 _DEVICES = rows_of(Device)
 _NAMES = tuple(field.name for field in fields(SeenDevice))

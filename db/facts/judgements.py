@@ -18,6 +18,7 @@ from db import audit
 from db.audit import Action
 from db.engine import NoSuchRecord, Session
 from db.facts.arrival import clean
+from db.facts.devices import SeenDevice
 from db.facts.images import ImageFacts, WarningFacts, image_of
 from db.tables import Instance, InstanceState, Prediction, Study, Warning, rows_of
 
@@ -84,6 +85,8 @@ def record_judgement(
     predictions: Sequence[NewPrediction],
     warnings: Sequence[NewWarning],
     voi: str | None,
+    device: SeenDevice | None = None,
+    view: str = "",
     now: datetime,
 ) -> None:
     """Record what judging an image found: *analysed* with its predictions, or *not analysed* with its reason.
@@ -94,6 +97,8 @@ def record_judgement(
     ----------
     voi
         Which VOI path the preprocessing took; None if it did not come so far.
+    device, view
+        What took the image, and whether it is a "PA" or an "AP" view, where it says so.
 
     Raises
     ------
@@ -103,7 +108,8 @@ def record_judgement(
     state = InstanceState.ANALYSED if predictions else InstanceState.NOT_ANALYSED
     if not _take_turn(session, instance_id, state, predictions, warnings, now):
         return
-    session.execute(update(_INSTANCES).where(_INSTANCES.c.id == instance_id).values(state=state, voi=voi))
+    told = {"state": state, "voi": voi, "device": device.name if device else "", "view": view}
+    session.execute(update(_INSTANCES).where(_INSTANCES.c.id == instance_id).values(told))
     action = Action.INSTANCE_JUDGED if predictions else Action.INSTANCE_NOT_ANALYSED
     details: dict[str, Any] = {"codes": sorted(warning.code for warning in warnings)}
     if predictions:

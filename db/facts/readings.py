@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date, datetime
 
-from sqlalchemy import Text, and_, exists, func, select
+from sqlalchemy import ColumnElement, Text, and_, case, exists, func, select
 
 from db.engine import Session
 from db.facts.quality import Scope, in_scope
-from db.tables import Answer, Report, Review, Study, Verdict, rows_of
+from db.tables import Answer, Instance, InstanceState, Report, Review, Study, Verdict, rows_of
 
 COUNTED = (Verdict.AGREE, Verdict.DISAGREE, Verdict.UNSURE)
+SEVERAL = "several"
 ROWS_MAX = 200_000
 """Newest readings that are counted; a page that would need more says so by its period."""
 
@@ -31,8 +32,14 @@ class Reading:
     model_name: str
     model_version: str
     calling_ae_title: str
+    device: str
+    """What took the images that were judged; empty = not known, `SEVERAL` = more than one."""
+    view: str
+    """Of the images that were judged, as `device`."""
     age_years: int | None
     """At the study; None = not known."""
+    is_blind: bool
+    """Given before its reader saw the model's answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +51,24 @@ class Coverage:
     studies: int
 
 
-_REVIEWS, _REPORTS, _STUDIES = rows_of(Review), rows_of(Report), rows_of(Study)
+_REVIEWS, _REPORTS, _STUDIES, _INSTANCES = rows_of(Review), rows_of(Report), rows_of(Study), rows_of(Instance)
 _BOTH = (True, False)
+
+
+def _one_of(column: ColumnElement[str]) -> ColumnElement[str]:
+    """Return what all rows of a group say, or `SEVERAL`."""
+    return case((func.min(column) == func.max(column), func.min(column)), else_=SEVERAL)
+
+
 _LATER = _REVIEWS.alias("later")
 _STANDS = and_(_REVIEWS.c.verdict.in_(COUNTED), ~exists().where(_LATER.c.predecessor_id == _REVIEWS.c.id))
+_TAKEN = (
+    select(_INSTANCES.c.study_id, *(_one_of(_INSTANCES.c[name]).label(name) for name in ("device", "view")))
+    .where(_INSTANCES.c.state == InstanceState.ANALYSED)
+    .group_by(_INSTANCES.c.study_id)
+    .subquery()
+)
+"""Of each study, what took its analysed images and how."""
 _CURRENT = and_(_REPORTS.c.study_id == _STUDIES.c.id, _REPORTS.c.revision == _STUDIES.c.revision)
 
 
@@ -55,12 +76,14 @@ def list_readings(session: Session, scope: Scope) -> list[Reading]:
     """Return the readings of the period that stand, the newest first."""
     query = (
         select(
-            *(_REVIEWS.c[name] for name in ("created_at", "verdict", "corrected_finding")),
+            *(_REVIEWS.c[name] for name in ("created_at", "verdict", "corrected_finding", "is_blind")),
             *(_REPORTS.c[name] for name in ("answer", "model_name", "model_version")),
             *(_STUDIES.c[name] for name in ("calling_ae_title", "patient_birth_date", "study_date")),
+            *(func.coalesce(_TAKEN.c[name], "").label(name) for name in ("device", "view")),
         )
         .join(_REPORTS, _REPORTS.c.id == _REVIEWS.c.report_id)
         .join(_STUDIES, _STUDIES.c.id == _REVIEWS.c.study_id)
+        .outerjoin(_TAKEN, _TAKEN.c.study_id == _REVIEWS.c.study_id)
         .where(_STANDS, _REVIEWS.c.created_at >= scope.since, _REVIEWS.c.created_at < scope.until)
         .where(*in_scope(scope))
         .order_by(_REVIEWS.c.created_at.desc())
@@ -75,6 +98,9 @@ def list_readings(session: Session, scope: Scope) -> list[Reading]:
             model_name=row.model_name,
             model_version=row.model_version,
             calling_ae_title=row.calling_ae_title,
+            device=row.device,
+            view=row.view,
+            is_blind=row.is_blind,
             age_years=_age_years(row.patient_birth_date, row.study_date or row.created_at.date()),
         )
         for row in session.execute(query)

@@ -9,12 +9,13 @@ read is refused when it changed since (`ReviewConflict`), so that nobody answers
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, insert, select, update
+from sqlalchemy import ColumnElement, exists, insert, select, update
 
 from db import audit
 from db.audit import Action
@@ -58,6 +59,8 @@ class ReviewFacts:
     corrected_finding: str | None = None
     """What the reader sees instead; `normal` = nothing."""
     region: Region | None = None
+    is_blind: bool = False
+    """Given before the reader saw the model's answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +101,7 @@ def add_review(
     now: datetime,
     corrected_finding: str | None = None,
     region: Region | None = None,
+    is_blind: bool = False,
     predecessor_id: UUID | None = None,
     tag: str | None = None,
     actor: str | None = None,
@@ -106,6 +110,8 @@ def add_review(
 
     Parameters
     ----------
+    is_blind
+        The reader has not seen the model's answer; not believed of one who has answered before, and was shown it then.
     predecessor_id
         The review that the reader changes or withdraws; None = the reader's standing one, if there is one.
     tag
@@ -142,6 +148,7 @@ def add_review(
         reading=own.reading if own else 1 + max((review.reading for review in state.standing), default=0),
         corrected_finding=corrected_finding,
         region=region,
+        is_blind=is_blind and not _has_spoken(session, state.report_id, reviewer),
     )
     _insert(session, review, actor or review.reviewer)
     if verdict is not Verdict.COMMENT:
@@ -204,6 +211,8 @@ def _insert(session: Session, review: ReviewFacts, actor: str) -> None:
     session.execute(insert(_REVIEWS), row | {"id": review.review_id})
     details: dict[str, Any] = {"study_id": str(review.study_id), "verdict": review.verdict.value}
     details["reading"] = review.reading
+    if review.is_blind:
+        details["is_blind"] = True
     if review.predecessor_id is not None:
         details["predecessor_id"] = str(review.predecessor_id)
     if review.corrected_finding is not None:
@@ -211,6 +220,25 @@ def _insert(session: Session, review: ReviewFacts, actor: str) -> None:
     audit.append(
         session, Action.REVIEW_ADDED, actor=actor, subject_id=review.review_id, details=details, now=review.created_at
     )
+
+
+def _has_spoken(session: Session, report_id: UUID | None, reviewer: str) -> bool:
+    said = (_REVIEWS.c.report_id == report_id, _REVIEWS.c.reviewer == reviewer, _REVIEWS.c.verdict != Verdict.COMMENT)
+    return session.execute(select(_REVIEWS.c.id).where(*said).limit(1)).first() is not None
+
+
+def answered_by(session: Session, study_ids: Collection[UUID], reviewer: str) -> frozenset[UUID]:
+    """Return those of the studies on whose current report a verdict of this reader stands."""
+    later, newer = _REVIEWS.alias("later"), _REPORTS.alias("newer")
+    is_newer = (newer.c.study_id == _REPORTS.c.study_id) & (newer.c.revision > _REPORTS.c.revision)
+    query = (
+        select(_REVIEWS.c.study_id)
+        .join(_REPORTS, _REPORTS.c.id == _REVIEWS.c.report_id)
+        .where(_REVIEWS.c.study_id.in_(study_ids), _REVIEWS.c.reviewer == reviewer, _REVIEWS.c.verdict.in_(STANDING))
+        .where(~exists().where(later.c.predecessor_id == _REVIEWS.c.id))
+        .where(~exists().where(is_newer, newer.c.review_id.is_(None)))  # a verified report says the same again
+    )
+    return frozenset(session.execute(query).scalars())
 
 
 def _mark(session: Session, study_id: UUID) -> None:

@@ -92,13 +92,19 @@ class Exported:
     excluded: tuple[Excluded, ...]
     manifest_sha256: str
 
-    def __str__(self) -> str:
+    @property
+    def summary(self) -> tuple[str, ...]:
+        """Say what is in it, and what stayed behind and why."""
         labels = ", ".join(f"{n} {label}" for label, n in sorted(Counter(row.label for row in self.rows).items()))
         patients = len({row.patient for row in self.rows})
-        lines = [f"{len(self.rows)} images of {patients} patients ({labels or 'none'}) in {self.folder / MANIFEST}."]
+        lines = [f"{len(self.rows)} images of {patients} patients ({labels or 'none'})"]
         for reason, count in sorted(Counter(one.reason for one in self.excluded).items()):
             lines.append(f"Not exported: {count} x {reason}. {REASONS[reason]}")
-        return "\n".join(lines)
+        return tuple(lines)
+
+    def __str__(self) -> str:
+        first, *rest = self.summary
+        return "\n".join([f"{first} in {self.folder / MANIFEST}.", *rest])
 
 
 def export_reviews(

@@ -256,6 +256,8 @@ class ReviewSettings(Section):
     verified_delay_s: float = Field(10, ge=0)
     organization: str = Field("", max_length=64)
     """Stands beside the reader's name in a verified report."""
+    answer_first: bool = False
+    """Readers answer before the page shows them the model's answer."""
 
     @model_validator(mode="after")
     def _name_who_answers(self) -> ReviewSettings:

@@ -55,9 +55,11 @@ from pacs_node.web.routes import (
     reference,
     reviews,
     studies,
+    training,
     work,
 )
 from pacs_node.web.security import Gate
+from pacs_node.web.training_export import TrainingExports
 from pacs_node.wiring import registry_of
 
 PAGES = Path(__file__).parent / "pages"
@@ -75,7 +77,7 @@ search for a patient by `POST /api/v1/studies/search`. Errors are problem docume
 CORS: dict[str, Any] = {
     "allow_methods": ["GET", "POST", "PUT", "PATCH", "DELETE"],
     "allow_headers": ["Authorization", "Content-Type", "If-Match", "If-None-Match"],
-    "expose_headers": ["ETag", "Retry-After", "X-Request-ID"],
+    "expose_headers": ["ETag", "Retry-After", "VOI-Window", "X-Request-ID"],
 }
 """For `web.cors_origins`: tokens, never cookies."""
 TAGS = [
@@ -85,7 +87,7 @@ TAGS = [
     {"name": "records", "description": "Results, warnings, reports and deliveries as lists."},
     {"name": "models", "description": "Which versions of the model are known, and which answers."},
     {"name": "events", "description": "New and changed studies as they happen."},
-    {"name": "exports", "description": "Lists as CSV or NDJSON files; for administrators."},
+    {"name": "exports", "description": "Lists as CSV or NDJSON files, and training data; for administrators."},
     {"name": "audit", "description": "Who did what, when and to what; for administrators."},
     {"name": "work", "description": "The queue, and what was put in quarantine."},
     {"name": "predict", "description": "One image in, one answer out: JPEG, PNG or DICOM, for no study."},
@@ -120,6 +122,7 @@ def create_app(*, engine: Engine, store: ObjectStore, registry: Registry, settin
         limits=Limits(settings.web),
         hospital=_hospital_login(settings),
         predictions=Predictions(engine, registry, settings),
+        training=TrainingExports(settings),
     )
     app.state.feed = Feed(engine)
     templates.env.globals.update(
@@ -141,6 +144,7 @@ def create_app(*, engine: Engine, store: ObjectStore, registry: Registry, settin
         models,
         events,
         exports,
+        training,
         audit,
         work,
         node,
@@ -188,6 +192,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     await asyncio.to_thread(web.renderer.close)
     await asyncio.to_thread(web.predictions.close)
+    await asyncio.to_thread(web.training.close)
 
 
 def run_web(settings: Settings, stop: threading.Event) -> None:

@@ -1,9 +1,12 @@
-"""The three answers that a reader can give to a study, each on its key. Pure."""
+"""The three answers that a reader can give to a study, each on its key. Pure.
+
+Who has not seen the model's answer cannot agree with it, and says what is seen.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from db.tables import Answer, Verdict
 from pacs_node.report.answer import FINDING
@@ -22,11 +25,13 @@ class Choice:
     verdict: Verdict
     finding: str = ""
     """Corrected finding that goes with it; empty = none."""
+    is_blind: bool = False
+    """Given before the model's answer is seen."""
 
     @property
     def value(self) -> str:
         """Return what a form without script sends."""
-        return f"{self.verdict}:{self.finding}"
+        return f"{self.verdict}:{self.finding}{':blind' if self.is_blind else ''}"
 
 
 _UNSURE = Choice(key="U", word="Unsure", meaning="second reader", verdict=Verdict.UNSURE)
@@ -53,3 +58,13 @@ _NO_ANSWER = (
 def choices_for(answer: Answer | None) -> Sequence[Choice]:
     """Return what a reader can say about a study with this answer; None = the model has not answered yet."""
     return _CHOICES.get(answer, _NO_ANSWER) if answer else _NO_ANSWER
+
+
+def blind_choices() -> Sequence[Choice]:
+    """Return what a reader can say who has not seen the model's answer."""
+    return [replace(choice, is_blind=True) for choice in _NO_ANSWER]
+
+
+def veiled_choices(answer: Answer | None) -> Sequence[Choice]:
+    """Return what takes the place of `choices_for` while a reader hides the answer; empty = nothing needs to."""
+    return blind_choices() if answer in _CHOICES else ()

@@ -30,6 +30,7 @@ from pacs_node.web.hospital import HospitalLogin
 from pacs_node.web.limits import Limits
 from pacs_node.web.predictions import Predictions
 from pacs_node.web.render import Renderer
+from pacs_node.web.training_export import TrainingExports
 from pacs_node.wiring import active_card
 
 CARD_S = 10.0
@@ -60,6 +61,7 @@ class Web:
     hospital: HospitalLogin | None = None
     """The hospital's login, where there is one."""
     predictions: Predictions
+    training: TrainingExports
     caller: Visitor = NOBODY
     """Who sent the request that is answered now."""
     _kept: _Kept = field(default_factory=_Kept)

@@ -21,6 +21,7 @@ from pacs_node.report.answer import FINDING
 FEW = 20
 """Below this many readings a share is not printed."""
 WEEKS = 12
+NOT_KNOWN = "not known"
 Z95 = 1.959964
 AGES = ((0, 0, "below 1 year"), (1, 5, "1 to 5 years"), (6, 17, "6 to 17 years"), (18, 64, "18 to 64 years"))
 PERIODS = {
@@ -199,8 +200,11 @@ def agreement(readings: Sequence[Reading]) -> Agreement:
     ]
     names: list[tuple[str, Callable[[Reading], str]]] = [
         ("Model version", lambda r: f"{r.model_name} {r.model_version}"),
+        ("Device", lambda r: r.device or NOT_KNOWN),
         ("Sender", lambda r: r.calling_ae_title),
+        ("View", lambda r: r.view or NOT_KNOWN),
         ("Age at the study", lambda r: age_band(r.age_years)),
+        ("The model's answer", lambda r: "seen after" if r.is_blind else "seen first"),
     ]
     return Agreement(
         overall=share_of(sum(model == reader for _, model, reader in counted), len(counted)),
@@ -215,7 +219,7 @@ def agreement(readings: Sequence[Reading]) -> Agreement:
 def age_band(years: int | None) -> str:
     """Return the band of ages in which the page counts."""
     if years is None:
-        return "not known"
+        return NOT_KNOWN
     return next((name for low, high, name in AGES if low <= years <= high), "65 years and above")
 
 

@@ -8,26 +8,20 @@ from datetime import datetime
 from urllib.parse import quote
 from uuid import UUID
 
-from db.facts import ImageFacts, PredictionFacts, ReviewFacts, StudyDetail
+from db.facts import ImageFacts, PredictionFacts, StudyDetail
 from db.facts.reviews import STANDING, ReviewState
-from db.tables import InstanceState, Verdict
+from db.tables import InstanceState
 from pacs_node.report.answer import FINDING, FORBIDS, NOT_NAMED, prediction_of
 from pacs_node.settings.web import STUDY_FIELD
 from pacs_node.web import words
-from pacs_node.web.choices import NOTHING, Choice, choices_for
+from pacs_node.web.choices import Choice, choices_for, veiled_choices
+from pacs_node.web.reviewing import VERDICTS, ReviewView, review_view
 from pacs_node.web.words import Kind, Saying, Sentence
 from pacs_node.web.worklist import Point
 
 _CAUTION = {
     Kind.POSITIVE: "Above the threshold. The model knows pneumonia only; it is blind to any other finding.",
     Kind.NEGATIVE: "Below the threshold. The model knows pneumonia only; this does not exclude any other finding.",
-}
-_VERDICTS = {
-    Verdict.AGREE: "Agree",
-    Verdict.DISAGREE: "Disagree",
-    Verdict.UNSURE: "Unsure",
-    Verdict.COMMENT: "Comment",
-    Verdict.WITHDRAW: "Taken back",
 }
 _SEXES = {"F": "F", "M": "M", "O": "other"}
 
@@ -61,14 +55,6 @@ class PriorView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReviewView:
-    words: str
-    reviewer: str
-    at: str
-    comment: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class StudyView:
     """The reading page, in words."""
 
@@ -90,12 +76,16 @@ class StudyView:
     point: Point | None
     finding: str
     reasons: Sequence[Sentence]
+    meaning: str
+    """What such a probability meant before; empty = the model's card does not say."""
     caution: str
     warnings: Sequence[str]
     unjudged: Sequence[ImageView]
     reviews: Sequence[ReviewView]
     facts: Sequence[tuple[str, str]]
     choices: Sequence[Choice]
+    veiled_choices: Sequence[Choice]
+    """In their place while a reader hides the model's answer."""
     report_href: str
     viewer_href: str
     revision: int
@@ -116,6 +106,8 @@ class Shown:
     """The earlier study beside it."""
     viewer_url: str = ""
     """Of the hospital's viewer, with `{study_instance_uid}` in it; empty = none."""
+    meaning: str = ""
+    """What such a probability meant before (`web.meaning`)."""
 
 
 def study_view(
@@ -158,19 +150,21 @@ def study_view(
         reasons=words.withdrawal_sentences(summary.withdrawn_at)
         + reasons
         + (words.reason_sentences(kind, warnings) if is_unanswered else []),
+        meaning=shown.meaning,
         caution=_CAUTION.get(kind, ""),
         warnings=words.warning_sentences(warnings) + _delivery_warnings(study),
         unjudged=[view for view in views if view.because and not (is_unanswered and len(views) == 1)],
-        reviews=[_review_view(review, now) for review in reversed(study.reviews)],
+        reviews=[review_view(review, now, radiographs) for review in reversed(study.reviews)],
         facts=_facts(study, found, now),
         choices=choices_for(summary.answer),
+        veiled_choices=veiled_choices(summary.answer),
         report_href=f"/api/v1/studies/{summary.study_id}/report"
         if study.reports and study.reports[-1].built_at
         else "",
         viewer_href=shown.viewer_url.replace(STUDY_FIELD, quote(study.study_instance_uid, safe="")),
         revision=summary.revision,
         tag=reviews.tag,
-        standing=[_review_view(review, now) for review in reviews.standing],
+        standing=[review_view(review, now, radiographs) for review in reviews.standing],
         priors=earlier,
         beside=next((prior for prior in earlier if prior.is_beside and prior.instance_id), None),
     )
@@ -236,7 +230,7 @@ def _prior_view(prior: StudyDetail, beside: UUID | None) -> PriorView:
     if summary.withdrawn_at is not None:
         said = f"{words.WITHDRAWN.lower()}: {said}"
     last = next((review for review in reversed(prior.reviews) if review.verdict in STANDING), None)
-    read = f"{_VERDICTS[last.verdict]}, {last.reviewer}" if summary.is_reviewed and last else "not reviewed"
+    read = f"{VERDICTS[last.verdict]}, {last.reviewer}" if summary.is_reviewed and last else "not reviewed"
     return PriorView(
         study_id=summary.study_id,
         date=f"{summary.study_date or summary.received_at.date()}",
@@ -268,21 +262,6 @@ def _no_picture(study: StudyDetail) -> str:
 
 def _delivery_warnings(study: StudyDetail) -> list[str]:
     return [words.delivery_sentence(delivery) for delivery in study.summary.deliveries if delivery.state != "sent"]
-
-
-def _review_view(review: ReviewFacts, now: datetime) -> ReviewView:
-    return ReviewView(
-        words=_review_words(review),
-        reviewer=review.reviewer,
-        at=words.clock(review.created_at, now),
-        comment=review.comment,
-    )
-
-
-def _review_words(review: ReviewFacts) -> str:
-    seen = {NOTHING: "no pneumonia", None: ""}.get(review.corrected_finding, review.corrected_finding)
-    said = f"{_VERDICTS[review.verdict]}, {seen}" if seen else _VERDICTS[review.verdict]
-    return f"{said} (reader {review.reading})" if review.reading > 1 else said
 
 
 def _facts(study: StudyDetail, found: PredictionFacts | None, now: datetime) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -19,6 +20,7 @@ from typing import Literal, TypeVar
 import numpy as np
 import pydicom
 from PIL import Image
+from pydicom.dataset import Dataset
 
 from models.preprocess import UNREADABLE, ImageUnfit, read_radiograph
 from models.suitability import CODES
@@ -41,11 +43,15 @@ QUALITY = 90
 HEAT_OPACITY = 0.55
 """Of the hottest places of a heat map; cooler ones show less of it, cold ones nothing."""
 Form = Literal["png", "webp"]
-RENDERING = "1"
+RENDERING = "2"
 """Change it when the same request would draw other pixels: it is part of the ETag."""
 
 
 PURGED = "its file was purged after the retention time"
+UNIT = re.compile(r"[A-Z][A-Z0-9_/]{0,15}")
+"""What a Rescale Type may look like before it stands in a header."""
+NO_UNIT = "US"
+"""Rescale Type: unspecified."""
 Result = TypeVar("Result")
 
 
@@ -59,6 +65,32 @@ class RenderRefused(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """A drawn radiograph, and what its grey levels and its size are in the stored image."""
+
+    content: bytes
+    rows: int
+    columns: int
+    center: float
+    width: float
+    """In modality values; of a VOI LUT, the span in which it rises."""
+    voi: str
+    """`window` or `lut` = the image's own, `percentile` = it brings none, `given` = asked for, `displayed` = colour."""
+    is_inverse: bool
+    """Large values are dark (MONOCHROME1)."""
+    unit: str
+    """Of the values (Rescale Type, PS3.3 C.11.1.1.2); empty = not stated."""
+
+    @property
+    def header(self) -> str:
+        """The same as a dictionary of RFC 9651, for the answer's header `VOI-Window`."""
+        return (
+            f'center={_decimal(self.center)}, width={_decimal(self.width)}, voi={self.voi}, unit="{self.unit}", '
+            f"inverse=?{int(self.is_inverse)}, rows={self.rows}, columns={self.columns}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +123,8 @@ class Renderer:
         """Start the processes, so that the first image need not wait for their imports."""
         self._pool.warm()
 
-    def draw(self, path: Path, drawing: Drawing) -> bytes:
-        """Return the picture's file.
+    def draw(self, path: Path, drawing: Drawing) -> Picture:
+        """Return the picture.
 
         Raises
         ------
@@ -122,7 +154,7 @@ class Renderer:
             raise RenderRefused(found)
         return found
 
-    def _draw(self, path: Path, drawing: Drawing) -> bytes | str:
+    def _draw(self, path: Path, drawing: Drawing) -> Picture | str:
         return self._work(draw_picture, str(path), drawing)
 
     def _work(self, function: Callable[..., Result | str], *args: object) -> Result | str:
@@ -148,13 +180,14 @@ class Renderer:
         self._pool.close()
 
 
-def draw_picture(path: str, drawing: Drawing) -> bytes | str:
+def draw_picture(path: str, drawing: Drawing) -> Picture | str:
     """Return the image as an 8-bit picture whose longest side is at most `drawing.size`, or the reason why not.
 
     Grey, or in colours where a heat map lies over it.
     """
     try:
-        grey_HW = read_radiograph(pydicom.dcmread(path), window=drawing.window).grey_HW
+        dataset = pydicom.dcmread(path)
+        radiograph = read_radiograph(dataset, window=drawing.window)
     except ImageUnfit as unfit:
         sentence = CODES[unfit.code].text if unfit.code in CODES else "The pixel data cannot be decoded."
         return sentence[0].lower() + sentence[1:].rstrip(".")
@@ -162,7 +195,8 @@ def draw_picture(path: str, drawing: Drawing) -> bytes | str:
         return PURGED
     except UNREADABLE:
         return "it cannot be read as DICOM"
-    image = Image.fromarray(np.rint(grey_HW * 255).astype(np.uint8))
+    rows, columns = radiograph.grey_HW.shape
+    image = Image.fromarray(np.rint(radiograph.grey_HW * 255).astype(np.uint8))
     image.thumbnail((drawing.size, drawing.size), Image.Resampling.LANCZOS, reducing_gap=3.0)
     if drawing.heatmap is not None:
         try:
@@ -172,7 +206,28 @@ def draw_picture(path: str, drawing: Drawing) -> bytes | str:
     buffer = io.BytesIO()
     options = {"compress_level": 4} if drawing.form == "png" else {"quality": QUALITY, "method": 4}
     image.save(buffer, drawing.form.upper(), **options)
-    return buffer.getvalue()
+    center, width = radiograph.window
+    return Picture(
+        content=buffer.getvalue(),
+        rows=rows,
+        columns=columns,
+        center=center,
+        width=width,
+        voi=radiograph.voi,
+        is_inverse=radiograph.is_inverse,
+        unit=_unit_of(dataset),
+    )
+
+
+def _unit_of(dataset: Dataset) -> str:
+    """Return Rescale Type where it names a unit; the modality wrote it, so it may be anything."""
+    stated = str(dataset.get("RescaleType") or "").strip().upper()
+    return stated if UNIT.fullmatch(stated) and stated != NO_UNIT else ""
+
+
+def _decimal(value: float) -> str:
+    """Return a number as RFC 9651 writes decimals: three places, no exponent."""
+    return f"{value:.3f}"
 
 
 def size_of(path: str) -> tuple[int, int] | str:
@@ -201,10 +256,10 @@ class _Memory:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes, self._bytes = max_bytes, 0
-        self._results: OrderedDict[str, tuple[bytes | str, float]] = OrderedDict()
+        self._results: OrderedDict[str, tuple[Picture | str, float]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: str, now: float) -> bytes | str | None:
+    def get(self, key: str, now: float) -> Picture | str | None:
         with self._lock:
             result, at = self._results.get(key, (None, now))
             if isinstance(result, str) and now - at > REFUSAL_S:
@@ -214,14 +269,18 @@ class _Memory:
                 self._results.move_to_end(key)
             return result
 
-    def put(self, key: str, result: bytes | str, now: float) -> None:
+    def put(self, key: str, result: Picture | str, now: float) -> None:
         with self._lock:
             if key in self._results:
                 self._forget(key)
             self._results[key] = (result, now)
-            self._bytes += len(result)
+            self._bytes += _bytes_of(result)
             while self._bytes > self._max_bytes:
                 self._forget(next(iter(self._results)))
 
     def _forget(self, key: str) -> None:
-        self._bytes -= len(self._results.pop(key)[0])
+        self._bytes -= _bytes_of(self._results.pop(key)[0])
+
+
+def _bytes_of(result: Picture | str) -> int:
+    return len(result if isinstance(result, str) else result.content)

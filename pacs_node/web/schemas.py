@@ -9,7 +9,7 @@ from datetime import date, datetime
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from db.facts import STUDY_STATES
 from db.queue import JobKind, JobState
@@ -187,6 +187,7 @@ class ReviewOut(Schema):
     corrected_finding: str | None = Field(examples=["normal"], description="What the reader sees instead.")
     comment: str = Field(examples=["Skin fold, not consolidation."])
     region: RegionBox | None
+    is_blind: bool = Field(examples=[False], description="Given before the reader saw the model's answer.")
     reviewer: str = Field(examples=["Dr R. Reader"])
     reading: int = Field(examples=[1], description="1 = the first reader's word, 2 = the second reader's, ...")
     predecessor_id: UUID | None = Field(description="The same reader's review that this one takes the place of.")
@@ -241,11 +242,53 @@ class NewReview(Body):
     )
     comment: Annotated[str, Written] = Field("", max_length=2000, examples=["Skin fold, not consolidation."])
     region: RegionBox | None = Field(None, description="Where in an image of the study.")
+    is_blind: bool = Field(
+        False,
+        description="The reader has not seen the model's answer: `disagree` with the finding that is seen, which is "
+        "kept as `agree` where the model said the same; or `unsure`.",
+    )
     reviewer: Annotated[str, Written] | None = Field(
         None, min_length=1, max_length=64, examples=["Dr R. Reader"], description="Left out = who is logged in."
     )
     predecessor_id: UUID | None = Field(
         None, description="The reader's own review that is changed or withdrawn; left out = the one that stands."
+    )
+
+
+class GroupNumbers(Schema):
+    """Readings of one group by what reader and model say; a share only where there are enough readings to give one."""
+
+    grouped_by: str
+    group: str
+    both_yes: int
+    model_only: int
+    reader_only: int
+    both_no: int
+    predictive_value: float | None
+    predictive_value_low: float | None
+    predictive_value_high: float | None
+    sensitivity: float | None = Field(description="Among reviewed studies.")
+    sensitivity_low: float | None
+    sensitivity_high: float | None
+
+
+class NewTrainingExport(Body):
+    """Which reviewed studies become training data."""
+
+    since: AwareDatetime | None = Field(None, examples=[INSTANT], description="Reviewed then or later; left out = all.")
+    accept_unstated: bool = Field(
+        False, description="Also images whose header does not say whether text is burned in: somebody has looked."
+    )
+
+
+class TrainingExportOut(Schema):
+    """Where the newest training export stands."""
+
+    state: Literal["none", "running", "ready", "failed"] = Field(examples=["ready"])
+    name: str = Field(examples=["training-20261120-120000"])
+    said: list[str] = Field(
+        examples=[["214 images of 180 patients (96 NORMAL, 118 PNEUMONIA)"]],
+        description="What is in it and what stayed behind, or why there is none.",
     )
 
 

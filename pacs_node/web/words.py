@@ -30,11 +30,13 @@ class Kind(enum.StrEnum):
     NOT_ANALYSED = "not_analysed"
     FAILED = "failed"
     WAITING = "waiting"
+    HIDDEN = "hidden"
+    """There is an answer, and this reader has not given one yet (`web.blind`)."""
 
     @property
     def is_silent(self) -> bool:
         """The model gave no answer, so a reader is needed no less."""
-        return self not in (Kind.POSITIVE, Kind.NEGATIVE)
+        return self not in (Kind.POSITIVE, Kind.NEGATIVE, Kind.HIDDEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,10 @@ SAYINGS = {
     Kind.NOT_ANALYSED: Saying("Not analysed", "Not analysed", ""),
     Kind.FAILED: Saying("Failed", "Failed", "kept, can be run again"),
     Kind.WAITING: Saying("Waiting", "Waiting", "not judged yet"),
+    Kind.HIDDEN: Saying("Shown after your answer", "Analysed", "shown after your answer"),
 }
+HIDEABLE = (Kind.POSITIVE, Kind.NEGATIVE, Kind.ABSTAIN, Kind.INCOMPLETE)
+"""What the model said about the finding; that it could not judge is told at once."""
 _KINDS = {
     Answer.PRESENT: Kind.POSITIVE,
     Answer.ABSENT: Kind.NEGATIVE,

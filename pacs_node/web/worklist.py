@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -55,7 +55,7 @@ class Row:
     @property
     def is_silent(self) -> bool:
         """Tell whether the model says nothing that counts."""
-        return self.kind.is_silent or self.is_withdrawn
+        return self.kind.is_silent or (self.is_withdrawn and self.kind is not Kind.HIDDEN)
 
     def says(self, kind: Kind) -> bool:
         """Tell whether this is the model's answer, and counts."""
@@ -98,6 +98,8 @@ class Choice:
     probability_from: float | None = None
     probability_to: float | None = None
     model_version: str = ""
+    is_by_answer: bool = True
+    """False = what the model said is no filter: this reader answers first."""
     senders: Sequence[str] = ()
     model_versions: Sequence[str] = ()
 
@@ -151,6 +153,7 @@ VIEWS: dict[str, tuple[str, Callable[[Row], bool]]] = {
 }
 _ORDER = list(Kind)
 _SILENT_WHY = "these need a reader no less than the others"
+_HIDDEN_WHY = "longest wait first; the model's answers are shown after yours"
 _NEGATIVE_WHY = "the model knows pneumonia only; other findings are not excluded"
 
 
@@ -198,15 +201,17 @@ def search_view(rows: Sequence[Row], sought: str, now: datetime) -> WorkList:
     return WorkList(summary=found, groups=_groups_of(rows), silence=None if rows else silence, sought=sought or " ")
 
 
-def row_of(study: StudySummary, now: datetime) -> Row:
-    """Put one study into words."""
+def row_of(study: StudySummary, now: datetime, *, is_hidden: bool = False) -> Row:
+    """Put one study into words; hidden = without what the model said (`web.blind`)."""
     kind = words.kind_of(study.answer, study.warnings)
-    point = point_of(study)
+    is_hidden = is_hidden and kind in words.HIDEABLE
+    kind, probability = (Kind.HIDDEN, None) if is_hidden else (kind, study.probability)
+    point = None if is_hidden else point_of(study)
     band = (point.low, point.high) if point else None
     said = words.withdrawal_sentences(study.withdrawn_at)
-    said += words.status_sentences(kind, study.state, hold=study.hold, band=band, probability=study.probability)
+    said += words.status_sentences(kind, study.state, hold=study.hold, band=band, probability=probability)
     said += words.reason_sentences(kind, study.warnings)
-    said += [Sentence(text) for text in words.warning_sentences(study.warnings)]
+    said += [] if is_hidden else [Sentence(text) for text in words.warning_sentences(study.warnings)]
     said += [Sentence(words.delivery_sentence(d)) for d in study.deliveries if d.state is DeliveryState.FAILED]
     is_failed, is_withdrawn = study.failed_job_id is not None, study.withdrawn_at is not None
     images = f"{study.images} images" if study.images != 1 else "1 image"
@@ -214,10 +219,8 @@ def row_of(study: StudySummary, now: datetime) -> Row:
         study_id=study.study_id,
         kind=kind,
         saying=words.SAYINGS[kind],
-        probability=study.probability,
-        probability_text=words.probability_text(study.probability, study.threshold)
-        if study.probability is not None
-        else "",
+        probability=probability,
+        probability_text="" if probability is None else words.probability_text(probability, study.threshold),
         point=point,
         is_urgent=study.priority > 0,
         is_reviewed=study.is_reviewed,
@@ -254,6 +257,7 @@ def _groups(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[Row]]]:
     unread = [row for row in rows if not row.is_reviewed]
     calm = [row for row in unread if not row.is_urgent]
     yield "Urgent", "asked for as STAT, whatever the model says", _sorted([row for row in unread if row.is_urgent])
+    yield "To read", _HIDDEN_WHY, _sorted([row for row in calm if row.kind is Kind.HIDDEN])
     yield "Above threshold", "highest probability first", _sorted([row for row in calm if row.says(Kind.POSITIVE)])
     yield "No answer from the model", _SILENT_WHY, _sorted([row for row in calm if row.is_silent])
     yield "Below threshold", _NEGATIVE_WHY, _sorted([row for row in calm if row.says(Kind.NEGATIVE)])
@@ -266,9 +270,11 @@ def _sorted(rows: Sequence[Row]) -> list[Row]:
 
 
 def _views(rows: Sequence[Row], chosen: str, choice: Choice) -> list[View]:
+    is_blind = any(row.kind is Kind.HIDDEN for row in rows)
     return [
         View(words=title, href=href(view=name, **choice.query), count=sum(map(shows, rows)), is_chosen=name == chosen)
         for name, (title, shows) in VIEWS.items()
+        if not (is_blind and name == "positive")  # it would count what is hidden
     ]
 
 
@@ -279,6 +285,19 @@ PERIODS = {"": "Any date", "1": "Last 24 hours", "7": "Last 7 days", "30": "Last
 def href(**query: str | None) -> str:
     """Return the worklist's address with what of the query is set."""
     return "/?" + urlencode({name: value for name, value in query.items() if value})
+
+
+def export_href(choice: Choice, now: datetime) -> str:
+    """Return where the studies that the filters let through are a file, in every view."""
+    asked = {
+        "format": "csv",
+        "calling_ae_title": choice.sender,
+        "since": (now - timedelta(days=int(choice.period))).isoformat(timespec="seconds") if choice.period else "",
+        "probability_from": choice.probability_from,
+        "probability_to": choice.probability_to,
+        "model_version": choice.model_version,
+    }
+    return "/api/v1/exports/studies?" + urlencode({name: v for name, v in asked.items() if v not in ("", None)})
 
 
 def _summary(rows: Sequence[Row], now: datetime) -> str:

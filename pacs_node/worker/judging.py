@@ -56,6 +56,8 @@ class Judgement:
     voi: str | None = None
     device: SeenDevice | None = None
     """What took the image, if it was answered and says so."""
+    view: str = ""
+    """"PA" or "AP", if it says so."""
     error: str | None = None
     is_store_away: bool = False
     """The file could not be opened: no fault of the image's, so it costs no attempt."""
@@ -168,6 +170,7 @@ def _judgement(job: Job, examined: Examined, predictions: Sequence[Prediction], 
         warnings=tuple(map(_warning, warnings)),
         voi=examination.voi or None,
         device=_seen(examination.device) if predictions else None,
+        view=examination.projection,
     )
 
 
@@ -261,5 +264,7 @@ def _record_one(session: Session, judgement: Judgement, policy: QueuePolicy, now
         predictions=judgement.predictions,
         warnings=judgement.warnings,
         voi=judgement.voi,
+        device=judgement.device,
+        view=judgement.view,
         now=now,
     )

@@ -5,92 +5,33 @@ from __future__ import annotations
 import io
 import shutil
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 import pytest
 from PIL import Image
 
 from db import facts
-from db.engine import db_now, make_engine, read_scope, session_scope
+from db.engine import db_now, read_scope, session_scope
 from db.facts.heatmaps import NewHeatmap, record_heatmap
 from db.tables import DeliveryState
 from pacs_node.errors import ConfigError
 from pacs_node.settings import NodeSettings, Settings
 from pacs_node.settings.web import WebSettings
 from pacs_node.web.app import run_web
-from tests.browser import is_shown, reader_at, running_browser, unexpected, until
-from tests.builders import as_bytes, make_bundle, make_radiograph
-from tests.web_world import LATERAL, World, free_port, make_world, serving
+from tests.browser import reader_at, unexpected, until
+from tests.builders import as_bytes, make_radiograph
+from tests.site import Site, assert_fits, faults, open_study
+from tests.web_world import LATERAL
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 pytestmark = pytest.mark.acceptance
 
-SERIOUS = ("serious", "critical")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Site:
-    """A node's pages under their address, and the data behind them."""
-
-    world: World
-    url: str
-    browser: Any
-
-    def study(self, number: int, **changes: Any) -> UUID:
-        """Add a suspicious study with a picture of its own."""
-        return self.world.suspected(
-            number, data=as_bytes(make_radiograph(seed=number, rows=512, columns=420)), **changes
-        )
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path) -> Iterator[Site]:
-    root = tmp_path_factory.mktemp("site")
-    shutil.copyfile(migrated_sqlite, root / "node.sqlite")
-    make_bundle(root / "models", name="drawn", version="0.0.1")
-    settings = Settings(node=NodeSettings(data_dir=root), web=WebSettings(port=free_port(), authentication="off"))
-    engine = make_engine(settings.database_url)
-    world = make_world(engine, root, root / "models")
-    with serving(settings) as url, running_browser() as browser:
-        yield Site(world=world, url=url, browser=browser)
-    engine.dispose()
-
-
-@pytest.fixture
-def page(site: Site) -> Iterator[Page]:
-    """One reader's page; one that breaks its policy, throws or misses a file fails its test."""
-    with reader_at(site.browser, site.url) as (page, complaints):
-        page.add_init_script("localStorage.reader ??= 'Dr R. Reader'")
-        yield page
-    assert unexpected(complaints) == []
-
-
-def open_study(page: Page, study_id: UUID) -> None:
-    page.goto(f"/studies/{study_id}", wait_until="domcontentloaded")
-    is_shown(page)
-
-
-def reviews_of(site: Site, study_id: UUID) -> list[facts.ReviewFacts]:
-    with read_scope(site.world.engine) as session:
-        return list(facts.study_detail(session, study_id).reviews)
-
 
 def values(page: Page) -> str:
     return str(page.locator("#film + p [data-values]").inner_text())
-
-
-def faults(page: Page) -> list[str]:
-    """Return the serious faults that axe finds, as rule and place."""
-    from axe_playwright_python.sync_playwright import Axe
-
-    found = Axe().run(page).response["violations"]
-    return [f"{v['id']}: {v['nodes'][0]['html'][:120]}" for v in found if v["impact"] in SERIOUS]
 
 
 def test_worklist_announces_new_studies_and_moves_no_row(site: Site, page: Page) -> None:
@@ -109,7 +50,7 @@ def test_worklist_announces_new_studies_and_moves_no_row(site: Site, page: Page)
 
 def test_reading_windows_by_drag_keys_and_presets(site: Site, page: Page) -> None:
     open_study(page, site.study(3))
-    assert values(page).startswith("centre 128, width 256")
+    assert values(page).startswith("centre 2048, width 4096, as sent")
     box = page.locator("#film").bounding_box()
     assert box is not None
     middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
@@ -117,15 +58,15 @@ def test_reading_windows_by_drag_keys_and_presets(site: Site, page: Page) -> Non
     page.mouse.down()
     page.mouse.move(middle[0] - 100, middle[1] - 50, steps=4)
     page.mouse.up()
-    until(page, "document.querySelector('[data-values]').textContent.startsWith('centre 108, width 196')")
+    until(page, "document.querySelector('[data-values]').textContent.startsWith('centre 1728, width 3136')")
     page.keyboard.press("2")
-    until(page, "document.querySelector('[data-values]').textContent.startsWith('centre 96, width 150')")
+    until(page, "document.querySelector('[data-values]').textContent.startsWith('centre 1536, width 2400')")
     page.keyboard.press("i")
     until(page, "document.querySelector('[data-values]').textContent.includes('inverted')")
     page.keyboard.press("r")
     until(page, "document.querySelector('[data-values]').textContent.includes('turned 90°')")
     page.keyboard.press("0")
-    until(page, "document.querySelector('[data-values]').textContent.startsWith('centre 128, width 256')")
+    until(page, "document.querySelector('[data-values]').textContent.startsWith('centre 2048, width 4096, as sent')")
 
 
 def test_answer_by_one_key_opens_the_next_study_at_once_and_can_be_undone(site: Site, page: Page) -> None:
@@ -143,7 +84,7 @@ def test_answer_by_one_key_opens_the_next_study_at_once_and_can_be_undone(site: 
     page.keyboard.press("z")
     page.wait_for_url(f"**/studies/{first}*")
     page.locator(".told li", has_text="Taken back").wait_for()
-    assert [r.verdict for r in reviews_of(site, first)] == ["agree", "withdraw"]
+    assert [r.verdict for r in site.reviews_of(first)] == ["agree", "withdraw"]
 
 
 def test_answer_is_refused_until_the_radiograph_was_seen(site: Site, page: Page) -> None:
@@ -154,7 +95,7 @@ def test_answer_is_refused_until_the_radiograph_was_seen(site: Site, page: Page)
     until(page, "!document.querySelector('#bench').hidden")
     page.keyboard.press("a")
     page.locator(".toast", has_text="was not on the screen yet").wait_for()
-    assert reviews_of(site, study_id) == []
+    assert site.reviews_of(study_id) == []
     page.unroute("**/image?size=2048")
 
 
@@ -195,11 +136,11 @@ def test_two_readers_do_not_overwrite_each_other(site: Site, page: Page) -> None
         said = page.locator("#conflict-words").inner_text()
         assert "Dr S. Second answered this study" in said
         assert "Disagree, no pneumonia. Yours (Agree: pneumonia) is not saved." in said
-        assert [r.reviewer for r in reviews_of(site, study_id)] == ["Dr S. Second"]
+        assert [r.reviewer for r in site.reviews_of(study_id)] == ["Dr S. Second"]
         page.get_by_role("button", name="Save mine as a second reading").click()
         page.locator(".toast", has_text="as a second reading").wait_for()
     assert unexpected(complaints) == []
-    assert [(r.reviewer, r.reading) for r in reviews_of(site, study_id)] == [("Dr S. Second", 1), ("Dr R. Reader", 2)]
+    assert [(r.reviewer, r.reading) for r in site.reviews_of(study_id)] == [("Dr S. Second", 1), ("Dr R. Reader", 2)]
 
 
 def test_study_without_an_answer_asks_what_the_reader_sees(site: Site, page: Page) -> None:
@@ -209,6 +150,17 @@ def test_study_without_an_answer_asks_what_the_reader_sees(site: Site, page: Pag
     open_study(page, received.study_id)
     page.keyboard.press("p")
     page.locator(".told li", has_text="Disagree, pneumonia").wait_for()
+
+
+def test_disagreement_may_name_another_finding(site: Site, page: Page) -> None:
+    study_id = site.study(18)
+    open_study(page, study_id)
+    page.locator("#finding").select_option("other")
+    page.locator("#comment").fill("Cardiomegaly.")
+    page.locator("[data-say=D]").click()
+    page.locator(".told li", has_text="Disagree, another finding").wait_for()
+    (review,) = site.reviews_of(study_id)
+    assert (review.corrected_finding, review.comment) == ("other", "Cardiomegaly.")
 
 
 def test_earlier_study_hangs_beside_and_hidden_answer_shows_on_demand(site: Site, page: Page) -> None:
@@ -257,7 +209,7 @@ def test_node_that_is_gone_is_said_and_takes_no_answer(site: Site, page: Page) -
     page.locator(".toast", has_text="the node does not answer").wait_for()
     page.context.set_offline(False)
     page.locator("#offline").wait_for(state="hidden")
-    assert reviews_of(site, study_id) == []
+    assert site.reviews_of(study_id) == []
 
 
 def test_keys_are_listed_and_can_be_switched_off(site: Site, page: Page) -> None:
@@ -280,7 +232,7 @@ def test_pages_have_no_serious_accessibility_fault_and_fit(site: Site, page: Pag
         page.evaluate(f"localStorage.theme = document.documentElement.dataset.theme = '{theme}'")
         for width in (1280, 820):
             page.set_viewport_size({"width": width, "height": 1000})
-            assert page.evaluate("document.documentElement.scrollWidth") <= width, (address, width)
+            assert_fits(page)
             found[address, width] = faults(page)
     assert {where: what for where, what in found.items() if what} == {}
 

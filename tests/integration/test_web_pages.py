@@ -182,6 +182,17 @@ def test_quality_page_adds_up_and_gives_no_share_of_few(small_world: World) -> N
     assert "DEMO1" not in page
 
 
+def test_quality_numbers_are_a_file_that_is_audited(small_world: World) -> None:
+    study_id, client = small_world.suspected(1), small_world.client()
+    client.post(f"/studies/{study_id}/reviews", content="answer=agree:&reviewer=R", headers=FORM)
+    assert 'href="/quality/numbers?period=30d&amp;sender="' in client.get("/quality").text
+    heads, first, *rest = client.get("/quality/numbers?period=30d&sender=").text.splitlines()
+    assert heads.startswith("grouped_by,group,both_yes,model_only,reader_only,both_no,predictive_value,")
+    assert first == "All,all readings,1,0,0,0,,,,,,", "one reading gives no share"
+    assert "View,not known,1,0,0,0,,,,,," in rest
+    assert small_world.audited(Action.LIST_EXPORTED)[-1].details["list"] == "numbers"
+
+
 def test_admin_page_shows_what_needs_a_person_and_no_patient(small_world: World) -> None:
     accepted = small_world.receive(1)
     small_world.judge(accepted.instance_id, 0.94)

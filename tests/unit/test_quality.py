@@ -16,7 +16,7 @@ from db.facts.quality import Scope, StepTimes
 from db.facts.readings import Reading
 from db.tables import Answer, DeliveryState, Verdict
 from pacs_node.web import charts, quality
-from tests.records import DAY, LATERAL, MINUTE, NOON, add_image, end_jobs, freeze, judge
+from tests.records import DAY, LATERAL, MINUTE, NOON, add_image, end_jobs, freeze, judge, make_prediction
 
 ALL = Scope(since=NOON - DAY, until=NOON + DAY)
 
@@ -30,7 +30,10 @@ def make_reading(answer: Answer = Answer.PRESENT, verdict: Verdict = Verdict.AGR
         "model_name": "resnet50",
         "model_version": "1.0.0",
         "calling_ae_title": "CR_ROOM_1",
+        "device": "MAKER DR 1",
+        "view": "PA",
         "age_years": 3,
+        "is_blind": False,
     }
     return Reading(**(fields | changes))
 
@@ -77,7 +80,8 @@ def test_reading_says_whether_the_finding_is_seen(
 
 
 def test_agreement_counts_answers_only_and_every_reading_once_in_each_group() -> None:
-    said = [make_reading()] * 18 + [make_reading(Answer.ABSENT)] * 3
+    said = [make_reading()] * 16 + [make_reading(view="AP"), make_reading(view="", is_blind=True)]
+    said += [make_reading(Answer.ABSENT)] * 3
     said += [make_reading(verdict=Verdict.DISAGREE, calling_ae_title="DX_ED", age_years=None)]
     said += [make_reading(Answer.ABSENT, Verdict.DISAGREE, corrected_finding="pneumonia", age_years=70)]
     said += [make_reading(verdict=Verdict.UNSURE), make_reading(Answer.NOT_ANALYSED, Verdict.DISAGREE)]
@@ -89,6 +93,17 @@ def test_agreement_counts_answers_only_and_every_reading_once_in_each_group() ->
     ((_, (square,)), *_) = found.groups
     assert (square.both_yes, square.model_only, square.reader_only, square.both_no) == (18, 1, 1, 3)
     assert (square.predictive_value.n, square.sensitivity.n) == (19, 19)
+    assert [title for title, _ in found.groups] == [
+        "All",
+        "Model version",
+        "Device",
+        "Sender",
+        "View",
+        "Age at the study",
+        "The model's answer",
+    ]
+    assert {s.name for s in dict(found.groups)["View"]} == {"PA", "AP", "not known"}
+    assert {s.name for s in dict(found.groups)["The model's answer"]} == {"seen first", "seen after"}
     assert {s.name for s in dict(found.groups)["Age at the study"]} == {
         "1 to 5 years",
         "not known",
@@ -175,6 +190,34 @@ def test_counts_keep_to_period_sender_and_group(session: Session) -> None:
         assert counted.count_studies(session, scope).received == 0
         assert not any(step.times_s for step in counted.step_times(session, scope))
         assert readings.list_readings(session, scope) == []
+
+
+def test_readings_name_device_and_view_of_the_judged_images(session: Session) -> None:
+    maker = facts.SeenDevice(manufacturer="MAKER", model_name="DR 1", detector_type="")
+    other = facts.SeenDevice(manufacturer="MAKER", model_name="MAKER DR 2", detector_type="")
+
+    def read(number: int, *taken: tuple[facts.SeenDevice | None, str]) -> None:
+        for i, (device, view) in enumerate(taken):
+            image = add_image(session, number * 10 + i, study=f"1.2.{number}")
+            facts.record_judgement(
+                session,
+                image.instance_id,
+                predictions=[make_prediction(0.9)],
+                warnings=[],
+                voi=None,
+                device=device,
+                view=view,
+                now=NOON,
+            )
+            end_jobs(session, image.instance_id)
+        freeze(session, image.study_id, Answer.PRESENT)
+        facts.add_review(session, image.study_id, verdict=Verdict.AGREE, comment="", reviewer="R", now=NOON)
+
+    read(1, (maker, "PA"))
+    read(2, (other, "PA"), (other, "AP"))
+    read(3, (None, ""))
+    found = {(r.device, r.view) for r in readings.list_readings(session, ALL)}
+    assert found == {("MAKER DR 1", "PA"), ("MAKER DR 2", readings.SEVERAL), ("", "")}
 
 
 def test_readings_are_the_words_that_stand(session: Session) -> None:

@@ -13,18 +13,18 @@ from PIL import Image
 from pydicom.dataset import Dataset
 
 from pacs_node.web.dicom_views import as_json, as_page
-from pacs_node.web.render import REFUSAL_S, Drawing, Form, _Memory, draw_picture, size_of
+from pacs_node.web.render import REFUSAL_S, Drawing, Form, Picture, _Memory, draw_picture, size_of
 from tests.builders import make_radiograph, save
 
 FORMS: tuple[Form, ...] = ("png", "webp")
 
 
-def opened(png: bytes | str) -> Image.Image:
-    assert isinstance(png, bytes), png
-    return Image.open(io.BytesIO(png))
+def opened(drawn: Picture | str) -> Image.Image:
+    assert isinstance(drawn, Picture), drawn
+    return Image.open(io.BytesIO(drawn.content))
 
 
-def draw_png(path: str, size: int, window: tuple[float, float] | None, **options: Any) -> bytes | str:
+def draw_png(path: str, size: int, window: tuple[float, float] | None, **options: Any) -> Picture | str:
     return draw_picture(path, Drawing(digest="", size=size, window=window, **options))
 
 
@@ -45,8 +45,8 @@ def test_size_bounds_the_longest_side_and_never_enlarges(tmp_path: Path) -> None
 
 def test_png_carries_no_text_of_the_data_set(tmp_path: Path) -> None:
     png = draw_png(str(save(make_radiograph(patient_name="SECRET^NAME"), tmp_path / "a.dcm")), 64, None)
-    assert isinstance(png, bytes)
-    assert b"SECRET" not in png
+    assert isinstance(png, Picture)
+    assert b"SECRET" not in png.content
     assert opened(png).info == {}
 
 
@@ -77,15 +77,70 @@ def test_etag_depends_on_everything_that_changes_pixels() -> None:
 
 def test_memory_is_bounded_and_forgets_refusals() -> None:
     memory = _Memory(max_bytes=10)
-    memory.put("a", b"12345", now=0)
+    memory.put("a", kept(5), now=0)
     memory.put("b", "no", now=0)
-    assert memory.get("a", now=1) == b"12345"
+    assert memory.get("a", now=1) == kept(5)
     assert memory.get("b", now=1) == "no"
     assert memory.get("b", now=REFUSAL_S + 1) is None
-    memory.put("c", b"1234567", now=0)
+    memory.put("c", kept(7), now=0)
     assert memory.get("a", now=1) is None, "the one used longest ago goes first"
-    memory.put("huge", b"x" * 11, now=0)
+    memory.put("huge", kept(11), now=0)
     assert memory.get("huge", now=1) is None
+
+
+def kept(size: int) -> Picture:
+    return Picture(content=b"x" * size, rows=1, columns=1, center=1, width=1, voi="window", is_inverse=False, unit="")
+
+
+def window_of(dataset: Dataset, path: Path, window: tuple[float, float] | None = None) -> tuple[str, float, float]:
+    drawn = draw_png(str(save(dataset, path)), 256, window)
+    assert isinstance(drawn, Picture), drawn
+    return drawn.voi, drawn.center, drawn.width
+
+
+def test_picture_tells_its_window_in_the_images_own_units(tmp_path: Path) -> None:
+    own = make_radiograph(RescaleSlope="2", RescaleIntercept="-1000", RescaleType="hu")
+    own.WindowCenter, own.WindowWidth = "3000", "5000"
+    assert window_of(own, tmp_path / "own.dcm") == ("window", 3000, 5000)
+    assert window_of(own, tmp_path / "own.dcm", (100, 50)) == ("given", 100, 50)
+    drawn = draw_png(str(tmp_path / "own.dcm"), 64, None)
+    assert isinstance(drawn, Picture)
+    assert drawn.header == (
+        f'center=3000.000, width=5000.000, voi=window, unit="HU", inverse=?0, rows={own.Rows}, columns={own.Columns}'
+    )
+
+
+def test_picture_without_a_window_tells_the_one_it_was_given(tmp_path: Path) -> None:
+    bare = make_radiograph()
+    for keyword in ("WindowCenter", "WindowWidth"):
+        if keyword in bare:
+            delattr(bare, keyword)
+    voi, center, width = window_of(bare, tmp_path / "bare.dcm")
+    assert voi == "percentile"
+    first = np.asarray(opened(draw_png(str(tmp_path / "bare.dcm"), 256, None)), int)
+    again = np.asarray(opened(draw_png(str(tmp_path / "bare.dcm"), 256, (center, width))), int)
+    assert np.abs(first - again).max() <= 1, "the same window asked for draws the same picture"
+
+
+def test_picture_by_a_table_tells_where_it_rises_and_inverse_is_said(tmp_path: Path) -> None:
+    dataset = make_radiograph(photometric="MONOCHROME1")
+    item = Dataset()
+    item.LUTDescriptor, item.LUTExplanation = [1024, 512, 8], "steep"
+    item.LUTData = np.clip(np.arange(1024) - 256, 0, 255).astype("<u2").tobytes()
+    dataset.VOILUTSequence = [item]
+    voi, center, width = window_of(dataset, tmp_path / "lut.dcm")
+    assert voi == "lut"
+    assert (center, width) == pytest.approx((512 + 256 + 127.5, 250), abs=4)
+    drawn = draw_png(str(tmp_path / "lut.dcm"), 64, None)
+    assert isinstance(drawn, Picture)
+    assert "inverse=?1" in drawn.header
+
+
+@pytest.mark.parametrize("written", ["US", "DOE^JANE 1970", 'HU", x="', "", "\u00b5m"])
+def test_unit_that_is_none_does_not_reach_the_header(tmp_path: Path, written: str) -> None:
+    drawn = draw_png(str(save(make_radiograph(RescaleType=written), tmp_path / "a.dcm")), 64, None)
+    assert isinstance(drawn, Picture)
+    assert 'unit=""' in drawn.header
 
 
 def test_webp_is_drawn_where_it_is_asked_for(tmp_path: Path) -> None:

@@ -37,13 +37,13 @@ def test_every_answer_has_its_kind(answer: Answer | None, warnings: list[Warning
 
 def test_every_kind_and_state_has_words() -> None:
     assert set(words.SAYINGS) == set(Kind)
-    assert {words.kind_of(answer, []) for answer in Answer} == set(Kind) - {Kind.WAITING, Kind.FAILED}
+    assert {words.kind_of(answer, []) for answer in Answer} == set(Kind) - {Kind.WAITING, Kind.FAILED, Kind.HIDDEN}
     for hold in Hold:
         assert words.status_sentences(Kind.POSITIVE, "held", hold=hold, band=None, probability=0.9)[0].lead == "Held:"
 
 
 def test_only_positive_and_negative_are_answers() -> None:
-    assert {kind for kind in Kind if not kind.is_silent} == {Kind.POSITIVE, Kind.NEGATIVE}
+    assert {kind for kind in Kind if not kind.is_silent} == {Kind.POSITIVE, Kind.NEGATIVE, Kind.HIDDEN}
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ from pacs_node.wiring import audit_key
 router = APIRouter(include_in_schema=False, dependencies=[requires(Role.ADMIN)])
 
 FAILED_SHOWN, EVENTS_SHOWN = 50, 40
+EXPORTS = ("studies", "results", "reviews", "deliveries")
+"""Lists that can be had as files."""
 STEPS = {JobKind.INFER: "Judge an image", JobKind.REPORT: "Build a report", JobKind.DELIVER: "Deliver a report"}
 STATES = {
     JobState.READY: "wait for a worker",
@@ -80,7 +82,9 @@ def show_administration(web: WebContext, request: Request) -> HTMLResponse:
             "tokens": credentials.list_tokens(session),
             "events": [(words.clock(event.at, now), event, _from(event)) for event in reversed(_tail(session))],
             "quarantined": len(facts.list_quarantined(session, limit=200)[0]),
+            "reviewed": len(facts.reviewed_studies(session, None)),
         }
+    context |= {"training": web.training.standing(), "exports": EXPORTS}
     context |= {"page": "admin", "checks": checks, "disk": _disk(web), "charts": charts, "now": now, "words": words}
     return show(web, request, "admin.html", context)
 

@@ -43,7 +43,16 @@ Overlay = Annotated[
     str | None, Query(pattern="^heatmap$", description="Where the model saw its finding, in red to yellow.")
 ]
 PICTURE: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"image/png": {}, "image/webp": {}}},
+    200: {
+        "content": {"image/png": {}, "image/webp": {}},
+        "headers": {
+            "VOI-Window": {
+                "description": "Centre and width in the image's own units, where they come from (`voi`), and the "
+                "stored image's rows and columns: a dictionary of RFC 9651.",
+                "schema": {"type": "string"},
+            }
+        },
+    },
     304: {"description": "Not Modified"},
 }
 
@@ -135,7 +144,8 @@ def picture(web: Web, request: Request, instance: InstanceDetail, drawing: Drawi
     if drawing.etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     drawn = web.renderer.draw(web.store.absolute(instance.image.path), drawing)
-    return Response(drawn, media_type=f"image/{drawing.form}", headers=headers)
+    headers["VOI-Window"] = drawn.header
+    return Response(drawn.content, media_type=f"image/{drawing.form}", headers=headers)
 
 
 def _heatmap(web: Web, instance_id: UUID) -> str:

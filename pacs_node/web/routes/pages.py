@@ -22,9 +22,10 @@ from db.engine import Session, db_now, read_scope
 from db.facts import StudyDetail, StudySummary, Visible
 from db.facts.study_filters import StudyFilters
 from db.tables import Verdict
-from pacs_node.web import words, worklist
+from pacs_node.web import blind, words, worklist
 from pacs_node.web.access import Role, requires
 from pacs_node.web.context import Web, WebContext
+from pacs_node.web.meaning import meaning_of
 from pacs_node.web.query import Cursor, cursor_out
 from pacs_node.web.reading import Shown, study_view
 from pacs_node.web.routes.reviews import add_review
@@ -94,24 +95,51 @@ def show_worklist(
         senders = facts.list_senders(session, web.caller.visible)
         versions = sorted({known.version for known in facts.list_model_versions(session)})
         choice = replace(asked, senders=senders, model_versions=versions)
+        if _answers_first(web):  # what a filter lets through tells the probability
+            choice = replace(choice, is_by_answer=False, probability_from=None, probability_to=None)
         wanted = _wanted(web, choice, now)
         unread = wanted | {"is_reviewed": False}
         page, other = (wanted, unread) if is_of_all else (unread, wanted)
         studies, following = facts.list_studies(session, limit=ROWS, cursor=cursor, **page)
         others = [] if cursor else facts.list_studies(session, limit=ROWS, **other)[0]
-    rows = [worklist.row_of(study, now) for study in studies]
+        hidden = _hidden(web, session, [*studies, *others])
     shown = worklist.list_view(
-        rows,
+        _rows(studies, hidden, now),
         view=view,
         choice=choice,
-        others=[worklist.row_of(study, now) for study in others],
+        others=_rows(others, hidden, now),
         last_received=_last_received([*studies, *others], now),
         is_first_page=cursor is None,
         now=now,
     )
     older = worklist.href(view=view, cursor=cursor_out(following), **choice.query) if following else ""
     context = {"page": "worklist", "list": shown, "older": older, "periods": worklist.PERIODS}
+    context["export_href"] = worklist.export_href(choice, now)
     return show(web, request, "worklist.html", context)
+
+
+def _answers_first(web: Web) -> bool:
+    """Tell whether the caller, as a reader, gets the model's answer after their own alone."""
+    return web.settings.reviews.answer_first and Role.RADIOLOGIST in web.caller.roles
+
+
+def _reader(web: Web) -> str | None:
+    """Return under which name the caller answers; None = anybody's, where nobody logs in."""
+    return web.caller.name if web.caller.account_id is not None else None
+
+
+def _hidden(web: Web, session: Session, studies: Sequence[StudySummary]) -> frozenset[UUID]:
+    """Return of which studies the caller may not see the model's answer yet."""
+    if not _answers_first(web):
+        return frozenset()
+    reader, ids = _reader(web), frozenset(study.study_id for study in studies)
+    if reader is None:
+        return frozenset(study.study_id for study in studies if not study.is_reviewed)
+    return ids - facts.answered_by(session, ids, reader)
+
+
+def _rows(studies: Sequence[StudySummary], hidden: frozenset[UUID], now: datetime) -> list[worklist.Row]:
+    return [worklist.row_of(study, now, is_hidden=study.study_id in hidden) for study in studies]
 
 
 def _wanted(web: Web, choice: Choice, now: datetime) -> StudyFilters:
@@ -138,10 +166,10 @@ def search(web: WebContext, request: Request, form: Form) -> HTMLResponse:
     sought = _checked(StudySearch, patient_name=form.get("q", "")).patient_name or ""
     with read_scope(web.engine) as session:
         found = _search(session, sought, web.caller.visible) if sought else []
-        now = db_now(session)
+        hidden, now = _hidden(web, session, found), db_now(session)
     if sought:
         web.note_search(len(found))
-    rows = [worklist.row_of(study, now) for study in found]
+    rows = _rows(found, hidden, now)
     return show(
         web,
         request,
@@ -172,8 +200,11 @@ def show_study(
         reviews, priors, now = facts.review_state(session, study_id), _priors(web, session, study), db_now(session)
     if beside in [prior.summary.study_id for prior in priors]:
         web.note_view(beside, "beside")
-    shown = Shown(image=image, beside=beside, viewer_url=web.settings.web.viewer_url)
+    meaning = meaning_of(study, web.registry)
+    shown = Shown(image=image, beside=beside, viewer_url=web.settings.web.viewer_url, meaning=meaning)
     view = study_view(study, reviews, priors, shown, now=now)
+    is_hidden = _answers_first(web) and not blind.has_answered(reviews.standing, _reader(web))
+    view = blind.hidden(view) if is_hidden else view
     saved = request.query_params.get("saved") == "yes" and "Your answer is saved."
     return show(web, request, "study.html", {"page": "study", "study": view, "saved": saved})
 
@@ -199,8 +230,10 @@ def _place(line: StudySummary) -> tuple[date, datetime]:
 @router.post("/studies/{study_id}/reviews", dependencies=[requires(Role.RADIOLOGIST)])
 def post_review(web: WebContext, study_id: UUID, form: Form) -> RedirectResponse:
     """Keep what the reader said without script, and show the study again."""
-    verdict, _, finding = form.get("answer", "").partition(":")
-    wanted = {"verdict": verdict or Verdict.COMMENT, "comment": form.get("comment", "")}  # Enter in the comment
+    verdict, _, rest = form.get("answer", "").partition(":")
+    finding, _, is_blind = rest.partition(":")
+    wanted: dict[str, Any] = {"comment": form.get("comment", ""), "is_blind": bool(is_blind)}
+    wanted["verdict"] = verdict or Verdict.COMMENT  # Enter in the comment
     finding = form.get("finding") or finding if verdict == Verdict.DISAGREE else finding
     wanted |= {"corrected_finding": finding} if finding else {}
     wanted |= {"reviewer": form["reviewer"]} if "reviewer" in form else {}

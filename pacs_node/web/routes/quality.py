@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, StreamingResponse
 
 from db import facts
+from db.audit import Action
 from db.engine import Session, db_now, read_scope
 from db.facts import quality as counted
 from db.facts import readings
@@ -16,7 +17,10 @@ from db.tables import JobKind
 from pacs_node.web import charts, quality, words
 from pacs_node.web.access import Role, requires
 from pacs_node.web.context import WebContext
+from pacs_node.web.exporting import MEDIA_TYPES, file_name, lines_of
+from pacs_node.web.quality import Share, Square
 from pacs_node.web.routes.pages import Sender, show
+from pacs_node.web.schemas import GroupNumbers
 
 router = APIRouter(include_in_schema=False, dependencies=[requires(Role.RADIOLOGIST, Role.ADMIN)])
 
@@ -29,13 +33,11 @@ FAILED_STEPS = {
 }
 
 
+Period = Annotated[str, Query(pattern=f"^({'|'.join(quality.PERIODS)})$")]
+
+
 @router.get("/quality")
-def show_quality(
-    web: WebContext,
-    request: Request,
-    period: Annotated[str, Query(pattern=f"^({'|'.join(quality.PERIODS)})$")] = "30d",
-    sender: Sender = "",
-) -> HTMLResponse:
+def show_quality(web: WebContext, request: Request, period: Period = "30d", sender: Sender = "") -> HTMLResponse:
     """Count from the tables, now; of the studies that the caller may see."""
     with read_scope(web.engine) as session:
         now = db_now(session)
@@ -53,6 +55,32 @@ def show_quality(
         "since": words.clock(since, now),
     }
     return show(web, request, "quality.html", context)
+
+
+@router.get("/quality/numbers")
+def export_numbers(web: WebContext, period: Period = "30d", sender: Sender = "") -> StreamingResponse:
+    """Return the readings of every group as CSV; audited."""
+    with read_scope(web.engine) as session:
+        now = db_now(session)
+        since, until = quality.period_of(period, now)
+        scope = Scope(since=since, until=until, sender=sender, visible=web.caller.visible)
+        said = quality.agreement(readings.list_readings(session, scope))
+    web.note(Action.LIST_EXPORTED, details={"list": "numbers", "format": "csv", "period": period, "sender": sender})
+    rows = [_numbers(title, square) for title, squares in said.groups for square in squares]
+    headers = {"Content-Disposition": f'attachment; filename="{file_name("numbers", "csv", now)}"'}
+    lines = lines_of("csv", GroupNumbers, lambda _: (rows, None), without=frozenset())
+    return StreamingResponse(lines, media_type=MEDIA_TYPES["csv"], headers=headers)
+
+
+def _numbers(title: str, square: Square) -> GroupNumbers:
+    counted = {name: getattr(square, name) for name in ("both_yes", "model_only", "reader_only", "both_no")}
+    shares = _share("predictive_value", square.predictive_value) | _share("sensitivity", square.sensitivity)
+    return GroupNumbers(grouped_by=title, group=square.name, **counted, **shares)
+
+
+def _share(name: str, found: Share) -> dict[str, float | None]:
+    values = (None, None, None) if found.share is None else (found.share, found.low, found.high)
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
 
 
 def _counts(session: Session, scope: Scope) -> dict[str, object]:

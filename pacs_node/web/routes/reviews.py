@@ -33,6 +33,7 @@ router = APIRouter(
     dependencies=[requires(Role.RADIOLOGIST, Role.ADMIN, Role.SERVICE)],
 )
 
+MEANT_BY_AGREEING = {Answer.PRESENT: FINDING, Answer.ABSENT: "normal"}
 MEANT_BY_DISAGREEING = {Answer.PRESENT: "normal", Answer.ABSENT: FINDING}
 """Who disagrees with a yes or a no says the other."""
 IfMatch = Annotated[
@@ -108,10 +109,10 @@ def add_review(web: Web, review: NewReview, *, tag: str | None = None, is_uncond
     region = _region(web, review) if review.region else None
     with web.change() as session:
         study = facts.study_facts(session, review.study_id, lock=True)
-        corrected = _corrected(review, study.current_report.answer if study.current_report else None)
+        review = _settled(review, study.current_report.answer if study.current_report else None)
         if tag is None and not is_unconditional and review.verdict is not Verdict.COMMENT:
             _refuse_unseen(facts.review_state(session, review.study_id), reviewer)
-        kept = _added(web, session, review, reviewer=reviewer, corrected=corrected, region=region, tag=tag)
+        kept = _added(web, session, review, reviewer=reviewer, region=region, tag=tag)
         reviews = web.settings.reviews
         facts.follow_review(
             session,
@@ -130,7 +131,6 @@ def _added(
     review: NewReview,
     *,
     reviewer: str,
-    corrected: str | None,
     region: Region | None,
     tag: str | None,
 ) -> ReviewFacts:
@@ -141,8 +141,9 @@ def _added(
             verdict=review.verdict,
             comment=review.comment,
             reviewer=reviewer,
-            corrected_finding=corrected,
+            corrected_finding=review.corrected_finding,
             region=region,
+            is_blind=review.is_blind,
             predecessor_id=review.predecessor_id,
             tag=tag,
             actor=web.caller.actor if web.caller.is_known else None,
@@ -163,6 +164,19 @@ def _reviewer(web: Web, review: NewReview) -> str:
     if review.reviewer is None:
         raise refuse_body("reviewer", "without a login a review says whose it is")
     return review.reviewer
+
+
+def _settled(review: NewReview, answer: Answer | None) -> NewReview:
+    """Return the review as it is kept: with the finding that is meant, and of a blind one with its verdict."""
+    if review.is_blind and review.verdict is Verdict.AGREE:
+        raise refuse_body("is_blind", "who has not seen an answer cannot agree with it; say what you see")
+    if review.is_blind and review.verdict is Verdict.DISAGREE:
+        if review.corrected_finding is None:
+            raise refuse_body("corrected_finding", "who has not seen the answer says what is seen")
+        if answer is not None and review.corrected_finding == MEANT_BY_AGREEING.get(answer):
+            return review.model_copy(update={"verdict": Verdict.AGREE, "corrected_finding": None})
+    is_blind = review.is_blind and answer not in (None, Answer.NOT_ANALYSED)
+    return review.model_copy(update={"corrected_finding": _corrected(review, answer), "is_blind": is_blind})
 
 
 def _corrected(review: NewReview, answer: Answer | None) -> str | None:

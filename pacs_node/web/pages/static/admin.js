@@ -2,11 +2,13 @@
 
 import { $, ask, keys, toast } from "./shell.js";
 
+const EXPORT_LOOK_MS = 2000;
+
 /** Ask in a dialog; returns the form's fields, or null. */
-function confirmed(title, text, yes, { fields = false } = {}) {
+function confirmed(title, text, yes, { fields = "" } = {}) {
   const dialog = $("#ask");
   [$("#ask-title").textContent, $("#ask-text").textContent, $("#ask-yes").textContent] = [title, text, yes];
-  $("#ask-fields").hidden = !fields;
+  for (const id of ["ask-fields", "ask-export"]) $(`#${id}`).hidden = id !== fields;
   dialog.returnValue = "no";
   dialog.showModal();
   return new Promise((done) => {
@@ -64,9 +66,18 @@ const DO = {
     if (!answer.ok) return toast(why(answer));
     await reveal(`The link for ${button.dataset.name}`, answer.body.link);
   },
+  async training(button) {
+    const text = `De-identified by PS3.15: dates shifted per patient, UIDs replaced, images with burned-in text left out. The export is recorded with your name. ${button.dataset.reviewed} studies are reviewed.`;
+    const wanted = await confirmed("Export reviews for training?", text, "Export", { fields: "ask-export" });
+    if (!wanted) return;
+    const since = wanted.since ? { since: new Date(`${wanted.since}T00:00`).toISOString() } : {};
+    const answer = await ask("POST", "/api/v1/exports/training", { ...since, accept_unstated: "unstated" in wanted });
+    if (!answer.ok) return toast(why(answer));
+    followExport();
+  },
   async add(button, kind) {
     const isToken = kind === "token";
-    const wanted = await confirmed(isToken ? "A new API token" : "A new user", isToken ? "For a program; it ends after a year." : "You get a link by which the person chooses a password.", isToken ? "Make the token" : "Add the user", { fields: true });
+    const wanted = await confirmed(isToken ? "A new API token" : "A new user", isToken ? "For a program; it ends after a year." : "You get a link by which the person chooses a password.", isToken ? "Make the token" : "Add the user", { fields: "ask-fields" });
     if (!wanted) return;
     const answer = await ask("POST", isToken ? "/api/v1/tokens" : "/api/v1/accounts", { name: wanted.name, roles: [wanted.role] });
     if (!answer.ok) return toast(why(answer));
@@ -74,6 +85,23 @@ const DO = {
     location.reload();
   },
 };
+
+/** Say where the export stands until it stands still. */
+async function followExport() {
+  const place = $("#training"), button = $("[data-training]"), file = $("#training-file");
+  const words = { none: () => "", running: () => "The export is being made. You may leave this page.", failed: (e) => `The export was not made. ${e.said.join(" ")}`, ready: (e) => `${e.name} is ready. ${e.said.join(" ")}` };
+  for (;;) {
+    const answer = await ask("GET", "/api/v1/exports/training", undefined, { "X-Background": "1" });
+    const state = answer.ok ? answer.body.state : "none", text = answer.ok ? words[state](answer.body) : why(answer);
+    if (place.textContent !== text) place.textContent = text;
+    Object.assign(place.dataset, { state });
+    place.className = state === "failed" || !answer.ok ? "bad strong" : "";
+    button.disabled = state === "running";
+    file.hidden = state !== "ready";
+    if (state !== "running") return;
+    await new Promise((done) => { setTimeout(done, EXPORT_LOOK_MS); });
+  }
+}
 
 function changed(answer) {
   if (answer.ok) location.reload();
@@ -86,3 +114,4 @@ addEventListener("click", (event) => {
   if (name) DO[name](button, button.dataset[name]);
 });
 keys([]);
+if ($("#training").dataset.state === "running") followExport();

@@ -2,21 +2,22 @@
 // never over another reader's answer.
 
 import { $, $$, ask, fetchPage, toast } from "./shell.js";
-import { isSeen } from "./film.js";
+import { dropRegion, isSeen, regionOfAnswer } from "./film.js";
 import { offer } from "./undo.js";
 
 const main = () => $("#main"), named = () => main().dataset.named;
 let isSaving = false, refused = null;
 
 /** Return the button of a key, where the study takes that answer. */
-export const buttonOf = (key) => $(`[data-say="${key}"]:not(:disabled)`);
+export const buttonOf = (key) => $$(`[data-say="${key}"]:not(:disabled)`).find((button) => button.offsetParent);
 
 function reviewOf(button) {
-  const [verdict, finding] = button.value.split(":"), name = $("[name=reviewer]");
+  const [verdict, said, blind] = button.value.split(":"), name = $("[name=reviewer]"), region = regionOfAnswer();
+  const finding = verdict === "disagree" ? $("#finding")?.value || said : said;
   if (name) localStorage.reader = name.value;
   return {
     study_id: main().dataset.study, verdict, comment: $("#comment")?.value ?? "",
-    ...(finding && { corrected_finding: finding }), ...(name && { reviewer: name.value }),
+    ...(finding && { corrected_finding: finding }), ...(name && { reviewer: name.value }), ...(region && { region }), ...(blind && { is_blind: true }),
   };
 }
 
@@ -36,6 +37,7 @@ async function post(review, word, next) {
   const answer = await ask("POST", "/api/v1/reviews", review, { "If-Match": `"${main().dataset.tag}"` });
   if (answer.status === 412) return conflict(review, word, next);
   if (!answer.ok) return toast(`Not saved for ${named()}. ${answer.body?.detail ?? ""}`);
+  dropRegion();
   offer({ review: answer.body.review_id, study: review.study_id, tag: answer.headers.get("etag"), words });
   await next();
 }
@@ -49,7 +51,7 @@ async function conflict(review, word, next) {
   refused = { review, word, next };
   $("#conflict-words").textContent = `${theirs || "This study has a new report since you opened it."} Yours (${word}) is not saved.`;
   $("#conflict").hidden = false;
-  $(".three").hidden = true;
+  $("#choices").hidden = true;
   $("#conflict .main").focus();
 }
 
@@ -58,9 +60,9 @@ export async function settle(choice) {
   const { review, word, next } = refused;
   refused = null;
   $("#conflict").hidden = true;
-  $(".three").hidden = false;
+  $("#choices").hidden = false;
   if (choice === "second") await post(review, `${word}, as a second reading`, next);
-  else await next();
+  else await next({ isSaved: false });
 }
 
 export const isInConflict = () => refused !== null;

@@ -1,21 +1,46 @@
-// The film on the light box: the chosen image, an earlier one beside it, the tools of the bench, and the heat map.
+// The film on the light box: the chosen image, an earlier one beside it, the tools of the bench, the heat map, and the
+// region that a reader marks.
 
 import { $, $$ } from "./shell.js";
-import { LightBox, PRESETS } from "./viewer.js";
+import { read } from "./greys.js";
+import { LightBox, PRESETS, SIZES } from "./viewer.js";
 
 const SEEN_MS = 600; // no answer to a radiograph that was not on the screen
 const HEAT = 0.85, FAINTEST = 0.1, STEP = 0.1;
-const room = { light: null, beside: null, readyAt: Infinity, tool: "window", heat: 0, heatImage: null };
+const SENT = { window: "as sent", lut: "as sent, by its LUT", displayed: "as sent", percentile: "the image states no window" };
+const room = { light: null, beside: null, readyAt: Infinity, tool: "window", heat: 0, heatImage: null, region: null, theirs: null };
 
-/** Return a decoded picture, or throw what the node said about it. */
-export async function picture(url) {
+/** Fetch a radiograph with its grey levels, drawn from the stored pixels; or throw what the node said about it. */
+export async function filmAt(url, window = null, size = SIZES[0], signal = undefined) {
+  const asked = new URL(url, location.href);
+  asked.searchParams.set("size", size);
+  if (window) { asked.searchParams.set("center", window.centre); asked.searchParams.set("width", window.width); }
+  const answer = await reached(asked, signal);
+  const bitmap = await createImageBitmap(await answer.blob(), { colorSpaceConversion: "none" });
+  return { ...read(bitmap, answer.headers.get("VOI-Window"), size), url };
+}
+
+async function reached(url, signal) {
+  let answer;
+  try {
+    answer = await fetch(url, { signal });
+  } catch {
+    throw new Error("The node did not answer. The file is kept.");
+  }
+  if (answer.ok) return answer;
+  const problem = await answer.json().catch(() => null);
+  throw new Error(problem?.detail ?? `The node answered ${answer.status}. The file is kept.`);
+}
+
+/** Return a decoded heat map, or throw what the node said about it. */
+async function heatAt(url) {
   const image = new Image();
   image.src = url;
   try {
     await image.decode();
   } catch {
-    const problem = await fetch(url).then((answer) => answer.json(), () => null);
-    throw new Error(problem?.detail ?? "The node did not answer. The file is kept.");
+    await reached(url);
+    throw new Error("The heat map cannot be shown.");
   }
   return image;
 }
@@ -28,9 +53,16 @@ const address = (box) => box?.dataset.src ?? "";
 
 function tell(box) {
   const words = $("[data-values]", box.closest(".light"));
-  return (l) => {
-    const parts = [`centre ${Math.round(l.centre)}, width ${Math.round(l.width)}`, `${Math.round(l.zoom * devicePixelRatio * 100)} %`, l.inverted && "inverted", l.turn && `turned ${l.turn}°`];
+  return (light) => {
+    const { greys, turn, why } = light, { own } = greys;
+    const written = (value) => own.width >= 20 ? Math.round(value) : Number(value.toPrecision(3));
+    const doubt = why ? `approximate: ${why}` : "approximate";
+    const parts = [
+      `centre ${written(greys.centre)}, width ${written(greys.width)}${own.unit && ` ${own.unit}`}`, greys.isSent && SENT[own.voi], !greys.isExact && doubt,
+      `${Math.round(light.zoom * devicePixelRatio * 100)} %`, greys.isInverted && "inverted", turn && `turned ${turn}°`,
+    ];
     words.textContent = parts.filter(Boolean).join(", ");
+    words.dataset.exact = greys.isExact ? "yes" : "no";
   };
 }
 
@@ -40,19 +72,27 @@ function refuse(box, sentence) {
   box.replaceWith(message);
 }
 
-/** Hang what the page names; `ready` is a picture that was fetched before it was asked for. */
+function lightBox(box, marked) {
+  const light = new LightBox(box, { source: (window, size, signal) => filmAt(address(box), window, size, signal), changed: tell(box), marked });
+  light.tool = room.tool;
+  return light;
+}
+
+/** Hang what the page names; `ready` is a film that was fetched before it was asked for. */
 export async function hang(ready = null) {
   const box = $("#film"), asked = $("#main").dataset.study;
   Object.assign(room, { light: null, beside: null, readyAt: Infinity, heat: 0, heatImage: null });
+  if (room.region?.study !== asked) room.region = null;
+  if (room.theirs?.study !== asked) room.theirs = null;
   $("#bench").hidden = !box;
   bench();
   if (!box) return;
   try {
-    const image = ready?.src.endsWith(address(box)) ? ready : await picture(address(box));
+    const film = ready?.url === address(box) ? ready : await filmAt(address(box));
     if (asked !== $("#main").dataset.study || !box.isConnected) return; // the reader has gone on
-    room.light = new LightBox(box, tell(box));
-    room.light.tool = room.tool;
-    room.light.show(image);
+    room.light = lightBox(box, outlined);
+    room.light.show(film);
+    showMarks();
     room.readyAt = performance.now() + SEEN_MS;
     bench();
   } catch (error) {
@@ -65,11 +105,10 @@ export async function hang(ready = null) {
 
 async function hangBeside(box) {
   try {
-    const image = await picture(address(box));
+    const film = await filmAt(address(box));
     if (!box.isConnected) return;
-    room.beside = new LightBox(box, tell(box));
-    room.beside.tool = room.tool;
-    room.beside.show(image);
+    room.beside = lightBox(box);
+    room.beside.show(film);
   } catch (error) {
     refuse(box, error.message);
   }
@@ -86,6 +125,7 @@ function bench() {
   slider.disabled = !room.heat;
   slider.value = Math.round(100 * (room.heat || HEAT));
   if (key) key.hidden = !room.heat;
+  tellRegion();
 }
 
 /** Show the heat map with this opacity, 0 = not at all; returns a sentence when it cannot be shown. */
@@ -94,7 +134,7 @@ export async function heat(opacity) {
   if (!canExplain()) return "There is no heat map for this image.";
   if (opacity && !room.heatImage) {
     try {
-      room.heatImage = await picture($("#film").dataset.heat);
+      room.heatImage = await heatAt($("#film").dataset.heat);
     } catch (error) {
       return error.message;
     }
@@ -110,19 +150,61 @@ export const moreHeat = (by) => heat(Math.max(FAINTEST, Math.min(1, (room.heat |
 export const hideHeat = () => { room.light?.cover(null); room.heat = 0; bench(); };
 export const refreshBench = bench;
 
+// ---- regions: the reader's own goes with the answer; another reader's is drawn on demand ----
+const shownImage = () => $("#film")?.dataset.instance;
+
+function outlined(box) {
+  room.region = box && { study: $("#main").dataset.study, instance_id: shownImage(), name: $("#film").dataset.name, box };
+  tellRegion();
+}
+
+function showMarks() {
+  const of = (region) => (region?.instance_id === shownImage() ? region.box : null);
+  room.light?.mark({ mine: of(room.region), theirs: of(room.theirs) });
+}
+
+function tellRegion() {
+  const note = $("#region-note");
+  if (note) {
+    note.hidden = !room.region;
+    $("[data-words]", note).textContent = room.region ? `A region on ${room.region.name} goes with your answer.` : "";
+  }
+  for (const b of $$("[data-region]")) b.setAttribute("aria-pressed", String(b.dataset.region === room.theirs?.review));
+}
+
+/** Return the region that goes with the answer, as the API takes it; null = none. */
+export const regionOfAnswer = () => room.region && { instance_id: room.region.instance_id, ...room.region.box };
+
+export function dropRegion() {
+  room.region = null;
+  room.light?.mark({ mine: null });
+  tellRegion();
+}
+
+/** Show or hide the region of another reader's word; true = its image hangs, else it has to be hung first. */
+export function toggleTheirs({ region: review, instance, box }) {
+  const [left, top, right, bottom] = box.split(" ").map(Number);
+  room.theirs = room.theirs?.review === review ? null : { study: $("#main").dataset.study, review, instance_id: instance, box: { left, top, right, bottom } };
+  showMarks();
+  tellRegion();
+  return !room.theirs || instance === shownImage();
+}
+
 export const DO = {
-  invert: () => both((l) => l.set({ inverted: !l.inverted })),
+  invert: () => both((l) => l.invert()),
   rotate: () => room.light?.rotate(),
   fit: () => both((l) => l.fit()),
   actual: () => both((l) => l.actual()),
   reset: () => both((l) => l.reset()),
+  unmark: dropRegion,
 };
 export const magnify = (factor) => room.light?.magnify(factor);
-export const preset = (name) => both((l) => l.set({ centre: PRESETS[name][0], width: PRESETS[name][1] }));
+export const preset = (name) => both((l) => l.preset(name));
 export const presets = Object.keys(PRESETS);
 
 export function choose(tool) {
   room.tool = tool;
   both((l) => { l.tool = tool; });
+  if (tool === "region") $("#film")?.focus({ preventScroll: true }); // the keys of the region are the film's
   bench();
 }

@@ -1,12 +1,12 @@
 // The reading room: moves between studies, images and the past; keeps what is shown fresh; the next study lies ready.
 
 import { $, $$, contact, fetchPage, keys, toast, unhide } from "./shell.js";
-import { DO, choose, hang, heat, hideHeat, lookAgain, magnify, moreHeat, picture, preset, presets, refreshBench, toggleHeat } from "./film.js";
+import { DO, choose, filmAt, hang, heat, hideHeat, lookAgain, magnify, moreHeat, preset, presets, refreshBench, toggleHeat, toggleTheirs } from "./film.js";
 import { buttonOf, isInConflict, save, settle } from "./answer.js";
 import { listen } from "./live.js";
 import { resume } from "./undo.js";
 
-const ready = new Map(); // study -> {page, image}: what was fetched before it was asked for
+const ready = new Map(); // study -> {page, film}: what was fetched before it was asked for
 const main = () => $("#main"), me = () => main().dataset.study;
 const order = () => JSON.parse(sessionStorage.order ?? "[]");
 const address = (study) => `/studies/${study}`;
@@ -17,7 +17,7 @@ let revealed = false;
 // ---- moving ----
 async function fetchStudy(url) {
   const page = await fetchPage(url), source = $("#film", page)?.dataset.src;
-  return { page, image: source ? await picture(source).catch(() => null) : null };
+  return { page, film: source ? await filmAt(source).catch(() => null) : null };
 }
 
 async function fetchNext() {
@@ -32,32 +32,33 @@ async function show(url, { push = true, keep = false } = {}) {
   const isNew = study !== me(), kept = isNew && (await ready.get(study));
   let found = kept;
   try {
-    found ||= { page: await fetchPage(url), image: null };
+    found ||= { page: await fetchPage(url), film: null };
   } catch {
     location.href = url; // the node says itself what is wrong
     return;
   }
   const comment = keep ? $("#comment")?.value : "";
   document.title = found.page.title;
+  for (const image of $$(".box > img", found.page)) image.remove(); // the light box fetches it itself
   main().replaceWith(document.adoptNode($("#main", found.page)));
   if (push) history.pushState(null, "", url);
   if (isNew) revealed = false;
   if (comment && $("#comment")) $("#comment").value = comment;
   ready.delete(study);
-  await draw(found.image);
+  await draw(found.film);
   main().dataset.shownMs = Math.round(performance.now() - begun);
   if (kept) refresh();
   fetchNext();
 }
 
-async function draw(image = null) {
+async function draw(film = null) {
   unhide();
   const at = order().indexOf(me());
   $("#place").textContent = at < 0 ? "" : `${at + 1} of ${order().length} in the list`;
   const name = $("[name=reviewer]");
   if (name) name.value ||= localStorage.reader ?? "";
   blind();
-  await hang(image);
+  await hang(film);
 }
 
 function step(by) {
@@ -66,10 +67,19 @@ function step(by) {
   return show(address(next));
 }
 
-async function goOn() { // after an answer: the next one, or this one again with the answer below it
-  const next = order()[order().indexOf(me()) + 1];
-  if (order().includes(me()) && next) await show(address(next));
+async function goOn({ isSaved = true } = {}) { // after an answer: the next one, or this one again with the answer below it
+  const next = order()[order().indexOf(me()) + 1], isHidden = "hidden" in main().dataset;
+  if (isHidden && isSaved) await show(address(me()), { push: false }); // now the model's answer
+  else if (order().includes(me()) && next) await show(address(next));
   else await show(address(me()), { push: false });
+}
+
+/** Show another reader's region where it lies, or hide it. */
+async function theirs(button) {
+  const { instance } = button.dataset;
+  if (toggleTheirs(button.dataset)) return;
+  const link = $$(".shelf [data-image]").find((a) => a.href.includes(instance));
+  if (link) link.click();
 }
 
 function image(by) {
@@ -101,7 +111,7 @@ async function refresh() {
   }
   const [mine, theirs] = [main().dataset.tag, $("#main", page).dataset.tag];
   if (reportOf(mine) !== reportOf(theirs)) { // a new answer of the model; another reader's word is met when ours is saved
-    $(".three").replaceChildren(...document.adoptNode($(".three", page)).childNodes);
+    $("#choices").replaceChildren(...document.adoptNode($("#choices", page)).childNodes);
     main().dataset.tag = theirs;
     lookAgain();
     toast("The model's answer to this study is new.");
@@ -120,6 +130,7 @@ addEventListener("click", (event) => {
   if (!button) return;
   const { do: act, tool, preset: name, step: by, conflict, reveal: shows } = button.dataset;
   if (act) DO[act]();
+  else if (button.dataset.region) theirs(button);
   else if (tool) choose(tool);
   else if (name) preset(name);
   else if (by) step(Number(by));
@@ -143,6 +154,7 @@ keys([
   ["J", "Next study", () => step(1)], ["K", "Previous study", () => step(-1)], ["]", "Next image of the study", () => image(1)], ["[", "Previous image", () => image(-1)], ["E", "Earlier study beside", () => $(".shelf [data-prior]")?.click()],
   ...presets.map((name, i) => [String(i + 1), `Window: ${$(`[data-preset=${name}]`)?.dataset.word ?? name}`, () => preset(name)]),
   ["I", "Invert", DO.invert], ["R", "Turn by 90°", DO.rotate], ["F", "Fit", DO.fit], ["O", "1:1, one pixel per pixel", DO.actual], ["+ or =", "Zoom in", () => magnify(1.25)], ["-", "Zoom out", () => magnify(0.8)], ["0", "Put the view back", DO.reset],
+  ["M", "Mark a region: drag, or Enter, arrows, Shift and arrows, Delete", () => choose("region")], ["W", "Window by dragging", () => choose("window")],
   ["H", "Heat map on or off", () => say(toggleHeat())], [", or ;", "Heat map fainter", () => say(moreHeat(-1))], [". or :", "Heat map stronger", () => say(moreHeat(1))],
   ["B", "Hide the model's answer until you have looked", reveal], ["V", "Open in the hospital's viewer", () => $("#viewer")?.click()],
 ]);

@@ -95,8 +95,8 @@ async function parts(list, id) {
 }
 
 const ACTS = {
-  resend: { list: "deliveries", key: "delivery_id", done: "studies: their reports are on their way again", none: "It has no report to send." },
-  rerun: { list: "instances", key: "instance_id", done: "studies are judged again", none: "It has no image to judge." },
+  resend: { list: "deliveries", key: "delivery_id", done: ["study: its report is on its way again", "studies: their reports are on their way again"], none: "It has no report to send." },
+  rerun: { list: "instances", key: "instance_id", done: ["study is judged again", "studies are judged again"], none: "It has no image to judge." },
 };
 
 /** Act on one study; returns why not, or nothing. */
@@ -115,7 +115,7 @@ async function act(name) {
     if (why) refused.push(why);
     else chosen.delete(id);
   }
-  const { done } = ACTS[name];
+  const done = ACTS[name].done[total === 1 ? 0 : 1];
   toast(refused.length ? `${total - refused.length} of ${total} ${done}. Not the others: ${refused[0]}` : `${total} ${done}.`, { seconds: 10 });
   settle();
   soon();

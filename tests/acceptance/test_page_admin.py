@@ -1,0 +1,84 @@
+"""What administrators do on the pages, in a real browser: failed deliveries sent again, lists and training data."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from db.audit import Action
+from db.tables import DeliveryState
+from tests.browser import until
+from tests.site import Site, assert_fits, faults, open_study
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+pytestmark = pytest.mark.acceptance
+
+
+def test_failed_delivery_is_sent_again_from_the_worklist(site: Site, page: Page) -> None:
+    study_id = site.study(1)
+    site.world.break_delivery(study_id)
+    page.goto("/?view=undelivered")
+    row = page.locator(f"tr[data-id='{study_id}']")
+    assert "Not delivered" in row.inner_text()
+    assert "did not accept the report" in row.inner_text()
+    row.locator("input").check()
+    page.get_by_role("button", name="Send the reports again").click()
+    page.locator(".toast", has_text="1 study: its report is on its way again.").wait_for()
+    until(page, "document.querySelector('#list').textContent.includes('No study matches this view')")
+    assert site.world.delivery_of(study_id) is DeliveryState.WAITING
+
+
+def test_failed_delivery_is_tried_again_from_the_admin_page(site: Site, page: Page) -> None:
+    study_id = site.study(2)
+    job_id = site.world.break_delivery(study_id)
+    page.goto("/admin")
+    page.locator(f"[data-retry='{job_id}']").click()
+    page.locator("#jobs", has_text="ready again").wait_for()
+    assert site.world.delivery_of(study_id) is DeliveryState.WAITING
+    assert Action.JOB_RETRIED in site.world.actions()
+
+
+def test_lists_are_downloaded_from_the_pages(site: Site, page: Page) -> None:
+    site.study(3)
+    page.goto("/?view=all&sender=CR_ROOM_1")
+    page.get_by_role("button", name="More filters").click()
+    with page.expect_download() as got:
+        page.get_by_role("link", name="Export as CSV").click()
+    lines = Path(got.value.path()).read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("study_id,state")
+    assert "DEMO3" not in "".join(lines)
+    page.goto("/admin")
+    for name in ("Studies", "Results", "Reviews", "Deliveries"):
+        with page.expect_download() as got:
+            page.locator("#exports").get_by_role("link", name=name).click()
+        assert got.value.suggested_filename.startswith(name.lower())
+
+
+def test_training_export_is_made_and_downloaded(site: Site, page: Page) -> None:
+    study_id = site.study(4)
+    page.goto("/admin")
+    assert page.locator("[data-training]").is_disabled(), "nothing is reviewed yet"
+    open_study(page, study_id)
+    page.keyboard.press("a")
+    page.locator(".toast").first.wait_for()
+    page.goto("/admin")
+    page.locator("[data-training]").click()
+    page.locator("#ask").wait_for(state="visible")
+    assert "De-identified by PS3.15" in page.locator("#ask").inner_text()
+    assert faults(page) == []
+    page.locator("#ask [name=unstated]").check()
+    page.locator("#ask-yes").click()
+    page.locator("#training[data-state=running]").wait_for()
+    page.locator("#training[data-state=ready]").wait_for()
+    assert "images of" in page.locator("#training").inner_text()
+    assert_fits(page)
+    with page.expect_download() as got:
+        page.locator("#training-file").click()
+    with zipfile.ZipFile(got.value.path()) as archive:
+        assert any(name.endswith("/manifest.csv") for name in archive.namelist())
+    assert len(site.world.audited(Action.REVIEWS_EXPORTED)) == 2
