@@ -18,6 +18,7 @@ from models.tables import TableReader
 CARD_FILE = "card.toml"
 WEIGHTS_FILE = "weights.safetensors"
 FEATURES_FILE = "features.safetensors"
+NAME, VERSION = r"[a-z0-9][a-z0-9-]{0,63}", r"[0-9]+\.[0-9]+\.[0-9]+"  # what a model may be called
 BALANCED = "balanced"
 """The operating point that every card has: sensitivity and specificity weigh the same."""
 
@@ -219,8 +220,8 @@ def _card(reader: TableReader, folder: Path) -> ModelCard:
     outputs = reader.texts("outputs")
     findings = tuple(_finding(inner, outputs) for inner in reader.inners("findings"))
     card = ModelCard(
-        name=reader.matching("name", r"[a-z0-9][a-z0-9-]{0,63}"),
-        version=reader.matching("version", r"[0-9]+\.[0-9]+\.[0-9]+"),
+        name=reader.matching("name", NAME),
+        version=reader.matching("version", VERSION),
         network=reader.text("network"),
         outputs=outputs,
         input_size=reader.whole("input_size", 32, 4096),

@@ -236,10 +236,14 @@ class Ensemble:
         self._members = tuple(members)
 
     def predict(
-        self, image_B1HW: np.ndarray | Tensor, age_years_B: Sequence[int | None] | None = None
+        self,
+        image_B1HW: np.ndarray | Tensor,
+        age_years_B: Sequence[int | None] | None = None,
+        *,
+        use_tta: bool | None = None,
     ) -> list[tuple[Prediction, ...]]:
         """Judge a batch as `Predictor.predict` does."""
-        each = [member.predict(image_B1HW, age_years_B) for member in self._members]
+        each = [member.predict(image_B1HW, age_years_B, use_tta=use_tta) for member in self._members]
         return [
             tuple(_as_one(said) for said in zip(*of_one_image, strict=True)) for of_one_image in zip(*each, strict=True)
         ]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from models.card import BALANCED, Limits, ModelCard
+from models.card import Limits, ModelCard
 from models.predictor import Prediction, Predictor
 from training import metrics
 from training.data import Images
@@ -139,7 +139,7 @@ def _thresholds(limits: list[Limits]) -> dict[str, np.ndarray]:
     decides_N = np.array([limit.threshold for limit in limits])
     names = [name for name in limits[0].operating_points if all(name in limit.operating_points for limit in limits)]
     threshold_N = {name: np.array([limit.operating_points[name] for limit in limits]) for name in names}
-    default = next((name for name in names if np.array_equal(threshold_N[name], decides_N)), BALANCED)
+    default = next((name for name in names if np.array_equal(threshold_N[name], decides_N)), "default")
     return {default: decides_N} | threshold_N
 
 

@@ -61,8 +61,9 @@ def split_items(
 
     The official test split is held out. All others, an official val folder included, are split again: a group goes to
     validation if the hash of the salt and its patient lies below the share. Nothing else counts, so data that is added
-    later moves nobody. The share of every source and class is therefore met by the law of large numbers only; `shares`
-    gives a source (the one that a group is named after) a share of its own.
+    later moves nobody. The share of every source and class is therefore met by the law of large numbers, within a few
+    points from some hundred patients on (`uneven_shares` says where it is not); `shares` gives a source (the one that
+    a group is named after) a share of its own.
     """
     share_of = shares or {}
     test = tuple(item for item in items if item.split == "test")
@@ -86,6 +87,24 @@ def recipe_split(items: Sequence[Item], recipe: Recipe) -> Split:
     return split_items(
         items, validation_share=recipe.validation_share, salt=recipe.split_salt, shares=recipe.validation_shares
     )
+
+
+def uneven_shares(split: Split, recipe: Recipe) -> list[str]:
+    """Return a sentence for every class of a source whose share of validation patients is far from the recipe's."""
+    sentences = []
+    everyone = (*split.training, *split.validation)
+    for source, label in sorted({(item.source, item.label) for item in everyone}):
+        both, chosen = (
+            len({item.group for item in items if (item.source, item.label) == (source, label)})
+            for items in (everyone, split.validation)
+        )
+        meant = recipe.validation_shares.get(source, recipe.validation_share)
+        if not meant / 2 <= chosen / both <= 2 * meant:
+            sentences.append(
+                f"validation holds {chosen} of {both} patients of {source} with {recipe.outputs[label]}, where "
+                f"{meant:.1%} were meant; another --set split_salt=... may divide them better"
+            )
+    return sentences
 
 
 def _fraction(salt: str, group: str) -> float:

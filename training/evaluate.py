@@ -17,7 +17,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -32,10 +32,12 @@ from models.predictor import Predictor
 from training import gallery, plots
 from training.answers import Answers, answers_of, called_outputs, describe, is_in_subgroup, name_of
 from training.compare import compared
-from training.data import Images, data_sha256, load_images, recipe_split
-from training.report import write_report
-from training.settings import Recipe, RecipeError, load_recipe
+from training.data import Images, data_sha256, load_images
+from training.report import estimate, write_report
+from training.seen import Seen, seen_by, split_of
+from training.settings import RecipeError, load_recipe
 from training.sources import DataError, Item, read_items
+from training.wording import trained_on
 
 SPLITS = ("test", "validation", "train", "all")
 
@@ -48,6 +50,8 @@ class Judgement:
     ----------
     called_N
         The output that each image is called as.
+    seen
+        How many of the images the model was made from; None where its card cannot tell.
     ood_score_N
         How unlike the training images each is; NaN where the bundle has no statistics for it.
     """
@@ -57,6 +61,7 @@ class Judgement:
     answers: list[Answers]
     called_N: np.ndarray
     ood_score_N: np.ndarray
+    seen: Seen | None
     precision: str
     use_tta: bool
 
@@ -66,9 +71,18 @@ class Judgement:
         return f"{self.card.name} {self.card.version}"
 
 
-def judge(card: ModelCard, items: Sequence[Item], cache: Path, options: argparse.Namespace) -> Judgement:
-    """Return what the model says about the items."""
-    images = load_images(items, size=card.input_size, cache=cache, skip_bad=options.skip_bad)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """The images to judge: the name of the split, its items, and everything that was read."""
+
+    split: str
+    items: Sequence[Item]
+    everything: Sequence[Item]
+
+
+def judge(card: ModelCard, chosen: Chosen, cache: Path, options: argparse.Namespace) -> Judgement:
+    """Return what the model says about the chosen items."""
+    images = load_images(chosen.items, size=card.input_size, cache=cache, skip_bad=options.skip_bad)
     predictor = Predictor(card, precision=options.precision, use_tta=options.tta)
     answers, ood_score_N = answers_of(predictor, images)
     called_N = called_outputs(card, answers)
@@ -78,6 +92,7 @@ def judge(card: ModelCard, items: Sequence[Item], cache: Path, options: argparse
         answers=answers,
         called_N=called_N,
         ood_score_N=ood_score_N,
+        seen=seen_by(card, chosen.everything, images.items),
         precision=predictor.precision,
         use_tta=options.tta,
     )
@@ -89,6 +104,7 @@ def figures_of(judgement: Judgement, split: str) -> dict[str, Any]:
     findings = {answers.finding: _finding_figures(answers) for answers in judgement.answers}
     first, *others = findings
     data = describe(items, card) | {"sha256": data_sha256(items), "skipped": len(judgement.images.skipped)}
+    data["seen"] = asdict(judgement.seen) if judgement.seen is not None else None
     figures: dict[str, Any] = {"model": judgement.name, "finding": first, "split": split}
     figures |= {"arithmetic": judgement.precision, "test_time_augmentation": judgement.use_tta}
     figures |= findings[first] | {"data": data, "weights_sha256": card.weights_sha256}
@@ -192,11 +208,11 @@ def evaluate(options: argparse.Namespace, *, at: datetime) -> dict[str, Any]:
     cards = [load_card(folder) for folder in options.model]
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
-    recipe = options.recipe or cards[0].recipe
-    split, _ = chosen_items(options, cards[0], recipe)
+    chosen = [chosen_items(options, card, cards[0]) for card in cards]
+    split = chosen[0].split
     with tempfile.TemporaryDirectory(dir=out) as folder:
         cache = options.cache or Path(folder)
-        judgements = [judge(card, chosen_items(options, card, recipe)[1], cache, options) for card in cards]
+        judgements = [judge(card, of_card, cache, options) for card, of_card in zip(cards, chosen, strict=True)]
         first, other = judgements[0], judgements[1] if len(judgements) > 1 else None
         figures = figures_of(first, split) | (compare(first, other, split) if other else {})
         drawn = draw(out, first, other, options)
@@ -210,25 +226,28 @@ def evaluate(options: argparse.Namespace, *, at: datetime) -> dict[str, Any]:
     return figures
 
 
-def chosen_items(options: argparse.Namespace, card: ModelCard, recipe: str) -> tuple[str, Sequence[Item]]:
-    """Return the name of the split and its items: the test images if there are any, else all, unless told.
+def chosen_items(options: argparse.Namespace, card: ModelCard, divider: ModelCard) -> Chosen:
+    """Return the test images if there are any, else all, unless told; split as the dividing card's run split them.
 
     Raises
     ------
     DataError
         The split asked for is empty.
     RecipeError
-        Validation images are asked for, and the recipe that says which those are is unknown.
+        Training or validation images are asked for, and nothing known says which those are.
     """
     items = read_items(options.data, card.outputs)
-    rules = load_recipe(recipe) if options.split in ("validation", "train") else Recipe()
-    sides = recipe_split(items, rules)
-    by_name: dict[str, Sequence[Item]] = {"test": sides.test, "validation": sides.validation, "train": sides.training}
-    name = options.split or ("test" if sides.test else "all")
-    chosen = items if name == "all" else by_name[name]
+    name = options.split or ("test" if any(item.split == "test" for item in items) else "all")
+    if name == "all":
+        return Chosen(split=name, items=items, everything=items)
+    if name == "test":
+        chosen: Sequence[Item] = [item for item in items if item.split == "test"]
+    else:
+        split = split_of(divider, items, load_recipe(options.recipe) if options.recipe else None)
+        chosen = split.validation if name == "validation" else split.training
     if not chosen:
         raise DataError(f"no image in the split {name!r} of {', '.join(map(str, options.data))}; try --split all")
-    return name, chosen
+    return Chosen(split=name, items=chosen, everything=items)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -238,7 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", type=Path, nargs="+", required=True, help="labelled images, in any layout of training.sources")
     add("--out", type=Path, required=True, help="folder for the report and its parts")
     add("--split", choices=SPLITS, help="default: test where there is one, else all")
-    add("--recipe", help="recipe (name or file) by which validation was split off (default: the card's)")
+    add("--recipe", help="recipe (name or file) by which validation was split off (default: as the first card says)")
     add("--run", type=Path, help="--out folder of the training run, for training_history.png")
     add("--tta", action="store_true", help="test-time augmentation")
     add("--precision", default="auto", choices=["auto", "fp32", "bf16"])
@@ -259,8 +278,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (CardError, WeightsMismatch, DataError, RecipeError, OSError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2
-    auc = figures["auc"]
-    print(f"{figures['model']}, {figures['finding']}: AUC {auc['value']} ({auc['low']} to {auc['high']})")
+    print(f"{figures['model']}, {figures['finding']}: AUC {estimate(figures['auc'])}")
+    for one in (figures, *([figures["compared_with"]] if "compared_with" in figures else [])):
+        if remembered := trained_on(one):
+            print(f"evaluate: {one['model']} {remembered}", file=sys.stderr)
     print(f"{options.out / 'report.html'}")
     return 0
 

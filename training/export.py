@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
+import re
+import shutil
 import subprocess
 import sys
-import tomllib
+import tempfile
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,61 +27,58 @@ import tomli_w
 import torch
 from torch import Tensor
 
-from models.card import BALANCED, CARD_FILE, FEATURES_FILE, WEIGHTS_FILE, ModelCard, load_card
+from models.card import CARD_FILE, FEATURES_FILE, NAME, VERSION, WEIGHTS_FILE, ModelCard, load_card
 from models.errors import CardError, WeightsMismatch
 from models.feature_statistics import DIRECTIONS, fit_statistics
 from models.networks import make_network
-from training import metrics
+from training.about import About, read_about
+from training.claims import NEVER, ExportRefused, Judged, claimed_populations
 from training.data import Images, data_sha256
 from training.monai_bundle import write_monai_bundle
 from training.settings import Recipe, RecipeError, recipe_from
 from training.sources import DataError, Item
 from training.train import CHECKPOINT, images_of
-from training.trainer import outputs_of
+from training.validation import outputs_of
 
-ABSTAIN_SHARE = 0.05  # of a population's validation images lie in the band
 FALSE_ALARMS = 0.01  # of the validation images lie above the out-of-distribution limit
+VALIDATION = "validation, grouped by patient and identical bytes; calibration and thresholds were chosen on it"
 ROOT = Path(__file__).parent.parent
 BUNDLES = ROOT / "models" / "bundles"
 CARDS = Path(__file__).parent / "cards"
 
 
-class ExportRefused(Exception):
-    """No bundle was written; the message says why and what to do."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """Images and what the rounded network makes of them: logit_NL, float32."""
-
-    images: Images
-    logit_NL: Tensor
-
-    def part(self, indices: Sequence[int]) -> tuple[list[Item], np.ndarray, np.ndarray]:
-        """Return (items, logit_NL, label_N) of some of the images."""
-        chosen = torch.tensor(indices)
-        items = [self.images.items[index] for index in indices]
-        return items, self.logit_NL[chosen].numpy(), self.images.label_N[chosen].numpy()
-
-
-def export(run: Path, data: Sequence[Path], about: Path, *, name: str, version: str, bundles: Path) -> ModelCard:
-    """Write `bundles/name/version/` and return its card as read back.
+def export(
+    run: Path,
+    data: Sequence[Path],
+    about: Path,
+    *,
+    name: str,
+    version: str,
+    bundles: Path,
+    skip_bad: bool = False,
+) -> ModelCard:
+    """Write `bundles/name/version/`, whole or not at all, and return its card as read back.
 
     Raises
     ------
     ExportRefused
-        The bundle exists already, the run holds no checkpoint, or no population is good enough to be claimed.
+        The bundle exists already, the run holds no checkpoint, has learned nothing or is of other images, or no
+        population is good enough to be claimed.
     CardError, DataError, RecipeError
         What a person wrote, the images or the run's recipe cannot be used.
     """
-    folder = bundles / name / version
-    if (folder / CARD_FILE).exists():
-        raise ExportRefused(f"{folder} exists: choose another --version")
-    spoken = _read_about(about)
+    folder = _new_folder(bundles, name, version)
+    spoken = read_about(about)
     state = _checkpoint(run)
     recipe = recipe_from(state["recipe"], str(run / CHECKPOINT))
-    training, validation = images_of(recipe, data, run / "cache")
     best = state["best"]
+    epochs = best["epoch"] if best else state["epochs_done"]
+    if not epochs:
+        raise ExportRefused(f"{run} has not ended its first epoch: nothing to export yet; go on with --resume")
+    training, validation = images_of(recipe, data, run / "cache", skip_bad=skip_bad)
+    seen = {"training": data_sha256(training.items), "validation": data_sha256(validation.items)}
+    if state.get("data", seen) != seen:
+        raise ExportRefused(f"--data is not what {run} was trained on: give the same, and --skip-bad if the run had it")
     halved = {
         key: (value.half() if value.is_floating_point() else value).contiguous()
         for key, value in (best["weights"] if best else state["averaged"]).items()
@@ -89,11 +87,10 @@ def export(run: Path, data: Sequence[Path], about: Path, *, name: str, version: 
     network.load_state_dict({key: v.float() if v.is_floating_point() else v for key, v in halved.items()})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    size = recipe.stages[-1].size
+    size = recipe.stage_of(epochs - 1).size
     _, seen_ND = outputs_of(network, training, size, device, title="training images")
     logit_NL, feature_ND = outputs_of(network, validation, size, device, title="validation images", is_exact=True)
-    judged = Judged(images=validation, logit_NL=logit_NL)
-    populations, figures, refused = _populations(recipe, spoken, judged)
+    populations, figures, refused = claimed_populations(recipe, spoken, Judged(images=validation, logit_NL=logit_NL))
     weights = safetensors.torch.save(halved)
     features, out_of_distribution = _out_of_distribution(seen_ND, feature_ND)
     card = {
@@ -105,33 +102,44 @@ def export(run: Path, data: Sequence[Path], about: Path, *, name: str, version: 
         "recipe": recipe.name,
         "git_revision": git_revision(),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
-        "intended_use": spoken["intended_use"],
-        "limitations": [*spoken["limitations"], *refused],
-        "licence": spoken["licence"],
-        "findings": spoken["findings"],
+        "intended_use": spoken.intended_use,
+        "limitations": [*spoken.limitations, *refused],
+        "licence": spoken.licence,
+        "findings": [dict(finding) for finding in spoken.findings],
         "populations": populations,
         "out_of_distribution": out_of_distribution,
-        "training_data": _training_data(
-            recipe, spoken, training, validation, best["epoch"] if best else state["epochs_done"]
-        ),
-        "metrics": {"split": "validation, grouped by patient and identical bytes"} | figures,
+        "training_data": _training_data(recipe, spoken, training, validation, epochs),
+        "metrics": {"split": VALIDATION} | figures,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / WEIGHTS_FILE).write_bytes(weights)
-    (folder / FEATURES_FILE).write_bytes(features)
-    (folder / CARD_FILE).write_text(tomli_w.dumps(_without_none(card)), encoding="utf-8")
-    return load_card(folder)
+    text = tomli_w.dumps(_without_none(card)).encode()
+    return _write(folder, {WEIGHTS_FILE: weights, FEATURES_FILE: features, CARD_FILE: text})
 
 
-def _read_about(path: Path) -> dict[str, Any]:
+def _new_folder(bundles: Path, name: str, version: str) -> Path:
+    """Return where the bundle goes; refuse, before anything is computed, what no card may be called."""
+    for key, value, pattern in (("--name", name, NAME), ("--version", version, VERSION)):
+        if re.fullmatch(pattern, value) is None:
+            raise ExportRefused(f"{key} must look like {pattern}, not {value!r}")
+    folder = bundles / name / version
+    if folder.exists():
+        raise ExportRefused(f"{folder} exists: choose another --version")
+    return folder
+
+
+def _write(folder: Path, contents: Mapping[str, bytes]) -> ModelCard:
+    """Write a bundle and return its card; a crash, or a card that cannot be read back, leaves no half of one."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=folder.parent))
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CardError(
-            f"{path}: {error.strerror}: copy training/cards/chest-pneumonia.toml and say it in your words"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CardError(f"{path}: {error}") from error
+        for name, content in contents.items():
+            (incoming / name).write_bytes(content)
+        load_card(incoming)
+        incoming.chmod(0o755)
+        incoming.rename(folder)
+    except (CardError, OSError):
+        shutil.rmtree(incoming, ignore_errors=True)
+        raise
+    return load_card(folder)
 
 
 def _checkpoint(run: Path) -> dict[str, Any]:
@@ -142,98 +150,13 @@ def _checkpoint(run: Path) -> dict[str, Any]:
     return state
 
 
-def _populations(
-    recipe: Recipe, spoken: dict[str, Any], judged: Judged
-) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:
-    """Return the populations that are good enough, the figures of all, and a limitation for each that is not."""
-    unknown = [found["name"] for found in spoken["findings"] if found["name"] not in recipe.outputs[1:]]
-    if unknown:
-        raise ExportRefused(
-            f"the run has no output {', '.join(unknown)} (it has {', '.join(recipe.outputs)}): see --about"
-        )
-    named = {source for described in spoken["populations"] for source in described["sources"]}
-    unnamed = sorted({item.source for item in judged.images.items} - named)
-    if unnamed:
-        raise ExportRefused(
-            f"no population has the source {', '.join(unnamed)} (the name of the data's folder): name it in a copy of "
-            "training/cards/chest-pneumonia.toml, with the ages of its patients, and give it by --about"
-        )
-    claimed, figures, refused = [], {}, []
-    for described in spoken["populations"]:
-        members = [i for i, item in enumerate(judged.images.items) if _is_member(item, described)]
-        if len({int(judged.images.label_N[i]) for i in members}) < len(recipe.outputs):
-            refused.append(f"{described['name']}: no validation image of every class; not validated, not claimed.")
-            continue
-        population, found = _population(recipe, spoken["findings"], described, *judged.part(members))
-        figures[described["name"]] = found
-        low = min(finding["auc"]["low"] for finding in found.values())
-        if low >= described["least_auc"]:
-            claimed.append(population)
-        else:
-            refused.append(_not_claimed(described, found))
-    if not claimed:
-        raise ExportRefused("no population is good enough to be claimed: " + " ".join(refused))
-    return claimed, figures, refused
-
-
-def _is_member(item: Item, population: dict[str, Any]) -> bool:
-    youngest, oldest = population["age_years"]
-    return item.source in population["sources"] and (item.age_years is None or youngest <= item.age_years <= oldest)
-
-
-def _population(
-    recipe: Recipe,
-    findings: list[dict[str, Any]],
-    described: dict[str, Any],
-    items: list[Item],
-    logit_NL: np.ndarray,
-    label_N: np.ndarray,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a population as the card has it, and its figures by finding."""
-    fitted, bias_L = metrics.fit_calibration(logit_NL, label_N)
-    temperature, bias = round(fitted, 4), [round(float(value), 4) for value in bias_L]
-    probability_NL = torch.softmax((torch.from_numpy(logit_NL).double() + torch.tensor(bias)) / temperature, 1).numpy()
-    limits, figures = {}, {}
-    for finding in (found["name"] for found in findings):
-        output = recipe.outputs.index(finding)
-        probability_N, truth_N = probability_NL[:, output], (label_N == output).astype(int)
-        points = {
-            BALANCED: round(metrics.balanced_threshold(truth_N, probability_N), 2),
-            "high_recall": round(metrics.high_recall_threshold(truth_N, probability_N), 4),
-        }
-        threshold = points[recipe.operating_point]
-        low, high = (round(edge, 2) for edge in metrics.abstain_band(probability_N, threshold, ABSTAIN_SHARE))
-        low, high = min(low, threshold), max(high, threshold)
-        limits[finding] = {
-            "threshold": threshold,
-            "abstain_low": low,
-            "abstain_high": high,
-            "operating_points": points,
-        }
-        first = {recipe.operating_point: threshold} | points
-        figures[finding] = metrics.judged(truth_N, probability_N, [i.group for i in items], first, band=(low, high))
-    named = {"name": described["name"], "age_years": described["age_years"]}
-    return named | {"temperature": temperature, "bias": bias, "limits": limits}, figures
-
-
-def _not_claimed(described: dict[str, Any], figures: dict[str, Any]) -> str:
-    seen = "; ".join(
-        f"{finding}: AUC {found['auc']['value']} ({found['auc']['low']} to {found['auc']['high']}) "
-        f"on {found['images']} images of {found['patients']} patients"
-        for finding, found in figures.items()
-    )
-    return f"Never use on {described['name']} ({_ages(described)}): {seen}; not good enough to be claimed."
-
-
-def _ages(described: dict[str, Any]) -> str:
-    youngest, oldest = described["age_years"]
-    return f"{youngest} to {oldest} years"
-
-
 def _out_of_distribution(training_ND: Tensor, validation_ND: Tensor) -> tuple[bytes, dict[str, Any]]:
     """Fit the statistics on the training images and set the limit by the validation images."""
     directions = min(DIRECTIONS, len(training_ND) // 2, training_ND.shape[1] // 2)  # few images span few directions
-    statistics = fit_statistics(training_ND, directions)
+    try:
+        statistics = fit_statistics(training_ND, directions)
+    except ValueError as error:
+        raise ExportRefused(f"no statistics of the features: {error}: train on more images, or longer") from error
     score_N = statistics.score(validation_ND).numpy()
     limit = math.ceil(1000 * float(np.quantile(score_N, 1 - FALSE_ALARMS))) / 1000  # rounded up: scores may lie close
     content = statistics.to_bytes()
@@ -241,16 +164,20 @@ def _out_of_distribution(training_ND: Tensor, validation_ND: Tensor) -> tuple[by
     return content, {"sha256": hashlib.sha256(content).hexdigest(), "limit": limit, "false_alarm_rate": alarms}
 
 
-def _training_data(
-    recipe: Recipe, spoken: dict[str, Any], training: Images, validation: Images, epochs: int
-) -> dict[str, Any]:
+def _training_data(recipe: Recipe, spoken: About, training: Images, validation: Images, epochs: int) -> dict[str, Any]:
     sides = {"training": training.items, "validation": validation.items}
     names = sorted({item.source for items in sides.values() for item in items})
     return {
-        "sources": {name: spoken.get("sources", {}).get(name, "not described") for name in names},
+        "sources": {name: spoken.sources.get(name, "not described") for name in names},
         "sha256": data_sha256([*training.items, *validation.items]),
         "held_out": "official test folders, and their patients: never seen",
+        "split": {
+            "salt": recipe.split_salt,
+            "validation_share": recipe.validation_share,
+            "validation_shares": dict(recipe.validation_shares),
+        },
         "epochs": epochs,
+        "epochs_planned": recipe.epochs,
         "seed": recipe.seed,
         "stages": [f"{stage.epochs} epochs at {stage.size} px" for stage in recipe.stages],
         "initial_weights": _named(recipe.weights),
@@ -266,10 +193,11 @@ def _named(weights: str) -> str:
     return "/".join(path.parts[-3:-1]) if path.name == WEIGHTS_FILE else path.name
 
 
-def _counts(recipe: Recipe, items: Sequence[Item], source: str) -> dict[str, int]:
+def _counts(recipe: Recipe, items: Sequence[Item], source: str) -> dict[str, Any]:
     chosen = [item for item in items if item.source == source]
     labels = Counter(recipe.outputs[item.label] for item in chosen)
-    return {"images": len(chosen), "patients": len({item.group for item in chosen})} | dict(labels)
+    counts = {"images": len(chosen), "patients": len({item.group for item in chosen})} | dict(labels)
+    return {"sha256": data_sha256(chosen)} | counts
 
 
 def git_revision() -> str:
@@ -308,6 +236,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--about", type=Path, help="what a person says of the model (default: training/cards/NAME.toml)"
     )
     parser.add_argument("--to", type=Path, default=BUNDLES, help="folder of bundles (default: the bundled ones)")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read, as the run did")
     parser.add_argument("--monai-bundle", type=Path, metavar="DIR", help="write it as a MONAI Bundle too")
     options = parser.parse_args(arguments)
     if options.run and not (options.data and options.name and options.version):
@@ -320,13 +249,19 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             about = options.about or CARDS / f"{options.name}.toml"
             card = export(
-                options.run, options.data, about, name=options.name, version=options.version, bundles=options.to
+                options.run,
+                options.data,
+                about,
+                name=options.name,
+                version=options.version,
+                bundles=options.to,
+                skip_bad=options.skip_bad,
             )
             _print_figures(card)
         if options.monai_bundle:
             write_monai_bundle(card, options.monai_bundle)
             print(f"{options.monai_bundle}: a MONAI Bundle")
-    except (ExportRefused, DataError, RecipeError, CardError, WeightsMismatch) as error:
+    except (ExportRefused, DataError, RecipeError, CardError, WeightsMismatch, OSError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 2
     return 0
@@ -337,6 +272,7 @@ def _print_figures(card: ModelCard) -> None:
         for finding, found in card.metrics[population.name].items():
             auc = found["auc"]
             print(f"{population.name}, {finding}: AUC {auc['value']} ({auc['low']} to {auc['high']})")
+    print(*(limitation for limitation in card.limitations if limitation.startswith(NEVER)), sep="\n")
     print(f"{card.folder}\nnext: python -m training.evaluate --model {card.folder}")
 
 

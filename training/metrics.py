@@ -1,8 +1,7 @@
 """Figures of merit of a yes/no finding. Takes probabilities and truths; gives numbers, with intervals where asked.
 
-Also what is chosen on validation: thresholds, the abstain band, temperature and bias. Every figure is a weighted one:
-a bootstrap draw is a row of weights, so that all draws are computed at once. A figure that does not exist (the
-sensitivity without positives) is NaN inside and None in what `judged` returns.
+Every figure is a weighted one: a bootstrap draw is a row of weights, so that all draws are computed at once. A figure
+that does not exist (the sensitivity without positives) is NaN inside and None in what `judged` returns.
 
 Shapes: N images, D draws, U distinct probabilities, L network outputs. `truth_N` is 0 or 1, `probability_N` in [0, 1].
 """
@@ -14,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.metrics import roc_auc_score
 
 BINS = 15  # of the calibration error, equally wide
@@ -146,6 +144,8 @@ def judged(
     value, drawn = _with_draws(truth_N, probability_N, group_N, called, draws)
     has_interval = len(set(group_N)) > 1
     figures = {key: _estimate(value[key][0], drawn[key] if has_interval else np.array([])) for key in value}
+    if has_interval:
+        _widen_without_errors(figures, truth_N, called, np.asarray(group_N))
     result: dict[str, Any] = {"images": len(truth_N), "patients": len(set(group_N)), "positive": int(truth_N.sum())}
     result |= {name: figures[name] for name in ("auc", "average_precision")}
     result |= {name: figures[f"{next(iter(points))}/{name}"] for name in AT_THRESHOLD}
@@ -186,6 +186,38 @@ def _estimate(value: float, drawn_D: np.ndarray) -> dict[str, float | None]:
     return {"value": _plain(value), "low": _plain(low) if exists else None, "high": _plain(high) if exists else None}
 
 
+def _widen_without_errors(
+    figures: dict[str, dict[str, float | None]],
+    truth_N: np.ndarray,
+    called: Mapping[str, np.ndarray],
+    group_N: np.ndarray,
+) -> None:
+    """Give figures of 0 or 1 the exact interval for so many patients: no draw shows an error that was not seen."""
+    patients = {label: len(set(group_N[truth_N == label])) for label in (0, 1)}
+    counts = {"auc": min(patients.values())}
+    for name, is_called_N in called.items():
+        counts[f"{name}/accuracy"] = len(set(group_N))
+        counts[f"{name}/sensitivity"], counts[f"{name}/specificity"] = patients[1], patients[0]
+        counts[f"{name}/precision"] = len(set(group_N[is_called_N]))
+    for key, count in counts.items():
+        if figures[key]["value"] == 1.0:
+            figures[key]["low"] = _plain(lowest_share_without_errors(count))
+        elif figures[key]["value"] == 0.0:
+            figures[key]["high"] = _plain(1 - lowest_share_without_errors(count))
+
+
+def lowest_share_without_errors(count: int) -> float:
+    """Return the lower end of the exact 95 % interval of a share, where all of `count` are right.
+
+    For the AUC, which counts pairs, `count` is that of the rarer class: an approximation on the safe side.
+
+    References
+    ----------
+    Clopper, Pearson, Biometrika 1934; 26: 404-413
+    """
+    return float(0.025 ** (1 / count)) if count else math.nan
+
+
 def interval_of(drawn_D: np.ndarray) -> tuple[float, float]:
     """Return the 95 % percentile interval of the draws in which the figure exists; NaN where it never does."""
     found_D = drawn_D[~np.isnan(drawn_D)]
@@ -223,92 +255,3 @@ def _abstained(
     outside = is_called_N[~is_inside_N] == truth_N[~is_inside_N]
     accuracy = float(np.mean(outside)) if len(outside) else math.nan
     return {"share": _plain(float(np.mean(is_inside_N))), "accuracy_outside": _plain(accuracy)}
-
-
-def balanced_threshold(truth_N: np.ndarray, probability_N: np.ndarray) -> float:
-    """Return the threshold with the highest sensitivity + specificity, in the middle of the flat top.
-
-    Raises
-    ------
-    ValueError
-        One class is missing.
-
-    References
-    ----------
-    Youden, Cancer 1950; 3: 32-35
-    """
-    positive, negative = (np.sort(probability_N[truth_N == label]) for label in (1, 0))
-    if not len(positive) or not len(negative):
-        raise ValueError("a threshold needs images with and without the finding")
-    cuts = np.unique(np.concatenate([[0.0], probability_N, [1.0]]))
-    middles = (cuts[1:] + cuts[:-1]) / 2
-    missed, cleared = np.searchsorted(positive, middles), np.searchsorted(negative, middles)
-    youden = cleared / len(negative) - missed / len(positive)
-    top = middles[youden >= youden.max() - 1e-12]
-    return float(top[len(top) // 2])
-
-
-def high_recall_threshold(truth_N: np.ndarray, probability_N: np.ndarray, sensitivity: float = 0.98) -> float:
-    """Return the highest threshold that still finds that share of the positives, with room below.
-
-    It lies in the middle between the last positive to be found and the next lower probability: served in bf16, the
-    positive that a threshold was laid upon may fall under it.
-
-    Raises
-    ------
-    ValueError
-        There is no positive.
-    """
-    positive = np.sort(probability_N[truth_N == 1])
-    if not len(positive):
-        raise ValueError("a threshold needs images with the finding")
-    may_miss = math.floor((1 - sensitivity) * len(positive) + 1e-9)
-    last = positive[min(may_miss, len(positive) - 1)]
-    return float((last + probability_N[probability_N < last].max(initial=0.0)) / 2)
-
-
-def abstain_band(probability_N: np.ndarray, threshold: float, share: float) -> tuple[float, float]:
-    """Return (low, high), equally far from the threshold in log odds, that hold that share of the images.
-
-    The band is never narrower than .02 to either side: bf16 may move a probability by that much.
-    """
-    distance_N = np.abs(_log_odds(probability_N) - _log_odds(np.array(threshold)))
-    width = float(np.quantile(distance_N, share))
-    low, high = (1 / (1 + np.exp(-(_log_odds(np.array(threshold)) + side * width))) for side in (-1, 1))
-    return max(0.0, min(float(low), threshold - 0.02)), min(1.0, max(float(high), threshold + 0.02))
-
-
-def _log_odds(probability: np.ndarray) -> np.ndarray:
-    clipped = np.clip(probability, 1e-9, 1 - 1e-9)
-    return np.asarray(np.log(clipped / (1 - clipped)))
-
-
-def fit_calibration(logit_NL: np.ndarray, label_N: np.ndarray) -> tuple[float, np.ndarray]:
-    """Return (temperature, bias_L) so that softmax((logit + bias) / temperature) has the lowest log loss.
-
-    Every class weighs the same, as in the training loss: the probabilities hold for equal prevalence, and the middle
-    is a sensible threshold.
-
-    References
-    ----------
-    Guo et al., On Calibration of Modern Neural Networks, ICML 2017 (temperature and bias)
-    """
-    logit, label = torch.from_numpy(logit_NL.astype(np.float64)), torch.from_numpy(label_N)
-    images_L = torch.bincount(label, minlength=logit.shape[1]).double().clamp_min(1)
-    parameters = torch.zeros(logit.shape[1], dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([parameters], max_iter=200, line_search_fn="strong_wolfe")
-
-    def bounded(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images that are told apart without error would drive both to infinity; only differences of biases count."""
-        return values[0].clamp(-2.3, 2.3), torch.cat([torch.zeros(1), values[1:].clamp(-10, 10)])
-
-    def loss() -> torch.Tensor:
-        optimizer.zero_grad()
-        log_scale, bias_L = bounded(parameters)
-        value = torch.nn.functional.cross_entropy((logit + bias_L) * log_scale.exp(), label, 1 / images_L)
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
-    log_scale, bias_L = bounded(parameters.detach())
-    return float((-log_scale).exp()), bias_L.numpy()

@@ -6,6 +6,7 @@ Takes a recipe's name or path and `key=value` overrides; gives a frozen Recipe; 
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,11 @@ _CHOICES = {
     "precision": ("bf16", "fp32"),
     "operating_point": ("balanced", "high_recall"),
 }
+_FROM_ONE = ("epochs", "size", "batch_size", "repeats")
+_UP_TO_ONE = (
+    *("validation_share", "validation_shares", "label_smoothing", "ema_decay", "beta2", "lowest_share"),
+    *("flip", "blur", "erasing"),
+)
 
 
 class RecipeError(Exception):
@@ -176,14 +182,22 @@ def _build(kind: Any, values: dict[str, Any], where: str) -> Any:
             values = values | {key: float(value)}
         elif types[key] in ("int", "float", "str", "bool") and type(value).__name__ != types[key]:
             raise RecipeError(f"{where}: {key} must be of type {types[key]}, not {value!r}")
-        if isinstance(value, (int, float)) and value < 0:
-            raise RecipeError(f"{where}: {key} must not be negative, not {value!r}")
+        for number in value.values() if isinstance(value, Mapping) else [value]:
+            _check_range(key, number, where)
         if value not in _CHOICES.get(key, (value,)):
             raise RecipeError(f"{where}: {key} must be one of {', '.join(_CHOICES[key])}, not {value!r}")
     try:
         return kind(**values)
     except TypeError as error:
         raise RecipeError(f"{where}: {error}") from error
+
+
+def _check_range(key: str, value: Any, where: str) -> None:
+    """Refuse what a number, or the numbers of a table by source, cannot be."""
+    low, high = (1 if key in _FROM_ONE else 0), (1 if key in _UP_TO_ONE else math.inf)
+    is_number = isinstance(value, int if key == "repeats" else (int, float))
+    if (key in ("repeats", "validation_shares") and not is_number) or (is_number and not low <= value <= high):
+        raise RecipeError(f"{where}: {key} must be a number from {low} to {high}, not {value!r}")
 
 
 def _override(values: dict[str, Any], override: str) -> None:

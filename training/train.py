@@ -21,18 +21,25 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from models.errors import WeightsUnavailable
+from models.card import CARD_FILE, WEIGHTS_FILE, load_card
+from models.errors import CardError, WeightsUnavailable
 from models.networks import Classifier, make_network
 from models.weights import load_backbone
-from training.data import Images, load_images, recipe_split
+from training.data import Images, Split, load_images, recipe_split, uneven_shares
 from training.processes import Processes
+from training.seen import seen_by
 from training.settings import Recipe, RecipeError, load_recipe
-from training.sources import DataError, read_items
-from training.trainer import Line, Trainer, TrainingStopped
+from training.sources import DataError, Item, read_items
+from training.trainer import Trainer, TrainingStopped
+from training.validation import Line
 
 logger = logging.getLogger("training")
 
 CHECKPOINT = "checkpoint.pt"
+IN_WORDS = (
+    "epoch %(epoch)d: loss %(loss).4f, validation AUC %(validation_auc).4f, accuracy %(validation_accuracy).4f, "
+    "%(seconds).0f s"
+)
 
 
 def train(
@@ -49,6 +56,8 @@ def train(
         raise TrainingStopped(f"{out} already holds a run: continue it with --resume, or choose another --out")
     recipe = thawed(recipe)
     processes = Processes()
+    if uneven := [stage.batch_size for stage in recipe.stages if stage.batch_size % processes.world_size]:
+        raise RecipeError(f"batch_size {uneven[0]} cannot be shared evenly by {processes.world_size} processes")
     training, validation = images_of(recipe, data, cache, skip_bad=skip_bad)
     trainer = Trainer(
         recipe,
@@ -65,11 +74,12 @@ def train(
     with ExitStack() as stack:
         scalars = None
         if processes.is_first:
-            scalars = stack.enter_context(SummaryWriter(str(out), purge_step=trainer.epochs_done))
+            scalars = stack.enter_context(SummaryWriter(str(out), purge_step=0))  # resumed, all are shown again
+            write_figures(trainer.lines, out, scalars)
         while not trainer.is_finished:
-            trainer.run_epoch()
+            logger.info(IN_WORDS, trainer.run_epoch())
             if scalars is not None:
-                write_figures(trainer.lines, out, scalars)
+                write_figures(trainer.lines, out, scalars, shown=trainer.epochs_done - 1)
     logger.info("done after %d epochs; next: python -m training.export --run %s", trainer.epochs_done, out)
     processes.close()
 
@@ -90,7 +100,9 @@ def images_of(recipe: Recipe, data: Sequence[Path], cache: Path, *, skip_bad: bo
     DataError
         An image or a table cannot be read, or one of the two sides lacks a class.
     """
-    split = recipe_split(read_items(data, recipe.outputs), recipe)
+    everything = read_items(data, recipe.outputs)
+    split = recipe_split(everything, recipe)
+    _warn(recipe, everything, split)
     for items, title in ((split.training, "training"), (split.validation, "validation")):
         counts = Counter(item.label for item in items)
         figures = ", ".join(f"{counts[label]} {output}" for label, output in enumerate(recipe.outputs))
@@ -102,6 +114,31 @@ def images_of(recipe: Recipe, data: Sequence[Path], cache: Path, *, skip_bad: bo
         for items, title in ((split.training, "training images"), (split.validation, "validation images"))
     )
     return training, validation
+
+
+def _warn(recipe: Recipe, everything: Sequence[Item], split: Split) -> None:
+    """Log what makes figures look better than they are, or lets a network learn the wrong thing."""
+    for source in sorted({item.source for item in split.training}):
+        labels = {item.label for item in split.training if item.source == source}
+        if len(labels) == 1 and len({item.source for item in split.training}) > 1:
+            logger.warning(
+                "all training images of %s are %s: the network can learn to tell the source instead; add others of it",
+                source,
+                recipe.outputs[labels.pop()],
+            )
+    for sentence in uneven_shares(split, recipe):
+        logger.warning("%s", sentence)
+    weights = Path(recipe.weights)
+    if weights.name == WEIGHTS_FILE and (weights.parent / CARD_FILE).exists():
+        seen = seen_by(load_card(weights.parent), everything, split.validation)
+        if seen is not None and (count := seen.training + seen.perhaps):
+            logger.warning(
+                "%s was trained on %d of the %d validation images: all figures will be too good. Split as it did "
+                "(split_salt, validation_share, validation_shares), or begin from other weights",
+                weights.parent,
+                count,
+                len(split.validation),
+            )
 
 
 def network_of(recipe: Recipe) -> Classifier:
@@ -119,19 +156,15 @@ def network_of(recipe: Recipe) -> Classifier:
     return network
 
 
-def write_figures(lines: Sequence[Line], out: Path, scalars: SummaryWriter) -> None:
-    """Write all epochs' figures to `metrics.jsonl`, and the last one's to TensorBoard and to the log.
+def write_figures(lines: Sequence[Line], out: Path, scalars: SummaryWriter, *, shown: int = 0) -> None:
+    """Write all epochs' figures to `metrics.jsonl`, and those that TensorBoard has not been shown to it.
 
     The whole file each time: the figures of an epoch after which the run was killed are in the checkpoint.
     """
-    (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for name, value in lines[-1].items():
-        scalars.add_scalar(name, value, lines[-1]["epoch"])
-    logger.info(
-        "epoch %(epoch)d: loss %(loss).4f, validation AUC %(validation_auc).4f, accuracy %(validation_accuracy).4f, "
-        "%(seconds).0f s",
-        lines[-1],
-    )
+    (out / "metrics.jsonl").write_text("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+    for line in lines[shown:]:
+        for name, value in line.items():
+            scalars.add_scalar(name, value, line["epoch"])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -155,8 +188,11 @@ def main(arguments: list[str] | None = None) -> int:
             skip_bad=options.skip_bad,
             workers=options.workers,
         )
-    except (RecipeError, DataError, TrainingStopped, WeightsUnavailable) as error:
+    except (RecipeError, DataError, TrainingStopped, WeightsUnavailable, CardError, OSError) as error:
         print(f"training: {error}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError:
+        print("training: the GPU has no memory for such a batch: lower batch_size in the stages", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("training: stopped; continue with --resume", file=sys.stderr)

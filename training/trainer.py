@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -23,14 +24,12 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from models.networks import Classifier, make_network
-from training import metrics
 from training.augment import Mix
-from training.batches import Batches, resized
-from training.data import Images
+from training.batches import Batches
+from training.data import Images, data_sha256
 from training.processes import Processes
 from training.settings import Recipe, Stage
-
-Line = dict[str, Any]
+from training.validation import Line, outputs_of, validation_figures
 
 CHECKPOINT_MINUTES = 5.0  # what a killed run loses at most
 
@@ -65,6 +64,7 @@ class Trainer:
         self._processes = processes or Processes()
         self._checkpoint = checkpoint
         self._device = self._processes.device
+        self._data = {"training": data_sha256(training.items), "validation": data_sha256(validation.items)}
         self._batches = Batches(
             training, recipe, rank=self._processes.rank, world_size=self._processes.world_size, workers=workers
         )
@@ -94,7 +94,7 @@ class Trainer:
         Raises
         ------
         TrainingStopped
-            The loss is not finite; the weights are those of before.
+            The loss or its gradient is not finite; the weights are those of before.
         """
         started = saved = time.monotonic()
         stage = self.recipe.stage_of(self.epochs_done)
@@ -104,6 +104,7 @@ class Trainer:
         self.network.train()
         count = self._batches.count(stage)
         title = f"epoch {self.epochs_done + 1}/{self.recipe.epochs} at {stage.size} px"
+        before = {"auc": f"{self.lines[-1]['validation_auc']:.4f}"} if self.lines else {}  # of the epoch before
         with tqdm(
             total=count,
             initial=self._batches_done,
@@ -117,7 +118,8 @@ class Trainer:
                 self._sums += self.step(image_B1HW, target_BL)
                 self._batches_done += 1
                 bar.update()
-                bar.set_postfix(loss=f"{self._sums[0] / self._sums[2]:.3f}", lr=f"{rate:.1e}", refresh=False)
+                shown = {"loss": f"{self._sums[0] / self._sums[2]:.3f}", "lr": f"{rate:.1e}"}
+                bar.set_postfix(shown | before, refresh=False)
                 is_due = time.monotonic() - saved >= 60 * CHECKPOINT_MINUTES
                 if self._processes.agreed(is_due) and self._batches_done < count:
                     self.save()
@@ -147,19 +149,25 @@ class Trainer:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
             logit_BL = self._forward(image_B1HW)
         loss = -(target_BL * functional.log_softmax(logit_BL.float(), 1)).sum(1).mean()
-        if not torch.isfinite(loss):
-            raise TrainingStopped(
-                f"the loss became {loss.item()} in epoch {self.epochs_done + 1}, batch {self._batches_done + 1}: "
-                "nothing was learned from it. Lower learning_rate with --set and continue with --resume"
-            )
+        self._refuse_infinite("loss", loss)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if self.recipe.clip_norm:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
+            self._refuse_infinite(
+                "gradient", nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip_norm)
+            )
         self._optimizer.step()
         self._average()
         hits = (logit_BL.argmax(1) == target_BL.argmax(1)).sum().item()
         return np.array([loss.item() * len(logit_BL), hits, len(logit_BL)])
+
+    def _refuse_infinite(self, name: str, value: Tensor) -> None:
+        if not torch.isfinite(value):
+            raise TrainingStopped(
+                f"the {name} became {value.item()} in epoch {self.epochs_done + 1}, batch {self._batches_done + 1}: "
+                f"nothing was learned from it. Begin again with a lower learning_rate (--set) and another --out; "
+                f"--weights {self._checkpoint} takes what was learned before, if it is sound"
+            )
 
     def _set_rates(self, stage: Stage, epoch: float) -> float:
         """Set every group's learning rate for this moment of the run; return the new layers' rate."""
@@ -184,23 +192,15 @@ class Trainer:
             self.averaged[key].copy_(current[key])
 
     def _judge(self, size: int) -> Line:
-        """Return the averaged weights' validation figures; the AUC is the mean over the sources'."""
+        """Return the averaged weights' validation figures."""
         judge = make_network(self.recipe.network, len(self.recipe.outputs))
         judge.load_state_dict(self.averaged)
         judge.to(device=self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         mine = range(self._processes.rank, len(self.validation.items), self._processes.world_size)
-        logit_NL = self._processes.gathered(mine, outputs_of(judge, self.validation, size, self._device, mine)[0])
-        probability_N = 1 - torch.softmax(logit_NL, 1)[:, 0].numpy()  # the first output is "nothing found"
-        truth_N = (self.validation.label_N != 0).numpy().astype(int)
-        source_N = np.array([item.source for item in self.validation.items])
-        aucs = {s: metrics.auc(truth_N[source_N == s], probability_N[source_N == s]) for s in sorted(set(source_N))}
-        hit_N = logit_NL.argmax(1) == self.validation.label_N
-        line: Line = {
-            "validation_auc": round(float(np.mean(list(aucs.values()))), 5),
-            "validation_accuracy": round(float(hit_N.float().mean()), 5),
-            "validation_loss": round(float(functional.cross_entropy(logit_NL, self.validation.label_N)), 5),
-        }
-        return line | {f"validation_auc_{source}": round(auc, 5) for source, auc in aucs.items() if len(aucs) > 1}
+        title = "validation" if self._processes.is_first else ""
+        outputs = outputs_of(judge, self.validation, size, self._device, mine, title=title)
+        logit_NL = self._processes.gathered(mine, outputs[0])
+        return validation_figures(logit_NL, self.validation)
 
     def save(self) -> None:
         """Write the whole state; a crash leaves the old file or the new one, never half of one."""
@@ -209,6 +209,8 @@ class Trainer:
             return
         state = {
             "recipe": _plain(self.recipe),
+            "data": self._data,
+            "processes": self._processes.world_size,
             "epochs_done": self.epochs_done,
             "batches_done": self._batches_done,
             "steps": self._steps,
@@ -222,7 +224,10 @@ class Trainer:
             "random": states,
         }
         partial = self._checkpoint.with_suffix(".partial")
-        torch.save(state, partial)
+        with partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())  # after a power cut the name must never point at missing bytes
         partial.replace(self._checkpoint)
 
     def load(self) -> None:
@@ -231,7 +236,7 @@ class Trainer:
         Raises
         ------
         TrainingStopped
-            There is no checkpoint, or it is of another recipe.
+            There is no checkpoint, or it is of another recipe, other images or another number of processes.
         """
         if not self._checkpoint.exists():
             raise TrainingStopped(f"{self._checkpoint} does not exist: there is nothing to resume")
@@ -240,6 +245,15 @@ class Trainer:
         if changed:
             raise TrainingStopped(
                 f"{self._checkpoint} is of another recipe ({', '.join(changed)} differ): use another --out"
+            )
+        if state.get("data", self._data) != self._data:
+            raise TrainingStopped(
+                f"{self._checkpoint} was made from other images: give the same --data and --skip-bad, or another --out"
+            )
+        if state.get("processes", self._processes.world_size) != self._processes.world_size:
+            raise TrainingStopped(
+                f"{self._checkpoint} is of {state['processes']} processes, not {self._processes.world_size}: "
+                "continue it with as many (torchrun --nproc-per-node), or use another --out"
             )
         self.network.load_state_dict(state["network"])
         self.averaged = {key: value.to(self._device) for key, value in state["averaged"].items()}
@@ -260,38 +274,6 @@ def cosine(epoch: float, recipe: Recipe) -> float:
         1 + math.cos(math.pi * (epoch - recipe.warmup_epochs) / max(1e-9, recipe.epochs - recipe.warmup_epochs))
     )
     return recipe.lowest_share + (1 - recipe.lowest_share) * fall
-
-
-@torch.inference_mode()
-def outputs_of(
-    network: Classifier,
-    images: Images,
-    size: int,
-    device: torch.device,
-    indices: range | None = None,
-    *,
-    is_exact: bool = False,
-    title: str = "",
-) -> tuple[Tensor, Tensor]:
-    """Return (logit_NL, feature_ND) on the CPU, float32, as served: the backbone in bf16 unless exact.
-
-    Parameters
-    ----------
-    indices
-        Of the images; all of them unless given.
-    title
-        Of a progress bar; none without.
-    """
-    network.eval()
-    logits, features = [], []
-    parts = torch.split(torch.tensor(indices or range(len(images.items)), dtype=torch.int64), 32)
-    for part in tqdm(parts, desc=title, unit="batch", disable=not title):
-        image_B1HW = resized(torch.stack([images[int(index)] for index in part]), size).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=not is_exact):
-            feature_BD = network.backbone(Classifier.to_three_channels(image_B1HW))
-        features.append(feature_BD.float().cpu())
-        logits.append(network.head(feature_BD.float()).float().cpu())
-    return torch.cat(logits), torch.cat(features)
 
 
 def _optimizer(network: Classifier, recipe: Recipe) -> torch.optim.Optimizer:

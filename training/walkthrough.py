@@ -40,7 +40,8 @@ while not trainer.is_finished:
     print(trainer.run_epoch())
 
 # %% A bundle: rounded, calibrated, with a card
-from training.export import CARDS, ExportRefused, export
+from training.claims import ExportRefused
+from training.export import CARDS, export
 
 try:
     card = export(out, data, CARDS / "chest-pneumonia.toml", name="walkthrough", version="0.0.1", bundles=out)

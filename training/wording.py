@@ -33,6 +33,8 @@ def verdict_in_words(card: ModelCard, display: str, figures: dict[str, Any], of:
         The whole of `metrics.json`, and the part of this finding.
     """
     tone, headline = _headline(f"{card.name} {card.version}", display.lower(), of)
+    if remembered := trained_on(figures):
+        tone, headline = "bad", f"This is no test: {card.name} {card.version} {remembered} {headline}"
     parts = {
         "How good": _how_good(display.lower(), of),
         "On whom": _on_whom(card, display.lower(), figures["data"], of),
@@ -125,8 +127,10 @@ def _on_whom(card: ModelCard, name: str, data: dict[str, Any], of: dict[str, Any
 
 
 def _not_shown(card: ModelCard, name: str, figures: dict[str, Any], of: dict[str, Any]) -> list[str]:
-    data, split = figures["data"], figures["split"]
-    lines = [_seen_before(card, data["sha256"], split)]
+    data = figures["data"]
+    lines = [_seen_before(figures)]
+    if figures["test_time_augmentation"]:
+        lines.append("The thresholds with test-time augmentation: the card's were chosen without it.")
     unknown = data["images"] - data["age_known"]
     if unknown and len(card.populations) > 1:
         lines.append(f"{unknown} images of unknown age were judged as {card.populations[0].name}.")
@@ -136,11 +140,27 @@ def _not_shown(card: ModelCard, name: str, figures: dict[str, Any], of: dict[str
     return [line for line in lines if line]
 
 
-def _seen_before(card: ModelCard, sha256: str, split: str) -> str:
+def trained_on(figures: dict[str, Any]) -> str:
+    """Return that the model was trained on some of the images, as far as known; empty if not."""
+    seen, images = figures["data"]["seen"], figures["data"]["images"]
+    if figures["split"] == "train" or (seen is not None and seen["training"] == images):
+        return "was trained on these images: the figures show what it remembers."
+    if seen is None or not seen["training"]:
+        return ""
+    return f"was trained on {seen['training']} of these {images} images: the figures show what it remembers."
+
+
+def _seen_before(figures: dict[str, Any]) -> str:
     """Say whether these images had a part in making the model, as far as the card and the split know."""
-    if split == "train" or sha256 == card.training_data.get("sha256_training"):
-        return "Skill: the model was trained on these images; the figures show what it remembers."
-    if split == "validation" or sha256 == card.training_data.get("sha256_validation"):
+    data, split = figures["data"], figures["split"]
+    if remembered := trained_on(figures):
+        return f"Skill: the model {remembered}"
+    if data["seen"] is not None and data["seen"]["perhaps"]:
+        return (
+            f"Skill, perhaps: {data['seen']['perhaps']} of these images stand where the card says that the model was "
+            "trained, by the name of their source. If they are those images, the figures show what it remembers."
+        )
+    if split == "validation" or (data["seen"] is not None and data["seen"]["validation"]):
         return (
             "An independent test: thresholds and calibration (and perhaps the epoch) were chosen on such validation "
             "images, so the figures are a little too good. Held-out test images decide."
@@ -184,18 +204,30 @@ def _small(of: dict[str, Any]) -> str:
     return f"Anything about subgroups with fewer than 20 images of a class: {', '.join(small)}." if small else ""
 
 
-def comparison_in_words(of: dict[str, Any], display: str, first: str, second: str) -> Words:
-    """Return the verdict on the difference of two models about one finding."""
-    auc, name = of["auc"], display.lower()
-    what = verdict(auc)
-    parts = {"What changes": _changes(of, name, first, second), "Before you switch": _advice(of, what, second)}
+def comparison_in_words(of: dict[str, Any], display: str, first: dict[str, Any], second: dict[str, Any]) -> Words:
+    """Return the verdict on the difference of two models about one finding.
+
+    Parameters
+    ----------
+    first, second
+        What `metrics.json` holds of each.
+    """
+    auc, name, names = of["auc"], display.lower(), (first["model"], second["model"])
+    parts = {"What changes": _changes(of, name, *names)}
     if auc["low"] is None:
         return Words(tone="bad", headline="These images cannot tell the two models apart.", parts=parts)
+    if remembered := [f"{one['model']} {text}" for one in (first, second) if (text := trained_on(one))]:
+        parts["Before you switch"] = [
+            "Compare both on images that neither was trained on (--split test or validation)."
+        ]
+        return Words(tone="bad", headline=f"This is no fair comparison: {' '.join(remembered)}", parts=parts)
+    what = verdict(auc)
+    parts["Before you switch"] = _advice(of, what, names[1])
     interval = f"{signed(auc['difference'])} (95 % interval {signed(auc['low'])} to {signed(auc['high'])})"
     headline = {
-        "better": f"{first} is better than {second} at {name} on these images: difference in AUC {interval}.",
-        "worse": f"{first} is worse than {second} at {name} on these images: difference in AUC {interval}.",
-    }.get(what, f"No difference between {first} and {second} at {name} is shown: difference in AUC {interval}.")
+        "better": f"{names[0]} is better than {names[1]} at {name} on these images: difference in AUC {interval}.",
+        "worse": f"{names[0]} is worse than {names[1]} at {name} on these images: difference in AUC {interval}.",
+    }.get(what, f"No difference between {names[0]} and {names[1]} at {name} is shown: difference in AUC {interval}.")
     tone = {"better": "fair" if of["worse_on"] else "good", "worse": "bad"}.get(what, "fair")
     return Words(tone=tone, headline=headline, parts=parts)
 

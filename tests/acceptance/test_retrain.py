@@ -42,7 +42,7 @@ def test_from_a_folder_to_a_running_version_in_four_commands(tmp_path: Path) -> 
     images = make_patients(tmp_path / "ours", test=2)
     (recipe := tmp_path / "tiny.toml").write_text(RECIPE)
     spoken = tomllib.loads((CARDS / "chest-pneumonia.toml").read_text())
-    spoken["populations"] = [spoken["populations"][0] | {"sources": ["ours"], "least_auc": 0.0}]
+    spoken["populations"] = [spoken["populations"][0] | {"sources": ["ours"], "least_auc": 0.0, "least_patients": 2}]
     (about := tmp_path / "about.toml").write_text(tomli_w.dumps(spoken))
     run, trained = tmp_path / "run", tmp_path / "trained"
     running = Registry([BUNDLED_MODELS]).newest().folder

@@ -162,6 +162,8 @@ def test_ensemble_takes_the_mean_of_the_probabilities(
     mean = (probabilities(predictor, images) + probabilities(second, images)) / 2
     np.testing.assert_allclose([one.probability for one in told], mean, rtol=1e-9)
     assert (told[0].model_name, told[0].model_version, told[0].threshold) == ("drawn + second", "0.0.1 + 0.2.0", 0.5)
+    moved, alone = (one.predict(images, use_tta=True) for one in (Ensemble([predictor]), predictor))
+    assert moved == alone != predictor.predict(images)
 
 
 def test_ensemble_of_models_that_find_other_things_is_refused(predictor: Predictor) -> None:

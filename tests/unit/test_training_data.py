@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 from models.preprocess import from_array, read_radiograph, squash
 from tests.builders import as_bytes, data_folder, draw_chest, make_radiograph
 from training import data
-from training.data import Images, Split, data_sha256, load_images, split_items
+from training.data import Images, Split, data_sha256, load_images, split_items, uneven_shares
+from training.settings import Recipe
 from training.sources import DataError, Item, patient_of, read_items
 
 OUTPUTS = ("normal", "pneumonia")
@@ -93,6 +94,18 @@ def test_real_shares_of_every_source_and_class_are_close(real: list[Item], salt:
                 sum(item.source == source and item.label == label for item in side) for side in (real, validation)
             )
             assert chosen / all_of == pytest.approx(0.125, abs=margin), (source, label)
+
+
+def test_shares_far_from_what_was_meant_are_named() -> None:
+    items = [make_item(Path(str(number)), label=number % 2) for number in range(40)]
+    salts = {salt: split_items(items, validation_share=0.25, salt=salt) for salt in map(str, range(40))}
+    even = {salt: not uneven_shares(split, Recipe(validation_share=0.25, stages=())) for salt, split in salts.items()}
+    for salt, split in salts.items():
+        counts = [sum(item.label == label for item in split.validation) for label in (0, 1)]
+        assert even[salt] == all(2.5 <= count <= 10 for count in counts), counts
+    assert set(even.values()) == {True, False}
+    (uneven, *_) = [split for salt, split in salts.items() if not even[salt]]
+    assert "split_salt" in uneven_shares(uneven, Recipe(validation_share=0.25, stages=()))[0]
 
 
 def test_validation_images_of_the_first_released_model_stay_its_validation_images(real: list[Item]) -> None:

@@ -23,7 +23,8 @@ from models.networks import make_network
 from training import evaluate, gallery, plots, report
 from training.answers import Answers, _thresholds, age_band, called_outputs, is_in_subgroup, name_of
 from training.compare import compared, verdict
-from training.sources import DataError, Item
+from training.data import data_sha256, split_items
+from training.sources import DataError, Item, read_items
 from training.wording import comparison_in_words, verdict_in_words
 
 SIZE = 64
@@ -367,9 +368,93 @@ def test_loss_in_one_subgroup_is_named() -> None:
     second = answers(np.where(is_ap_N, good_N, poor_N), truth_N, view=views)
     found = compared(first, second)
     assert (found["verdict"], found["worse_on"]) == ("better", ["view AP"])
-    words = comparison_in_words(found, "Pneumonia", "new 2", "old 1")
+    words = comparison_in_words(found, "Pneumonia", of_model("new 2"), of_model("old 1"))
     assert words.tone == "fair"
     assert any("view AP" in line for line in words.parts["Before you switch"])
+
+
+def of_model(name: str, *, trained_on: int = 0) -> dict[str, Any]:
+    """Return what the words need of a model's part of metrics.json."""
+    seen = {"training": trained_on, "validation": 0, "perhaps": 0}
+    return {"model": name, "split": "all", "test_time_augmentation": False, "data": {"images": 400, "seen": seen}}
+
+
+def test_a_model_is_not_called_better_on_images_that_it_was_trained_on() -> None:
+    good_N, truth_N = scores(4.0, count=400)
+    found = compared(answers(good_N, truth_N), answers(scores(0.5, count=400, seed=2)[0], truth_N))
+    words = comparison_in_words(found, "Pneumonia", of_model("new 2", trained_on=320), of_model("old 1"))
+    assert words.tone == "bad"
+    assert words.headline.startswith("This is no fair comparison: new 2 was trained on 320 of these 400 images")
+    assert not any("speak for switching" in line for lines in words.parts.values() for line in lines)
+
+
+def make_manifest(folder: Path, patients: int = 24) -> Path:
+    """Write images of as many patients, half of them sick, and their manifest, without a test split."""
+    random = np.random.default_rng(2)
+    folder.mkdir()
+    rows = []
+    for number in range(patients):
+        pixels = random.integers(0, 200, (SIZE, SIZE), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        rows.append(f"{number}.png,{('normal', 'pneumonia')[number % 2]},p{number}\n")
+    (path := folder / "images.csv").write_text("path,label,patient\n" + "".join(rows))
+    return path
+
+
+def recorded(bundle: Path, rule: str, training: str, validation: str) -> None:
+    """Write into a card how its run divided the patients of which source."""
+    card = bundle / "card.toml"
+    of_run = f"[training_data]\nsplit = {rule}\ntraining = {training}\nvalidation = {validation}\n"
+    card.write_text(card.read_text().replace("[training_data]\n", of_run))
+
+
+RULE = '{ salt = "7", validation_share = 0.4, validation_shares = {} }'
+
+
+@pytest.mark.parametrize("place", ["all", "source"])  # where the card has the digest; the folder was renamed
+def test_report_says_that_images_were_trained_on(
+    tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = make_manifest(tmp_path / "ours")
+    bundle = make_bundle(tmp_path / "one")
+    split = split_items(read_items([manifest], ("normal", "pneumonia")), validation_share=0.4, salt="7")
+    assert len(split.validation) > 4
+    known = [f'{{ sha256 = "{data_sha256(side)}" }}' for side in (split.training, split.validation)]
+    recorded(bundle, RULE, *[f"{{ theirs = {one} }}" if place == "source" else one for one in known])
+
+    figures = judge(bundle, manifest, tmp_path / "all", "--no-gallery")
+    seen = {"training": len(split.training), "validation": len(split.validation), "perhaps": 0}
+    assert (figures["split"], figures["data"]["seen"]) == ("all", seen)
+    warned = f"was trained on {len(split.training)} of these 24 images"
+    assert warned in (tmp_path / "all" / "report.html").read_text()
+    assert warned in capsys.readouterr().err
+
+    figures = judge(bundle, manifest, tmp_path / "validation", "--no-gallery", "--split", "validation")
+    assert figures["data"]["seen"] == seen | {"training": 0}  # divided by the card's own rule
+    assert figures["images"] == len(split.validation)
+    page = (tmp_path / "validation" / "report.html").read_text()
+    assert "was trained on" not in page
+    assert "a little too good" in page
+
+
+def test_images_of_a_source_of_that_name_may_have_been_trained_on(tmp_path: Path) -> None:
+    manifest, bundle = make_manifest(tmp_path / "ours"), make_bundle(tmp_path / "one")
+    recorded(bundle, RULE, "{ ours = { images = 1 } }", "{ ours = { images = 1 } }")
+    figures = judge(bundle, manifest, tmp_path / "out", "--no-gallery")
+    seen = figures["data"]["seen"]
+    assert (seen["training"], seen["validation"]) == (0, 0)
+    assert 0 < seen["perhaps"] < 24
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"Skill, perhaps: {seen['perhaps']} of these images" in page
+    assert "This is no test" not in page
+
+
+def test_images_of_a_source_that_the_card_does_not_know_count_as_unseen(tmp_path: Path) -> None:
+    manifest, bundle = make_manifest(tmp_path / "theirs"), make_bundle(tmp_path / "one")
+    recorded(bundle, RULE, "{ ours = { images = 1 } }", "{ ours = { images = 1 } }")
+    figures = judge(bundle, manifest, tmp_path / "out", "--no-gallery")
+    assert figures["data"]["seen"] == {"training": 0, "validation": 0, "perhaps": 0}
+    assert "only the one who chose them can know" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_models_on_different_images_are_not_compared() -> None:
@@ -412,7 +497,8 @@ def test_verdict_tells_what_the_figures_cannot(card: ModelCard) -> None:
 
 
 def _verdict(card: ModelCard, one: Answers, split: str = "test") -> Any:
-    figures = {"split": split, "data": evaluate.describe(one.items, card) | {"sha256": "0", "skipped": 0}}
+    data = evaluate.describe(one.items, card) | {"sha256": "0", "skipped": 0, "seen": None}
+    figures = {"split": split, "test_time_augmentation": False, "data": data}
     of = one.figures()
     of["subgroups"] = {}
     return verdict_in_words(card, "Pneumonia", figures, of)

@@ -19,6 +19,9 @@ from models.preprocess import from_array, squash
 from models.registry import Registry
 from tests.labelled import make_patients
 from training import export, train
+from training.data import data_sha256
+from training.seen import seen_by, split_of
+from training.sources import read_items
 
 RECIPE = """\
 network = "mobilenet_v2"
@@ -55,7 +58,7 @@ def about(tmp_path: Path) -> Path:
 def written(folder: Path, *, least_auc: float, **changes: Any) -> Path:
     """Return the file of what a person says, with a population that asks for that AUC."""
     spoken = tomllib.loads((export.CARDS / "chest-pneumonia.toml").read_text())
-    spoken["populations"][0]["least_auc"] = least_auc
+    spoken["populations"][0] |= {"least_auc": least_auc, "least_patients": 2}
     (path := folder / "about.toml").write_text(tomli_w.dumps(spoken | changes))
     return path
 
@@ -112,12 +115,18 @@ def test_figures_of_the_card_are_those_of_serving(finished: Path, data: Path, ab
         ("broken about", "about.toml"),
         ("other finding", "no output fracture"),
         ("other source", "has the source kermany224"),
+        ("typing error", "least_auc is missing"),
+        ("too few patients", "validation patients, 20 are needed"),
+        ("other images", "is not what"),
+        ("no version", "--version must look like"),
+        ("no epoch", "first epoch"),
     ],
 )
 def test_refusals_say_what_to_do(
     problem: str, message: str, finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, about = finished, written(tmp_path, least_auc=1.5 if problem == "not good enough" else 0.0)
+    more: list[str] = []
+    run, about = finished, written(tmp_path, least_auc=1.0 if problem == "not good enough" else 0.0)
     if problem == "taken":
         assert main(run, data, about, tmp_path) == 0
     elif problem == "no run":
@@ -128,10 +137,69 @@ def test_refusals_say_what_to_do(
         about.write_text(about.read_text().replace('name = "pneumonia"', 'name = "fracture"'))
     elif problem == "other source":
         about.write_text(about.read_text().replace('"kermany224"', '"elsewhere"'))
+    elif problem == "typing error":
+        about.write_text(about.read_text().replace("least_auc", "least_auk"))
+    elif problem == "too few patients":
+        about.write_text(about.read_text().replace("least_patients = 2\n", "least_patients = 20\n"))
+    elif problem == "other images":
+        data = make_patients(tmp_path / "kermany224", train=11)
+    elif problem == "no version":
+        more = ["--version", "1.2"]
+    elif problem == "no epoch":
+        run = tmp_path / "early"
+        run.mkdir()
+        state = torch.load(finished / train.CHECKPOINT, weights_only=True)
+        torch.save(state | {"epochs_done": 0}, run / train.CHECKPOINT)
     elif problem == "broken about":
         about.write_text("intended_use = ")
-    assert main(run, data, about, tmp_path) == 2
+    before = sorted(tmp_path.rglob("card.toml"))
+    assert main(run, data, about, tmp_path, *more) == 2
     assert message in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("card.toml")) == before
+
+
+def test_what_is_not_claimed_is_said_on_the_screen_too(
+    finished: Path, data: Path, about: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(finished, data, about, tmp_path / "bundles") == 0
+    assert "Never use on adults (18 to 90 years): of one class 0 validation patients" in capsys.readouterr().out
+
+
+def test_card_records_how_the_patients_were_divided(finished: Path, data: Path, about: Path, tmp_path: Path) -> None:
+    assert main(finished, data, about, tmp_path / "bundles") == 0
+    card = load_card(tmp_path / "bundles" / "tiny" / "1.2.3")
+    assert card.training_data["split"] == {"salt": "1", "validation_share": 0.4, "validation_shares": {}}
+    items = read_items([data], card.outputs)
+    split = split_of(card, items)
+    assert data_sha256(split.training) == card.training_data["training"]["sha256"]
+    seen = seen_by(card, items, items)
+    assert seen is not None
+    assert (seen.training, seen.validation) == (len(split.training), len(split.validation))
+    assert (card.training_data["epochs"], card.training_data["epochs_planned"]) == (3, 3)
+
+
+def test_a_run_cut_short_is_served_at_the_size_it_was_trained_at(
+    finished: Path, data: Path, about: Path, tmp_path: Path
+) -> None:
+    state = torch.load(finished / train.CHECKPOINT, weights_only=True)
+    larger = [state["recipe"]["stages"][0], state["recipe"]["stages"][0] | {"size": 64, "epochs": 2}]
+    state["recipe"] |= {"stages": larger}
+    (run := tmp_path / "run").mkdir()
+    torch.save(state, run / train.CHECKPOINT)
+    assert main(run, data, about, tmp_path / "bundles") == 0
+    card = load_card(tmp_path / "bundles" / "tiny" / "1.2.3")
+    assert card.input_size == 32
+    assert (card.training_data["epochs"], card.training_data["epochs_planned"]) == (3, 5)
+
+
+def test_images_that_the_run_skipped_can_be_skipped_again(about: Path, tmp_path: Path) -> None:
+    data = make_patients(tmp_path / "kermany224")
+    (data / "train" / "NORMAL" / "IM-0900-0001.png").write_bytes(b"no image")
+    (recipe := tmp_path / "tiny.toml").write_text(RECIPE.replace("epochs = 3", "epochs = 1"))
+    named = ["--recipe", str(recipe), "--data", str(data), "--out", str(tmp_path / "run"), "--workers", "0"]
+    assert train.main([*named, "--skip-bad"]) == 0
+    assert main(tmp_path / "run", data, about, tmp_path / "bundles") == 2
+    assert main(tmp_path / "run", data, about, tmp_path / "bundles", "--skip-bad") == 0
 
 
 def test_weights_are_no_pickle_and_small(finished: Path, data: Path, about: Path, tmp_path: Path) -> None:

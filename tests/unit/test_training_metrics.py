@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import norm
 from sklearn import metrics as reference
 
-from training import metrics
+from training import calibration, metrics
 from training.compare import delong, delong_p_value, mcnemar_p_value
 
 
@@ -113,6 +113,19 @@ def test_draws_hold_every_patient_whole_and_as_many_as_there_are() -> None:
     np.testing.assert_array_equal(weight_DN[:, 0] + weight_DN[:, 1] + weight_DN[:, 3], 3)
 
 
+def test_a_share_without_an_error_still_has_an_interval() -> None:
+    truth_N = np.repeat([0, 1], [30, 60])
+    probability_N = np.where(truth_N, 0.9, 0.1)
+    figures = metrics.judged(truth_N, probability_N, [str(i // 2) for i in range(90)], {"balanced": 0.5}, draws=50)
+    ends = {name: (figures[name]["low"], figures[name]["high"]) for name in ("auc", "specificity", "sensitivity")}
+    assert ends["specificity"] == (pytest.approx(0.025 ** (1 / 15), abs=1e-4), 1.0)  # of 15 patients, not 30 images
+    assert ends["sensitivity"] == (pytest.approx(0.025 ** (1 / 30), abs=1e-4), 1.0)
+    assert ends["auc"] == ends["specificity"]
+    assert figures["operating_points"]["balanced"]["intervals"]["specificity"] == list(ends["specificity"])
+    nothing = metrics.judged(truth_N, probability_N, [str(i) for i in range(90)], {"balanced": 0.95}, draws=50)
+    assert nothing["sensitivity"] == {"value": 0.0, "low": 0.0, "high": pytest.approx(1 - 0.025 ** (1 / 60), abs=1e-4)}
+
+
 def test_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     hits = 0
     for seed in range(60):
@@ -147,39 +160,97 @@ def test_abstained_is_what_lies_in_the_band() -> None:
     assert figures["abstained"] == {"share": 0.25, "accuracy_outside": 0.6667}  # 0.6 is outside: [low, high)
 
 
+def youden(truth_N: np.ndarray, probability_N: np.ndarray, cut: float) -> float:
+    """Return sensitivity + specificity - 1 at a threshold."""
+    is_called_N = probability_N >= cut
+    return float(is_called_N[truth_N == 1].mean() - is_called_N[truth_N == 0].mean())
+
+
+def skewed_scores(count: int, positive: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return truths and probabilities: the classes of unequal spread, most images positive, no calibration."""
+    random = np.random.default_rng(seed)
+    truth_N = (random.random(count) < positive).astype(int)
+    return truth_N, 1 / (1 + np.exp(-random.normal(np.where(truth_N, 3.5, -1.5), np.where(truth_N, 2.2, 0.9))))
+
+
+def counted_threshold(truth_N: np.ndarray, probability_N: np.ndarray) -> float:
+    """Return the highest point of the counted curve, in the middle of its flat top."""
+    edges = np.unique(np.concatenate([[0.0], probability_N, [1.0]]))
+    cuts = (edges[1:] + edges[:-1]) / 2
+    height = np.array([youden(truth_N, probability_N, cut) for cut in cuts])
+    top = cuts[height >= height.max() - 1e-12]
+    return float(top[len(top) // 2])
+
+
+def test_balanced_threshold_does_better_on_new_patients_than_the_highest_point_of_the_curve() -> None:
+    population = skewed_scores(200_000, 0.5, seed=99)
+    best = max(youden(*population, cut) for cut in np.linspace(0.3, 0.8, 101))
+    losses = []
+    for seed in range(30):
+        sample = skewed_scores(685, 0.75, seed=seed)
+        cuts = (calibration.balanced_threshold(*sample), counted_threshold(*sample))
+        losses.append([best - youden(*population, cut) for cut in cuts])
+    smoothed, counted = np.mean(losses, axis=0)
+    assert smoothed < 0.5 * counted
+    assert smoothed < 0.002
+
+
+def test_balanced_threshold_does_not_hang_on_one_image() -> None:
+    truth_N, probability_N = skewed_scores(685, 0.75, seed=3)
+    before = calibration.balanced_threshold(truth_N, probability_N)
+    probability_N[np.flatnonzero(truth_N == 0)[probability_N[truth_N == 0].argmax()]] = 0.99
+    assert calibration.balanced_threshold(truth_N, probability_N) == pytest.approx(before, abs=0.02)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.1, 0.9), (0.0, 1.0), (1e-3, 4e-3), (0.996, 0.999)])
+def test_balanced_threshold_parts_classes_that_lie_apart(low: float, high: float) -> None:
+    truth_N = np.repeat([0, 1], 5)
+    assert low < calibration.balanced_threshold(truth_N, np.where(truth_N, high, low)) < high
+
+
+def test_no_threshold_is_rounded_to_one_that_calls_everything_or_nothing() -> None:
+    truth_N = np.repeat([0, 1], 5)
+    assert calibration.balanced_threshold(truth_N, np.where(truth_N, 1e-7, 1e-8)) == 0.0001
+    assert calibration.balanced_threshold(truth_N, np.where(truth_N, 1 - 1e-8, 1 - 1e-7)) == 0.9999
+
+
+def test_high_recall_threshold_keeps_its_promise_when_rounded() -> None:
+    probability_N = np.array([0.45678, 0.456797, 0.45681, 0.6])  # rounded up, the middle would lie over the second
+    threshold = calibration.high_recall_threshold(np.array([0, 1, 1, 1]), probability_N)
+    assert threshold <= probability_N[1]
+    assert threshold == round(threshold, 4)
+
+
 def test_operating_points_do_what_they_promise() -> None:
     truth_N, probability_N = some_scores(2000)
-    recall = metrics.high_recall_threshold(truth_N, probability_N)
+    recall = calibration.high_recall_threshold(truth_N, probability_N)
     found_N = probability_N[truth_N == 1]
     assert np.mean(found_N >= recall) >= 0.98
     assert np.mean(found_N > found_N[found_N >= recall].min()) < 0.98  # one score higher would miss too many
-    threshold = metrics.balanced_threshold(truth_N, probability_N)
-
-    def youden(cut: float) -> float:
-        return float(np.mean(found_N >= cut) + np.mean(probability_N[truth_N == 0] < cut))
-
-    assert youden(threshold) >= max(youden(cut) for cut in np.unique(probability_N)) - 1e-12
-    low, high = metrics.abstain_band(probability_N, threshold, 0.05)
+    threshold = calibration.balanced_threshold(truth_N, probability_N)
+    best = max(youden(truth_N, probability_N, cut) for cut in np.unique(probability_N))
+    assert youden(truth_N, probability_N, threshold) >= best - 0.02
+    low, high = calibration.abstain_band(probability_N, threshold, 0.05)
     assert low < threshold < high
     assert np.mean((probability_N >= low) & (probability_N < high)) == pytest.approx(0.05, abs=0.02)
 
 
 def test_high_recall_threshold_leaves_room_for_rounding() -> None:
     truth_N = np.array([0, 0, 1, 1, 1])
-    threshold = metrics.high_recall_threshold(truth_N, np.array([0.1, 0.3, 0.5, 0.8, 0.9]))
+    threshold = calibration.high_recall_threshold(truth_N, np.array([0.1, 0.3, 0.5, 0.8, 0.9]))
     assert threshold == pytest.approx(0.4)
-    assert metrics.high_recall_threshold(truth_N, np.array([0.1, 0.3, 0.2, 0.8, 0.9]), 0.66) == pytest.approx(0.55)
+    assert calibration.high_recall_threshold(truth_N, np.array([0.1, 0.3, 0.2, 0.8, 0.9]), 0.66) == pytest.approx(0.55)
 
 
 @pytest.mark.parametrize("truth", [[0, 0], [1, 1]])
 def test_balanced_threshold_needs_both_classes(truth: list[int]) -> None:
     with pytest.raises(ValueError, match="with and without"):
-        metrics.balanced_threshold(np.array(truth), np.array([0.1, 0.9]))
+        calibration.balanced_threshold(np.array(truth), np.array([0.1, 0.9]))
 
 
 def test_high_recall_threshold_needs_a_positive() -> None:
     with pytest.raises(ValueError, match="with the finding"):
-        metrics.high_recall_threshold(np.array([0, 0]), np.array([0.1, 0.9]))
+        calibration.high_recall_threshold(np.array([0, 0]), np.array([0.1, 0.9]))
 
 
 def test_temperature_and_bias_are_recovered() -> None:
@@ -187,7 +258,7 @@ def test_temperature_and_bias_are_recovered() -> None:
     logit_NL = random.normal(0, 2, (20000, 2))
     probability = 1 / (1 + np.exp(logit_NL[:, 0] - logit_NL[:, 1]))
     label_N = (random.random(20000) < probability).astype(int)
-    temperature, bias_L = metrics.fit_calibration(3 * logit_NL - [0.0, 1.5], label_N)
+    temperature, bias_L = calibration.fit_calibration(3 * logit_NL - [0.0, 1.5], label_N)
     assert temperature == pytest.approx(3.0, rel=0.05)
     np.testing.assert_allclose(bias_L, [0.0, 1.5], atol=0.15)
 

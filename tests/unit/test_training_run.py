@@ -8,15 +8,22 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
-from models.networks import make_network
+from models.networks import NETWORKS, Classifier, Layout, make_network
+from models.registry import Registry
+from pacs_node.wiring import BUNDLED_MODELS
 from tests.labelled import make_patients
-from training import train
+from training import settings, train
 from training.augment import Augment, Mix
 from training.batches import Batches, class_weights
 from training.data import load_images
@@ -48,6 +55,12 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 def one_thread() -> None:
     """On images this small, threads that wait for each other cost more than they bring."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def with_tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NETWORKS, "tiny", tiny)
+    monkeypatch.setitem(settings._CHOICES, "network", tuple(NETWORKS))
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +125,12 @@ def test_every_recipe_makes_its_network_and_takes_a_step(name: str, tmp_path: Pa
         (["stages=[{epochs=1}]"], "size"),
         (["outputs=['normal']"], "outputs"),
         (["seed"], "KEY=VALUE"),
+        (["stages=[{epochs=0,size=32}]"], "epochs must be a number from 1"),
+        (["stages=[{epochs=1,size=32,batch_size=0}]"], "batch_size"),
+        (["validation_share=12.5"], "validation_share must be a number from 0 to 1"),
+        (["validation_shares={nih=25}"], "validation_shares"),
+        (["repeats={nih=0}"], "repeats"),
+        (["repeats={nih='two'}"], "repeats"),
     ],
 )
 def test_recipe_error_names_the_key(overrides: list[str], message: str) -> None:
@@ -266,6 +285,74 @@ sys.exit(train.main(sys.argv[1:]))
 """
 
 
+def test_a_run_goes_on_with_the_same_images_and_processes_only(
+    tmp_path: Path, data: Path, recipe_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(recipe_file, data, out, "--set", "network=tiny") == 0
+    other = make_patients(tmp_path / "other", train=11)
+    assert main(recipe_file, other, out, "--resume", "--set", "network=tiny") == 2
+    assert "made from other images" in capsys.readouterr().err
+    state = torch.load(out / train.CHECKPOINT, weights_only=True)
+    torch.save(state | {"processes": 3}, out / train.CHECKPOINT)
+    assert main(recipe_file, data, out, "--resume", "--set", "network=tiny") == 2
+    assert "of 3 processes, not 1" in capsys.readouterr().err
+
+
+def test_figures_of_an_epoch_that_was_killed_before_they_were_shown_are_shown_on_resume(
+    tmp_path: Path, data: Path, recipe_file: Path
+) -> None:
+    out = tmp_path / "run"
+    assert main(recipe_file, data, out, "--set", "network=tiny") == 0
+    whole = lines(out)
+    (out / "metrics.jsonl").unlink()
+    for path in out.glob("events.*"):
+        path.unlink()
+    assert main(recipe_file, data, out, "--resume", "--set", "network=tiny") == 0
+    assert lines(out) == whole
+    events = EventAccumulator(str(out)).Reload()
+    assert [event.step for event in events.Scalars("validation_auc")] == [1, 2]
+
+
+def test_source_of_one_class_does_not_take_the_validation_auc_with_it(
+    tmp_path: Path, data: Path, recipe_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sick = tmp_path / "sick"
+    make_patients(sick)
+    for path in (sick / "train" / "NORMAL").iterdir():
+        path.unlink()
+    more = ["--data", str(data), str(sick), "--out", str(tmp_path / "run"), "--workers", "0", "--set", "network=tiny"]
+    assert train.main(["--recipe", str(recipe_file), *more]) == 0
+    assert all(0 <= line["validation_auc"] <= 1 for line in lines(tmp_path / "run"))
+    assert "all training images of sick are pneumonia" in caplog.text
+
+
+def test_batch_that_cannot_be_shared_is_refused(
+    tmp_path: Path, data: Path, recipe_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "Processes", lambda: SimpleNamespace(world_size=3, is_first=True))
+    assert main(recipe_file, data, tmp_path / "run") == 2
+    assert "batch_size 4 cannot be shared evenly by 3 processes" in capsys.readouterr().err
+
+
+def test_weights_that_have_seen_the_validation_images_are_named(
+    tmp_path: Path, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (bundle := tmp_path / "bundle").mkdir()
+    card = (Registry([BUNDLED_MODELS]).newest().folder / "card.toml").read_text()
+    rule = 'split = { salt = "2", validation_share = 0.4, validation_shares = {} }'
+    of_run = f"[training_data]\n{rule}\ntraining = {{ {data.name} = {{}} }}\n[metrics]\n"
+    (bundle / "card.toml").write_text(card.partition("[training_data]")[0] + of_run)
+    recipe = load_recipe("default", ["validation_share=0.4", f'weights="{bundle / "weights.safetensors"}"'])
+    recipe = replace(recipe, stages=(Stage(epochs=1, size=32),))
+    train.images_of(recipe, [data], tmp_path / "cache")
+    assert "was trained on" in caplog.text
+    assert "all figures will be too good" in caplog.text
+    caplog.clear()
+    train.images_of(replace(recipe, split_salt="2"), [data], tmp_path / "cache")
+    assert "was trained on" not in caplog.text
+
+
 def test_resume_without_a_run_says_so(
     tmp_path: Path, data: Path, recipe_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -287,10 +374,53 @@ def test_non_finite_loss_stops_before_the_step(tmp_path: Path, data: Path) -> No
     before = {key: value.clone() for key, value in trainer.network.named_parameters()}
     with torch.no_grad():
         before["head.1.bias"][0] = trainer.network.head[1].bias[0] = float("nan")  # type: ignore[index]
-    with pytest.raises(TrainingStopped, match="--resume"):
+    with pytest.raises(TrainingStopped, match="lower learning_rate"):
         trainer.run_epoch()
     for key, value in trainer.network.named_parameters():
         assert torch.equal(value.nan_to_num(), before[key].nan_to_num()), key
+
+
+def test_non_finite_gradient_stops_before_the_step(tmp_path: Path, data: Path) -> None:
+    trainer = tiny_trainer(tmp_path, data)
+    before = {key: value.clone() for key, value in trainer.network.named_parameters()}
+    trainer.network.head.weight.register_hook(lambda gradient: gradient * float("inf"))  # type: ignore[operator]
+    with pytest.raises(TrainingStopped, match=r"gradient became .* lower learning_rate"):
+        trainer.run_epoch()
+    for key, value in trainer.network.named_parameters():
+        assert torch.equal(value, before[key]), key
+
+
+def test_compiled_network_learns_what_the_plain_one_learns(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Traced and differentiated as always, but not made into C++: half a minute of a compiler that is not ours.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    ends = []
+    for is_compiled in (False, True):
+        trainer = tiny_trainer(tmp_path, data, compile=is_compiled, mixup=0.2)
+        before = {key: value.clone() for key, value in trainer.network.named_parameters()}
+        trainer.run_epoch()
+        after = dict(trainer.network.named_parameters())
+        assert all(not torch.equal(after[key], before[key]) for key in before)
+        ends.append((trainer.lines[-1]["loss"], {key: value.detach() for key, value in after.items()}))
+    assert ends[0][0] == pytest.approx(ends[1][0], abs=1e-4)
+    for key, value in ends[0][1].items():
+        torch.testing.assert_close(value, ends[1][1][key], atol=1e-3, rtol=0, msg=key)
+
+
+def tiny(output_count: int) -> Classifier:
+    """Return a network of one convolution, for what does not depend on the network."""
+    backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    layout = Layout(architecture="tiny", input_size=32, stages=("0", "1"), trained=1)
+    return Classifier(backbone, nn.Linear(4, output_count), layout)
+
+
+def tiny_trainer(folder: Path, data: Path, **changes: Any) -> Trainer:
+    """Return a trainer of that network on the images."""
+    stage = Stage(epochs=1, size=32, batch_size=8)
+    recipe = replace(Recipe(network="tiny", precision="fp32", learning_rate=1e-2, stages=(stage,)), **changes)
+    images = load_images(read_items([data], OUTPUTS), size=32, cache=folder / "cache")
+    return Trainer(recipe, train.network_of(recipe), images, images, checkpoint=folder / "checkpoint.pt")
 
 
 def test_stops_early_and_keeps_the_best(tmp_path: Path, data: Path) -> None:
