@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -283,3 +284,38 @@ def test_rollback_passes_over_a_recalled_version_and_activation_lifts_the_recall
         assert facts.previous_active(session) == ("m", "1")
         facts.activate_model(session, "m", "2", actor="admin", now=records.NOON)
         assert facts.recalled_models(session) == frozenset()
+
+
+def test_two_recalls_at_once_recall_everything_once(hospital: Hospital) -> None:
+    with_destinations(hospital, main=True)
+    for number in range(1, 4):
+        reported(hospital, number, study=f"1.2.{number}")
+    hospital.run()
+    with ThreadPoolExecutor(2) as threads:
+        assert [one.result(60) for one in [threads.submit(call_back, hospital) for _ in range(2)]] == [0, 0]
+    actions = hospital.actions()
+    assert [actions.count(what) for what in ("report_recalled", "delivery_withdrawn", "judgement_recalled")] == [3] * 3
+
+
+def test_recall_that_was_cut_off_is_carried_on_by_the_next(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two transactions: each study is as it was, or wholly recalled."""
+    for number in range(1, 4):
+        reported(hospital, number, study=f"1.2.{number}")
+    hospital.run()
+    monkeypatch.setattr("pacs_node.commands.recall.BATCH", 1)
+    calls: list[UUID] = []
+
+    def cut(session: Any, report_id: UUID, **more: Any) -> int:
+        calls.append(report_id)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return withdraw(session, report_id, **more)
+
+    withdraw = facts.withdraw_report
+    with monkeypatch.context() as patched:
+        patched.setattr(facts, "withdraw_report", cut)
+        with pytest.raises(KeyboardInterrupt):
+            call_back(hospital)
+    assert (hospital.actions().count("report_recalled"), judging_jobs(hospital).count(JobState.READY)) == (1, 1)
+    assert call_back(hospital) == 0
+    assert (hospital.actions().count("report_recalled"), judging_jobs(hospital)) == (3, [JobState.READY] * 3)
