@@ -13,19 +13,21 @@ from pacs_node.wiring import active_card, registry_of
 
 
 def listing(settings: Settings) -> list[list[str]]:
-    """Return a row per version on disk: mark, name, version, added, active since, start of its checksum."""
+    """Return a row per version on disk: mark, name, version, added, active since or recalled, start of its checksum."""
     engine = make_engine(settings.database_url)
     check_revision(engine)
     registry = registry_of(settings)
     active = active_card(engine, registry)
     with read_scope(engine) as session:
         known = {(m.name, m.version): m for m in facts.list_model_versions(session)}
+        recalled = facts.recalled_models(session)
     rows = []
     for card in registry.cards():
         row = known.get((card.name, card.version))
         is_active = (card.name, card.version) == (active.name, active.version)
         added = f"{row.added_at:%Y-%m-%d %H:%M}" if row else "bundled"
         since = f"{row.activated_at:%Y-%m-%d %H:%M}" if row and row.activated_at and is_active else "-"
+        since = "recalled" if (card.name, card.version) in recalled else since
         rows.append(["*" if is_active else "", card.name, card.version, added, since, card.weights_sha256[:12]])
     return rows
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -163,6 +164,8 @@ def test_what_a_recalled_model_said_is_rejected_and_replaced_where_it_was_sent(h
 
     again = node.command("recall", "--model", old)
     assert (again.returncode, "0 recalled now" in again.stdout) == (0, True)
+    assert re.search(rf"{re.escape(card.version)} .*recalled", node.command("models", "list").stdout)
+    assert "known: " in the_one_line(node.command("recall", "--model", "slip/1"), REFUSED_TO_START)
     assert "nothing to roll back to" in the_one_line(node.command("models", "rollback"), REFUSED_TO_START)
     assert node.command("audit", "verify").returncode == 0
     kinds = node.rows("SELECT count(*) AS n FROM own_objects WHERE kind = ?", ObjectKind.REJECTION.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from sqlalchemy import Engine, select, update
 
 from db import facts, queue
-from db.engine import read_scope, session_scope
+from db.engine import Session, read_scope, session_scope
 from db.tables import DeliveryState, Instance, InstanceState, Job, JobKind, JobState, Study
 from models.errors import UnknownModel
 from pacs_node.commands.recall import recall
@@ -283,3 +284,62 @@ def test_rollback_passes_over_a_recalled_version_and_activation_lifts_the_recall
         assert facts.previous_active(session) == ("m", "1")
         facts.activate_model(session, "m", "2", actor="admin", now=records.NOON)
         assert facts.recalled_models(session) == frozenset()
+
+
+def test_two_recalls_at_once_recall_everything_once(hospital: Hospital) -> None:
+    with_destinations(hospital, main=True)
+    for number in range(1, 4):
+        reported(hospital, number, study=f"1.2.{number}")
+    hospital.run()
+    with ThreadPoolExecutor(2) as threads:
+        assert [one.result(60) for one in [threads.submit(call_back, hospital) for _ in range(2)]] == [0, 0]
+    actions = hospital.actions()
+    assert [actions.count(what) for what in ("report_recalled", "delivery_withdrawn", "judgement_recalled")] == [3] * 3
+
+
+def test_recall_that_was_cut_off_is_carried_on_by_the_next(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two transactions: each study is as it was, or wholly recalled."""
+    for number in range(1, 4):
+        reported(hospital, number, study=f"1.2.{number}")
+    hospital.run()
+    monkeypatch.setattr("pacs_node.commands.recall.BATCH", 1)
+    calls: list[UUID] = []
+
+    def cut(session: Any, report_id: UUID, **more: Any) -> int:
+        calls.append(report_id)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return withdraw(session, report_id, **more)
+
+    withdraw = facts.withdraw_report
+    with monkeypatch.context() as patched:
+        patched.setattr(facts, "withdraw_report", cut)
+        with pytest.raises(KeyboardInterrupt):
+            call_back(hospital)
+    assert (hospital.actions().count("report_recalled"), judging_jobs(hospital).count(JobState.READY)) == (1, 1)
+    assert call_back(hospital) == 0
+    assert (hospital.actions().count("report_recalled"), judging_jobs(hospital)) == (3, [JobState.READY] * 3)
+
+
+def test_recall_finds_and_takes_back_the_same_on_both_databases(session: Session) -> None:
+    first, late = (records.add_image(session, number) for number in (1, 2))
+    records.judge(session, first.instance_id, 0.93)
+    report_id = records.freeze(session, first.study_id)
+    assert report_id is not None
+    later = records.NOON + records.SECOND
+    records.judge(session, late.instance_id, 0.93, now=later)
+    assert facts.recall_model(session, *BAD, actor="admin", now=later)
+    assert facts.recalled_models(session) == {BAD}
+    assert facts.studies_judged_by(session, BAD) == (first.study_id,)
+    (one,) = facts.said_by_model(session, first.study_id, BAD)
+    assert (one.report_id, one.instance_ids, one.is_current) == (report_id, (first.instance_id,), True)
+    assert facts.judged_by(session, first.study_id, [BAD], since=later) == (late.instance_id,)
+    everything = facts.judged_by(session, first.study_id, [BAD], since=later, or_among=one.instance_ids)
+    assert set(everything) == {first.instance_id, late.instance_id}
+    mark: dict[str, Any] = {"model": BAD, "actor": "admin", "now": later}
+    assert [facts.recall_report(session, report_id, **mark) for _ in range(2)] == [True, False]
+    facts.judge_anew(session, everything, actor="admin", now=later)
+    assert facts.judged_by(session, first.study_id, [BAD]) == ()
+    images = facts.study_facts(session, first.study_id, lock=True).images
+    assert [(image.state, image.predictions) for image in images] == [(InstanceState.WAITING, ())] * 2
+    records.judge(session, first.instance_id, 0.1, now=later)  # and can be judged again
