@@ -73,17 +73,30 @@ def find_peer(
     certificate
         Every name of the certificate that it showed under TLS; an entry that names certificates wants one of them.
     """
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    ip = getattr(ip, "ipv4_mapped", None) or ip
+    ip = _address_of(address)
     if not settings.peers:
         anyone = PeerSettings(ae_title=settings.ae_title, addresses=(str(ip),), may_reject=True)
         return anyone if is_loopback(str(ip)) else None
     for peer in settings.peers:
-        networks = (ipaddress.ip_network(network, strict=False) for network in peer.addresses)
-        is_known = not peer.certificates or not certificate.isdisjoint(peer.certificates)
-        if peer.ae_title == calling_ae_title and is_known and any(ip in network for network in networks):
+        is_certified = not peer.certificates or not certificate.isdisjoint(peer.certificates)
+        if peer.ae_title == calling_ae_title and is_certified and _is_of(ip, peer):
             return peer
     return None
+
+
+def is_known_address(settings: DicomSettings, address: str) -> bool:
+    """Tell whether somebody may call from this address; before it is known who calls."""
+    ip = _address_of(address)
+    return any(_is_of(ip, peer) for peer in settings.peers) if settings.peers else is_loopback(str(ip))
+
+
+def _address_of(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    return getattr(ip, "ipv4_mapped", None) or ip
+
+
+def _is_of(ip: ipaddress.IPv4Address | ipaddress.IPv6Address, peer: PeerSettings) -> bool:
+    return any(ip in ipaddress.ip_network(network, strict=False) for network in peer.addresses)
 
 
 class Admission:
