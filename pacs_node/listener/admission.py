@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 
 AUDIT_REFUSAL_S = 60.0
 """The same refusal is audited once in this time: a stranger that knocks all day must not fill the trail."""
-REFUSALS_REMEMBERED = 1000
+REFUSALS_OF_ADDRESS, REFUSALS_AUDITED = 10, 60
+"""Different ones that are audited in this time: under ever new titles, and from ever new addresses."""
 AE_TITLE_LENGTH = 16
 
 
@@ -72,17 +73,30 @@ def find_peer(
     certificate
         Every name of the certificate that it showed under TLS; an entry that names certificates wants one of them.
     """
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    ip = getattr(ip, "ipv4_mapped", None) or ip
+    ip = _address_of(address)
     if not settings.peers:
         anyone = PeerSettings(ae_title=settings.ae_title, addresses=(str(ip),), may_reject=True)
         return anyone if is_loopback(str(ip)) else None
     for peer in settings.peers:
-        networks = (ipaddress.ip_network(network, strict=False) for network in peer.addresses)
-        is_known = not peer.certificates or not certificate.isdisjoint(peer.certificates)
-        if peer.ae_title == calling_ae_title and is_known and any(ip in network for network in networks):
+        is_certified = not peer.certificates or not certificate.isdisjoint(peer.certificates)
+        if peer.ae_title == calling_ae_title and is_certified and _is_of(ip, peer):
             return peer
     return None
+
+
+def is_known_address(settings: DicomSettings, address: str) -> bool:
+    """Tell whether somebody may call from this address; before it is known who calls."""
+    ip = _address_of(address)
+    return any(_is_of(ip, peer) for peer in settings.peers) if settings.peers else is_loopback(str(ip))
+
+
+def _address_of(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    return getattr(ip, "ipv4_mapped", None) or ip
+
+
+def _is_of(ip: ipaddress.IPv4Address | ipaddress.IPv6Address, peer: PeerSettings) -> bool:
+    return any(ip in ipaddress.ip_network(network, strict=False) for network in peer.addresses)
 
 
 class Admission:
@@ -93,8 +107,9 @@ class Admission:
         # Not the name of a process that died: its associations must not be kept alive by our beat.
         self._listener = f"{listener_name[:40]}-{uuid4().hex[:16]}"
         self._refusals: dict[tuple[str, str, str], float] = {}
+        """What was audited lately, and when (monotonic)."""
         self._ends: collections.deque[tuple[UUID, str]] = collections.deque()
-        self._one_writer = threading.Lock()
+        self._one_writer, self._one_doorkeeper = threading.Lock(), threading.Lock()
 
     def judge(
         self, calling_ae_title: str, called_ae_title: str, address: str, certificate: frozenset[str] = frozenset()
@@ -158,12 +173,8 @@ class Admission:
             logger.warning("A refusal could not be audited", extra={"action": "database_away"})
 
     def _note_refusal(self, reason: str, calling: str, address: str) -> None:
-        key = (reason, calling, address)
-        if time.monotonic() - self._refusals.get(key, -AUDIT_REFUSAL_S) < AUDIT_REFUSAL_S:
+        if not self._is_news(reason, calling, address):
             return
-        if len(self._refusals) >= REFUSALS_REMEMBERED:
-            self._refusals.clear()
-        self._refusals[key] = time.monotonic()
         details = {"reason": reason, "address": address}
         context = {"action": "association_refused", "calling": calling}
         logger.warning("An association was refused", extra=context | details)
@@ -171,6 +182,18 @@ class Admission:
             audit.append(
                 session, Action.ASSOCIATION_REFUSED, actor=f"ae:{calling}", details=details, now=db_now(session)
             )
+
+    def _is_news(self, reason: str, calling: str, address: str) -> bool:
+        """Tell whether a refusal is to be audited: a new one, and not one of a flood."""
+        key, now = (reason, calling, address), time.monotonic()
+        with self._one_doorkeeper:
+            self._refusals = {one: at for one, at in self._refusals.items() if now - at < AUDIT_REFUSAL_S}
+            of_address = sum(known[2] == address for known in self._refusals)
+            is_flood = of_address >= REFUSALS_OF_ADDRESS or len(self._refusals) >= REFUSALS_AUDITED
+            if key in self._refusals or is_flood:
+                return False
+            self._refusals[key] = now
+            return True
 
     def close(self, caller: Caller, *, is_released: bool) -> None:
         """Write down that an association is over; later, with the next beat, if the database is away."""

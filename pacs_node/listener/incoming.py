@@ -58,6 +58,8 @@ class Transfers:
     """None: plain TCP."""
     on_insecure: Callable[[str, str], None] = lambda address, reason: None
     """Told the address of a peer whose TLS handshake failed, and why."""
+    is_known: Callable[[str], bool] = lambda address: True
+    """Whether a peer may call from an address, under whatever title."""
 
 
 class IncomingDataSet(io.BytesIO):

@@ -35,6 +35,8 @@ NEGOTIATION_BYTES = 1 << 20
 """Of an A-ASSOCIATE-RQ: 128 presentation contexts with every transfer syntax need less."""
 UNNEGOTIATED_CONNECTIONS = 64
 """Connections beyond the limit of associations: enough for those still to be told so by an A-ASSOCIATE-RJ."""
+STRANGERS = 32
+"""Connections at once from addresses from which nobody may call: they are told so, and never take the last place."""
 COURTESY_S, COURTESY_MAX_S = 0.001, 0.01
 """Waited before a connection is accepted, for each that is served already."""
 SERVICE_PROVIDER, REASON_NOT_SPECIFIED = 2, 0
@@ -233,7 +235,7 @@ class SharedSocketServer(ThreadedAssociationServer):  # type: ignore[misc]
         ae.maximum_associations = (
             self._most
         )  # pynetdicom counts this process's connections; the limits are the listener's
-        self._unfinished = 0
+        self._unfinished = self._strangers = 0
         self._lock = threading.Lock()
         super().__init__(
             ae,
@@ -270,16 +272,20 @@ class SharedSocketServer(ThreadedAssociationServer):  # type: ignore[misc]
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Close a connection at once when even those that wait to be refused are too many."""
-        return self._unfinished < self._most
+        is_room = self._strangers < STRANGERS or self.transfers.is_known(client_address[0])
+        return is_room and self._unfinished < self._most
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        is_stranger = not self.transfers.is_known(client_address[0])
         with self._lock:
             self._unfinished += 1
+            self._strangers += is_stranger
         try:
             super().process_request_thread(request, client_address)
         finally:
             with self._lock:
                 self._unfinished -= 1
+                self._strangers -= is_stranger
 
     def server_close(self) -> None:
         """Close this process's handle only: `shutdown()` on the socket would close it for every listener."""

@@ -8,6 +8,7 @@ associations and the drain.
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import socket
 import ssl
@@ -27,7 +28,7 @@ from pacs_node.conformance import KEY_OBJECT_SELECTION
 from pacs_node.dimse.tls import listening_context, names_of_peer
 from pacs_node.errors import CannotUnderstand, ConfigError, OutOfResources, StorageRefused, StorageStatus
 from pacs_node.identity import device_uid
-from pacs_node.listener.admission import CONGESTED, Admission, Caller, Rejection
+from pacs_node.listener.admission import CONGESTED, Admission, Caller, Rejection, is_known_address
 from pacs_node.listener.hearing import Hearing, read_rejecting
 from pacs_node.listener.incoming import IncomingDataSet, Transfers
 from pacs_node.listener.intake import Intake, Limits, Reception
@@ -247,6 +248,7 @@ def run_listener(
         max_associations=settings.dicom.max_associations,
         tls=listening_context(settings.dicom),
         on_insecure=admission.note_insecure,
+        is_known=functools.partial(is_known_address, settings.dicom),
     )
     server = SharedSocketServer(application(settings.dicom), listening, transfers, listener.handlers, listener.end)
     is_over = threading.Event()

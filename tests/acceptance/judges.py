@@ -20,6 +20,8 @@ ALLOWED_DCIODVFY = re.compile(
 ALLOWED_PIXELMED = re.compile(r"\(43468-8,LN,.*\) not found in context group 100")
 """PixelMed of Debian holds the CID 100 of 2019."""
 PIXELMED_JARS = ("pixelmed.jar", "pixelmed_imageio.jar", "pixelmed_codec.jar")
+PIXELMED_FILE_S = 10
+"""A file takes 1 s on a quiet machine."""
 XPATH_LIMITS = [f"-Djdk.xml.xpath{limit}=0" for limit in ("TotalOpLimit", "ExprOpLimit", "ExprGrpLimit")]
 """Modern JDKs stop PixelMed's style sheets without these."""
 
@@ -88,7 +90,8 @@ def pixelmed(files: Sequence[Path]) -> Complaints:
         missing("needs PixelMed (Debian: libpixelmed-java)")
     classes = ":".join(str(folder / jar) for jar in PIXELMED_JARS)
     harness = Path(__file__).with_name("SrJudge.java")
-    text = _output([java, "-Xmx2g", *XPATH_LIMITS, "-cp", classes, str(harness), *map(str, files)])
+    command = [java, "-Xmx2g", *XPATH_LIMITS, "-cp", classes, str(harness), *map(str, files)]
+    text = _output(command, timeout_s=240 + PIXELMED_FILE_S * len(files))
     found: Complaints = {file: ["was not judged"] for file in files}
     for part in text.split("== ")[1:]:
         name, _, verdict = part.partition("\n")
@@ -103,6 +106,6 @@ def _pixelmed(verdict: str) -> list[str]:
     return errors if is_whole else [*errors, "the template was not recognised"]
 
 
-def _output(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, timeout=240, check=False)
+def _output(command: list[str], timeout_s: float = 240) -> str:
+    done = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False)
     return (done.stdout + done.stderr).decode("utf-8", "replace")

@@ -47,11 +47,12 @@ class RawAssociation:
         called: str = "PACS_NODE",
         timeout_s: float = 60,
         user_items: bytes = b"",
+        source: str = "",
     ) -> None:
-        """`user_items` are more sub-items of the User Information (PS3.7 D.3.3)."""
+        """`user_items` are more sub-items of the User Information (PS3.7 D.3.3); `source` is an address of ours."""
         self.contexts = contexts or [(CR, EXPLICIT_VR_LITTLE_ENDIAN)]
         self._message_ids = itertools.count(1)
-        self.socket = socket.create_connection(address, timeout=timeout_s)
+        self.socket = socket.create_connection(address, timeout=timeout_s, source_address=(source, 0))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             self._negotiate(calling, called, user_items)

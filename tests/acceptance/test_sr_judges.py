@@ -40,7 +40,7 @@ EVERYTHING = bool(os.environ.get("JUDGE_EVERYTHING"))
 
 OTHER_CODES = {
     "findings": {"pneumonia": {"equivalents": [{"value": "RID5350", "scheme": "RADLEX", "meaning": "pneumonia"}]}},
-    "finding_site": {"code": {"value": "99LUNGS_OF_A_LOCAL_SCHEME", "scheme": "99LOCAL", "meaning": "Lungs"}},
+    "finding_site": {"code": {"value": "999000011000000103", "scheme": "SCT", "meaning": "Lungs"}},
     "procedure_reported": {"code": {"value": "363679005", "scheme": "SCT", "meaning": "Imaging procedure"}},
 }
 SOP_CLASSES = {

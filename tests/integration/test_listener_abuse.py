@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from db.engine import read_scope
 from db.tables import CommitmentRequest, RefusedContext, RejectedObject
 from pacs_node.conformance import KEY_OBJECT_SELECTION, STORAGE_COMMITMENT, VERIFICATION
 from pacs_node.dimse import commitment
-from tests.acceptance.raw_dimse import CR, EXPLICIT_VR_LITTLE_ENDIAN, Aborted, RawAssociation, _item
+from pacs_node.listener.scp import UNNEGOTIATED_CONNECTIONS
+from tests.acceptance.raw_dimse import CR, EXPLICIT_VR_LITTLE_ENDIAN, Aborted, RawAssociation, Rejected, _item
 from tests.builders import make_radiograph
 from tests.integration.test_listener import RADIOGRAPH, data_set_of, store
 from tests.listening import Listening, listening_in_a_thread, settings_for, until
@@ -218,6 +220,30 @@ def test_ever_new_contexts_fill_no_table(node: Listening) -> None:
     until(lambda: node.count_open() == 0)
     assert count(node, RefusedContext) <= 257
     still_serves(node)
+
+
+def test_strangers_that_connect_and_say_nothing_do_not_shut_out_the_known(tmp_path: Path, sqlite_url: str) -> None:
+    peers = [{"ae_title": "RAW", "addresses": ["127.0.0.1"]}]
+    settings = settings_for(tmp_path, sqlite_url, peers=peers, max_associations=2)
+    with listening_in_a_thread(settings) as node, ExitStack() as held:
+        for _ in range(2 + UNNEGOTIATED_CONNECTIONS + 10):
+            silent = socket.create_connection(node.address, timeout=10, source_address=("127.0.0.3", 0))
+            held.enter_context(silent)
+        time.sleep(0.5)
+        still_serves(node)
+        held.pop_all().close()
+        until(lambda: _answer_to_a_stranger(node) == (1, 1, 3))
+
+
+def _answer_to_a_stranger(node: Listening) -> tuple[int, ...]:
+    """Return how it is rejected: where there is room, it is told why."""
+    try:
+        RawAssociation(node.address, source="127.0.0.3")
+    except Rejected as rejection:
+        return tuple(rejection.args[0])
+    except Aborted:
+        pass
+    return ()
 
 
 @pytest.mark.parametrize(

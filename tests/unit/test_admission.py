@@ -129,9 +129,23 @@ def test_a_listener_that_starts_again_does_not_keep_its_predecessors_association
         assert facts.lose_associations(session, silent_for_s=-1, now=db_now(session)) == 1
 
 
-def test_refusals_that_are_remembered_are_bounded(sqlite_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admission_module, "REFUSALS_REMEMBERED", 3)
+def test_a_stranger_with_ever_new_titles_or_addresses_does_not_fill_the_trail(
+    sqlite_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission_module, "REFUSALS_OF_ADDRESS", 3)
+    monkeypatch.setattr(admission_module, "REFUSALS_AUDITED", 5)
     admission = Admission(settings_of(ROOM), sqlite_engine, "listen-1")
     for number in range(10):
         judge(admission, calling_ae_title=f"STRANGER{number}")
-    assert len(admission._refusals) <= 3
+    assert count_events(sqlite_engine) == 3
+    for number in range(10):
+        judge(admission, address=f"203.0.113.{number}")
+    assert count_events(sqlite_engine) == 5
+    monkeypatch.setattr(admission_module, "AUDIT_REFUSAL_S", 0.0)  # the minute is over
+    judge(admission, calling_ae_title="STRANGER0")
+    assert count_events(sqlite_engine) == 6
+
+
+def count_events(engine: Engine) -> int:
+    with read_scope(engine) as session:
+        return len(session.scalars(select(AuditEvent)).all())
