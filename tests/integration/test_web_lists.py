@@ -5,16 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import json
+import zipfile
+from pathlib import Path
 from uuid import UUID
 
 import pytest
+from sqlalchemy import Engine
 
 from db import audit, queue
 from db.audit import Action
 from db.engine import db_now, read_scope, session_scope
 from db.queue import JobKind
+from pacs_node.settings import DatabaseSettings, NodeSettings, Settings
+from pacs_node.settings.web import WebSettings
 from tests.records import POLICY, end_jobs
-from tests.web_world import PROBLEM, World
+from tests.web_world import PROBLEM, World, make_world
 
 
 @pytest.mark.parametrize(
@@ -24,6 +29,12 @@ from tests.web_world import PROBLEM, World
         ("studies?finding=pneumonia&probability_from=0.95", 0),
         ("studies?probability_from=0.9&probability_to=0.95", 1),
         ("studies?priority=1", 0),
+        ("studies?model_version=1.0.0", 1),
+        ("studies?model_version=2.0.0", 0),
+        ("studies?since=2020-01-01T00:00:00Z", 2),
+        ("studies?until=2020-01-01T00:00:00Z", 0),
+        ("studies?state=answered&answer=present&calling_ae_title=CR_ROOM_1", 1),
+        ("reviews?verdict=agree", 0),
         ("studies?sort=-probability", 1),
         ("studies?sort=-priority", 2),
         ("studies?reviewed=false", 2),
@@ -110,13 +121,54 @@ def test_export_names_no_patient_unless_asked_and_is_audited(small_world: World)
     assert told[0]["filters"] == {"answer": "present"}
 
 
-@pytest.mark.parametrize("name", ["results", "reviews", "deliveries"])
-def test_other_lists_are_exported(small_world: World, name: str) -> None:
+@pytest.mark.parametrize("name", ["instances", "results", "warnings", "reports", "deliveries", "reviews", "audit"])
+def test_every_list_is_exported_as_it_is_listed(small_world: World, name: str) -> None:
     study_id = small_world.suspected()
     client = small_world.client()
     client.post("/api/v1/reviews", json={"study_id": str(study_id), "verdict": "agree", "reviewer": "R"})
-    assert len(client.get(f"/api/v1/exports/{name}?format=ndjson").text.splitlines()) == 1
-    assert len(client.get(f"/api/v1/exports/{name}").text.splitlines()) == 2
+    listed = client.get(f"/api/v1/{name}").json()["items"]
+    lines = client.get(f"/api/v1/exports/{name}?format=ndjson").text.splitlines()
+    assert [json.loads(line) for line in lines][-len(listed) :] == listed, "the export itself is the trail's newest"
+    assert len(list(csv.DictReader(io.StringIO(client.get(f"/api/v1/exports/{name}").text)))) >= len(listed)
+    if name != "audit":
+        none = client.get(f"/api/v1/exports/{name}?format=ndjson&until=2020-01-01T00:00:00Z").text
+        assert none == "", "the filters of the list are the export's"
+
+
+@pytest.mark.parametrize("name", ["instances", "results", "warnings", "reports", "deliveries"])
+def test_lists_begin_where_they_are_asked_to(small_world: World, name: str) -> None:
+    for number in (1, 2):
+        small_world.suspected(number)
+    client = small_world.client()
+    newest, oldest = (client.get(f"/api/v1/{name}?order={order}").json()["items"] for order in ("newest", "oldest"))
+    assert newest == oldest[::-1]
+    first = client.get(f"/api/v1/{name}?order=oldest&limit=1").json()
+    rest = client.get(f"/api/v1/{name}?order=oldest&cursor={first['next_cursor']}").json()
+    assert first["items"] + rest["items"] == oldest
+
+
+def test_reviewed_images_go_to_training_in_one_file(
+    sqlite_engine: Engine, sqlite_url: str, tmp_path: Path, models_folder: Path
+) -> None:
+    settings = Settings(
+        node=NodeSettings(data_dir=tmp_path / "var"),
+        database=DatabaseSettings(url=sqlite_url),
+        web=WebSettings(authentication="off"),
+    )
+    world = make_world(sqlite_engine, tmp_path, models_folder, settings=settings)
+    study_id = world.suspected()
+    client = world.client_at("192.0.2.7")
+    client.post("/api/v1/reviews", json={"study_id": str(study_id), "verdict": "agree", "reviewer": "R"})
+    answer = client.get("/api/v1/exports/training?accept_unstated=true")
+    assert answer.headers["content-type"] == "application/zip", answer.text
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as file:
+        (row,) = csv.DictReader(io.TextIOWrapper(file.open("reviewed/manifest.csv"), encoding="utf-8"))
+        assert row["label"] == "PNEUMONIA"
+        assert b"DEMO1" not in file.read(f"reviewed/{row['path']}")
+    assert not list((tmp_path / "var").glob("export-*")), "nothing of it stays"
+    (asked,), (made,) = world.audited(Action.LIST_EXPORTED), world.audited(Action.REVIEWS_EXPORTED)
+    assert (asked.details["list"], asked.details["from"]) == ("training", "192.0.2.7")
+    assert made.details["images"] == 1
 
 
 def test_administrator_starts_work_once_more(world: World) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Query
-from fastapi.responses import StreamingResponse
+from fastapi import APIRouter, HTTPException, Query
+from fastapi.responses import FileResponse, StreamingResponse
+from starlette.background import BackgroundTask
 
 from db import facts
 from db.audit import Action
@@ -28,6 +30,7 @@ from pacs_node.web.listing import (
     OfWarnings,
 )
 from pacs_node.web.problems import documented
+from pacs_node.web.query import Instant
 from pacs_node.web.routes import API
 from pacs_node.web.schemas import (
     AuditOut,
@@ -41,6 +44,8 @@ from pacs_node.web.schemas import (
     WarningLine,
 )
 from pacs_node.web.study_query import Wanted
+from pacs_node.web.training_export import NoExport, zipped_reviews
+from pacs_node.web.training_export import Wanted as TrainingExport
 
 router = APIRouter(
     prefix=f"{API}/exports",
@@ -61,6 +66,8 @@ FILE: dict[int | str, dict[str, Any]] = {
 }
 WithPatient = Annotated[bool, Query(description="With the patient's name and id and the accession number.")]
 Row = TypeVar("Row", bound=Schema)
+ZIP: dict[int | str, dict[str, Any]] = {200: {"content": {"application/zip": {}}}}
+Unstated = Annotated[bool, Query(description="Also images that do not say whether text is burned into their pixels.")]
 STREAMED: dict[str, Any] = {"response_class": StreamingResponse, "responses": FILE}
 
 
@@ -123,6 +130,26 @@ def export_audit(web: WebContext, wanted: OfEvents, kind: Kind = "csv") -> Strea
             return _as(AuditOut, facts.list_events(session, **wanted, limit=ROWS, cursor=cursor))
 
     return _file(web, "audit", kind, AuditOut, read, asked=wanted)
+
+
+@router.get("/training", summary="Export reviewed images for training", response_class=FileResponse, responses=ZIP)
+def export_training(web: WebContext, since: Instant | None = None, accept_unstated: Unstated = False) -> FileResponse:
+    """Return the studies that readers judged as a training manifest with de-identified images, in a zip file.
+
+    What `pacs-node export-reviews` writes; it takes a while. 503 where another one is being made.
+    """
+    wanted = TrainingExport(since=since, accept_unstated=accept_unstated, actor=web.caller.actor)
+    filters = {"since": str(since), "accept_unstated": accept_unstated}
+    web.note(Action.LIST_EXPORTED, details={"list": "training", "format": "zip", "filters": filters})
+    with ExitStack() as kept:
+        try:
+            path = kept.enter_context(zipped_reviews(web.settings, wanted))
+        except NoExport as why:
+            raise HTTPException(503, str(why), {"Retry-After": "60"}) from why
+        with read_scope(web.engine) as session:
+            name = f"reviewed-{db_now(session):%Y%m%d-%H%M%S}.zip"
+        sent = BackgroundTask(kept.pop_all().close)
+        return FileResponse(path, media_type="application/zip", filename=name, background=sent)
 
 
 def _list(
