@@ -52,6 +52,8 @@ NEWEST = datetime(2026, 11, 20, 12, tzinfo=UTC)
 EVERY = timedelta(seconds=40)
 AT_ONCE = 2_000
 SENDERS = tuple(f"CR_ROOM_{n}" for n in range(1, 13))
+ROOMS, CLINIC = Visible(senders=frozenset(SENDERS[:2])), Visible(institutions=frozenset({"clinic"}))
+"""What a group sees: a sixth of the studies, and some dozens of them."""
 Ask = Callable[[Session], object]
 
 FILTERS: dict[str, Ask] = {
@@ -77,7 +79,13 @@ FILTERS: dict[str, Ask] = {
         s, received_from=NEWEST - timedelta(days=31), received_before=NEWEST - timedelta(days=30)
     ),
     "unread, urgent, present": lambda s: facts.list_studies(s, is_reviewed=False, priority=1, answer=Answer.PRESENT),
-    "one group's senders": lambda s: facts.list_studies(s, visible=Visible(senders=frozenset(SENDERS[:2]))),
+    "one group's senders": lambda s: facts.list_studies(s, visible=ROOMS),
+    "one group's institution": lambda s: facts.list_studies(s, visible=CLINIC),
+    "a group that sees nothing": lambda s: facts.list_studies(s, visible=Visible()),
+    "list of images, institution": lambda s: facts.list_instances(s, Asked(visible=CLINIC)),
+    "list of results, two senders": lambda s: facts.list_results(s, Asked(visible=ROOMS)),
+    "list of reports, no sender": lambda s: facts.list_reports(s, Asked(calling_ae_title="NOBODY")),
+    "list of deliveries, oldest": lambda s: facts.list_deliveries(s, Asked(is_oldest_first=True)),
     "list of images, failed": lambda s: facts.list_instances(s, Asked(), state=InstanceState.FAILED),
     "list of results, above 0.9": lambda s: facts.list_results(s, Asked(), finding="pneumonia", probability_from=0.9),
     "list of warnings by code": lambda s: facts.list_warnings(s, Asked(), code="processing_failed"),
@@ -151,6 +159,7 @@ def _study(number: int, count: int, draw: random.Random) -> Iterator[tuple[type,
         | {
             "priority": int(draw.random() < 0.005),
             "calling_ae_title": draw.choice(SENDERS),
+            "institution": "clinic" if number % 2003 == 0 else "hospital",
             "hold": Hold.UNIDENTIFIED if fate == "held" else None,
             "unreported_since": at if fate == "due" else None,
             "reviewed_revision": NOT_REVIEWED if draw.random() < 0.01 else 1,

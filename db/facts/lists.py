@@ -1,7 +1,7 @@
 """Images, results, warnings, reports, deliveries and reviews as lists for scripts: filtered, page by page.
 
 Each walks an index in the order of its list; where a study came from is looked up row by row, so that no plan sorts a
-table.
+table. Where few studies came from there, those few are looked up first: a walk would pass all the others.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from operator import eq, ge, le
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, FromClause, null, select
+from sqlalchemy import ColumnElement, FromClause, and_, null, select
 from sqlalchemy.sql.operators import is_
 
 from db.engine import Session
 from db.facts.paging import page, turn_to
 from db.facts.reviews import ReviewFacts, review_from
+from db.facts.study_filters import few_studies
 from db.facts.visibility import Visible, may_see
 from db.tables import (
     Answer,
@@ -231,7 +232,8 @@ def _page(
     own, owner = tables[0].c, tables[-1].c
     row_id, *names = line.__dataclass_fields__  # type: ignore[attr-defined]
     columns = [own.id.label(row_id), *(own[name] if name in own else owner[name] for name in names)]
-    query = select(*columns).select_from(reduce(FromClause.join, tables)).where(*_asked(asked, own[at], owner.study_id))
+    query = select(*columns).select_from(reduce(FromClause.join, tables))
+    query = query.where(*_asked(asked, own[at]), *_of_studies(session, asked, owner.study_id))
     query = query.where(*(compare(column, value) for column, compare, value in filters if value is not None))
     is_descending = not asked.is_oldest_first
     query = turn_to(query, [own[at]], own.id, cursor=asked.cursor, limit=asked.limit, is_descending=is_descending)
@@ -239,19 +241,22 @@ def _page(
     return page(rows, asked.limit, lambda row: (getattr(row, at), getattr(row, row_id)))
 
 
-def _asked(asked: Asked, at: ColumnElement[Any], study_id: ColumnElement[Any]) -> Iterator[ColumnElement[bool]]:
-    if asked.study_id is not None:
-        yield study_id == asked.study_id
+def _asked(asked: Asked, at: ColumnElement[Any]) -> Iterator[ColumnElement[bool]]:
     if asked.since is not None:
         yield at >= asked.since
     if asked.until is not None:
         yield at < asked.until
-    if asked.calling_ae_title is not None:
-        yield _of_study(study_id, _STUDIES.c.calling_ae_title == asked.calling_ae_title)
-    if asked.visible is not None:
-        yield _of_study(study_id, may_see(asked.visible))
 
 
-def _of_study(study_id: ColumnElement[Any], condition: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Match the rows whose study is so, looked up row by row."""
-    return select(condition).where(_STUDIES.c.id == study_id).scalar_subquery()
+def _of_studies(session: Session, asked: Asked, study_id: ColumnElement[Any]) -> Iterator[ColumnElement[bool]]:
+    if asked.study_id is not None:
+        yield study_id == asked.study_id
+    is_meant = [_STUDIES.c.calling_ae_title == asked.calling_ae_title] if asked.calling_ae_title is not None else []
+    is_meant += [may_see(asked.visible)] if asked.visible is not None else []
+    if not is_meant:
+        return
+    few = few_studies(session, select(_STUDIES.c.id).where(*is_meant))
+    if few is not None:
+        yield study_id.in_(few)
+    else:  # a scalar: no plan turns it into a join
+        yield select(and_(*is_meant)).where(_STUDIES.c.id == study_id).scalar_subquery()

@@ -161,10 +161,16 @@ def _on_the_row(wanted: StudyFilters) -> list[ColumnElement[bool]]:
 
 def _narrowed(session: Session, candidates: Any, is_member: ColumnElement[bool] | None = None) -> ColumnElement[bool]:
     """Name the studies where they are few; else say what makes one of them (None = the caller does)."""
-    found = set(session.execute(candidates.limit(FEW + 1)).scalars())
-    few = STUDIES.c.id.in_(found) if len(found) <= FEW else None
+    found = few_studies(session, candidates)
+    few = STUDIES.c.id.in_(found) if found is not None else None
     parts = [part for part in (few, is_member) if part is not None]
     return and_(True, *parts)
+
+
+def few_studies(session: Session, candidates: Any) -> set[UUID] | None:
+    """Return the ids that a query gives; None where they are more than `FEW`."""
+    found = set(session.execute(candidates.limit(FEW + 1)).scalars())
+    return found if len(found) <= FEW else None
 
 
 def _warned(code: str) -> tuple[Any, ColumnElement[bool]]:

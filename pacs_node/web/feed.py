@@ -28,6 +28,8 @@ OVERLAP = timedelta(seconds=5)
 MEMORY = timedelta(minutes=10)
 """A listener that was away longer is told to ask for everything."""
 STREAMS_MAX = 64
+STREAMS_OF_ONE = 16
+"""Of `STREAMS_MAX`, so that nobody takes the live news from the others."""
 WAITING_MAX = 1000
 """News that one slow listener may leave unread."""
 EVENTS_MAX = 2000
@@ -51,7 +53,7 @@ KINDS: dict[str, str] = {
 
 
 class TooManyListeners(Exception):
-    """`STREAMS_MAX` streams are open in this process."""
+    """`STREAMS_MAX` streams are open in this process, or `STREAMS_OF_ONE` of the same caller."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,29 +75,35 @@ class Feed:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._listeners: set[asyncio.Queue[News | None]] = set()
+        self._listeners: dict[asyncio.Queue[News | None], str] = {}
         self._looking: asyncio.Task[None] | None = None
         self._told: dict[UUID, datetime] = {}
 
     @contextlib.asynccontextmanager
-    async def listen(self) -> AsyncIterator[asyncio.Queue[News | None]]:
+    async def listen(self, caller: str) -> AsyncIterator[asyncio.Queue[News | None]]:
         """Give the queue in which news arrive; None in it = some were lost, ask for everything.
+
+        Parameters
+        ----------
+        caller
+            Who listens, as in the audit trail.
 
         Raises
         ------
         TooManyListeners
             Come again later.
         """
-        if len(self._listeners) >= STREAMS_MAX:
+        callers = list(self._listeners.values())
+        if len(callers) >= STREAMS_MAX or callers.count(caller) >= STREAMS_OF_ONE:
             raise TooManyListeners
         waiting: asyncio.Queue[News | None] = asyncio.Queue(WAITING_MAX)
-        self._listeners.add(waiting)
+        self._listeners[waiting] = caller
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look_on())
         try:
             yield waiting
         finally:
-            self._listeners.discard(waiting)
+            del self._listeners[waiting]
 
     def missed(self, last_event_id: str) -> list[News] | None:
         """Return what happened since an event that a listener saw last; None = too long ago to tell, or no such id."""

@@ -1,4 +1,8 @@
-"""How much one client may ask in a minute; counted in this process, over a moving window."""
+"""How much one client may ask in a minute; counted in this process, over a moving window.
+
+A node has one web process. Where several machines each run one, an address has its share at each; wrong passwords for
+an account are counted in the database, for all of them together.
+"""
 
 from __future__ import annotations
 

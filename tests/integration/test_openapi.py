@@ -17,7 +17,7 @@ from PIL import Image
 from schemathesis.checks import CHECKS, load_all_checks
 from sqlalchemy import Engine
 
-from pacs_node.settings import NodeSettings, PredictSettings, Settings
+from pacs_node.settings import DatabaseSettings, NodeSettings, PredictSettings, Settings
 from pacs_node.settings.web import WebSettings
 from pacs_node.web.routes import events
 from tests.builders import as_bytes, make_radiograph
@@ -34,13 +34,14 @@ UPLOADS = {"/predict", "/predict/batch"}
 
 @pytest.fixture
 def open_world(
-    sqlite_engine: Engine, tmp_path: Path, models_folder: Path, monkeypatch: pytest.MonkeyPatch
+    sqlite_engine: Engine, sqlite_url: str, tmp_path: Path, models_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[World]:
     """A node whose event streams end at once, and that takes any number of uploads."""
     monkeypatch.setattr(events, "LIFE_S", 0.0)
     schemathesis.openapi.format("binary", strategies.sampled_from(_files()))
     settings = Settings(
         node=NodeSettings(data_dir=tmp_path / "var"),
+        database=DatabaseSettings(url=sqlite_url),
         web=WebSettings(authentication="off", predictions_per_minute=0),
         predict=PredictSettings(is_preloaded=False, decode_processes=1),
     )

@@ -24,6 +24,12 @@ from tests.web_world import PROBLEM, World
         ("studies?finding=pneumonia&probability_from=0.95", 0),
         ("studies?probability_from=0.9&probability_to=0.95", 1),
         ("studies?priority=1", 0),
+        ("studies?model_version=1.0.0", 1),
+        ("studies?model_version=2.0.0", 0),
+        ("studies?since=2020-01-01T00:00:00Z", 2),
+        ("studies?until=2020-01-01T00:00:00Z", 0),
+        ("studies?state=answered&answer=present&calling_ae_title=CR_ROOM_1", 1),
+        ("reviews?verdict=agree", 0),
         ("studies?sort=-probability", 1),
         ("studies?sort=-priority", 2),
         ("studies?reviewed=false", 2),
@@ -110,13 +116,30 @@ def test_export_names_no_patient_unless_asked_and_is_audited(small_world: World)
     assert told[0]["filters"] == {"answer": "present"}
 
 
-@pytest.mark.parametrize("name", ["results", "reviews", "deliveries"])
-def test_other_lists_are_exported(small_world: World, name: str) -> None:
+@pytest.mark.parametrize("name", ["instances", "results", "warnings", "reports", "deliveries", "reviews", "audit"])
+def test_every_list_is_exported_as_it_is_listed(small_world: World, name: str) -> None:
     study_id = small_world.suspected()
     client = small_world.client()
     client.post("/api/v1/reviews", json={"study_id": str(study_id), "verdict": "agree", "reviewer": "R"})
-    assert len(client.get(f"/api/v1/exports/{name}?format=ndjson").text.splitlines()) == 1
-    assert len(client.get(f"/api/v1/exports/{name}").text.splitlines()) == 2
+    listed = client.get(f"/api/v1/{name}").json()["items"]
+    lines = client.get(f"/api/v1/exports/{name}?format=ndjson").text.splitlines()
+    assert [json.loads(line) for line in lines][-len(listed) :] == listed, "the export itself is the trail's newest"
+    assert len(list(csv.DictReader(io.StringIO(client.get(f"/api/v1/exports/{name}").text)))) >= len(listed)
+    if name != "audit":
+        none = client.get(f"/api/v1/exports/{name}?format=ndjson&until=2020-01-01T00:00:00Z").text
+        assert none == "", "the filters of the list are the export's"
+
+
+@pytest.mark.parametrize("name", ["instances", "results", "warnings", "reports", "deliveries"])
+def test_lists_begin_where_they_are_asked_to(small_world: World, name: str) -> None:
+    for number in (1, 2):
+        small_world.suspected(number)
+    client = small_world.client()
+    newest, oldest = (client.get(f"/api/v1/{name}?order={order}").json()["items"] for order in ("newest", "oldest"))
+    assert newest == oldest[::-1]
+    first = client.get(f"/api/v1/{name}?order=oldest&limit=1").json()
+    rest = client.get(f"/api/v1/{name}?order=oldest&cursor={first['next_cursor']}").json()
+    assert first["items"] + rest["items"] == oldest
 
 
 def test_administrator_starts_work_once_more(world: World) -> None:

@@ -29,7 +29,7 @@ async def heard(waiting: asyncio.Queue[News | None], count: int) -> list[News | 
 def test_everyone_hears_once_of_every_study(engine: Engine) -> None:
     async def listen() -> None:
         feed = Feed(engine)
-        async with feed.listen() as one, feed.listen() as other:
+        async with feed.listen("a") as one, feed.listen("b") as other:
             await asyncio.sleep(0.5)  # the first look tells from when on
             studies = [await asyncio.to_thread(receive, engine, number) for number in (1, 2)]
             for waiting in (one, other):
@@ -58,7 +58,7 @@ def test_slow_listener_is_told_that_news_were_lost(sqlite_engine: Engine, monkey
     monkeypatch.setattr(feeds, "WAITING_MAX", 1)
 
     async def listen() -> None:
-        async with Feed(sqlite_engine).listen() as waiting:
+        async with Feed(sqlite_engine).listen("a") as waiting:
             await asyncio.sleep(0.5)
             for number in (1, 2, 3):
                 await asyncio.to_thread(receive, sqlite_engine, number)
@@ -73,11 +73,26 @@ def test_streams_are_bounded(sqlite_engine: Engine, monkeypatch: pytest.MonkeyPa
 
     async def listen() -> None:
         feed = Feed(sqlite_engine)
-        async with feed.listen():
+        async with feed.listen("a"):
             with pytest.raises(TooManyListeners):
-                async with feed.listen():
+                async with feed.listen("a"):
                     raise AssertionError("a second one")
-        async with feed.listen():
+        async with feed.listen("a"):
             pass
+
+    asyncio.run(listen())
+
+
+def test_nobody_takes_every_stream(sqlite_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeds, "STREAMS_OF_ONE", 1)
+
+    async def listen() -> None:
+        feed = Feed(sqlite_engine)
+        async with feed.listen("greedy"):
+            with pytest.raises(TooManyListeners):
+                async with feed.listen("greedy"):
+                    raise AssertionError("a second one")
+            async with feed.listen("another"):
+                pass
 
     asyncio.run(listen())

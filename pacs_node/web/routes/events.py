@@ -60,7 +60,7 @@ async def _after(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
 
 async def _stream(web: Web, feed: Feed, missed: list[News] | None) -> AsyncIterator[str]:
     ends_at = time.monotonic() + LIFE_S
-    async with feed.listen() as waiting:
+    async with feed.listen(web.caller.actor) as waiting:
         yield f"retry: {RETRY_MS}\n\n"
         for news in _told(web, missed):
             yield news

@@ -199,9 +199,10 @@ def _region(web: Web, review: NewReview) -> Region:
     """Return the region, once it is known to lie in an image of this study."""
     assert isinstance(review.region, RegionBox)
     with read_scope(web.engine) as session:
+        images = [image.instance_id for image in facts.study_detail(session, review.study_id).images]
+        if review.region.instance_id not in images:  # said too where it is of a study that the caller may not see
+            raise refuse_body("region.instance_id", "no image of this study")
         instance = facts.instance_detail(session, review.region.instance_id)
-    if instance.study_id != review.study_id:
-        raise refuse_body("region.instance_id", "no image of this study")
     if not instance.is_purged:
         rows, columns = web.renderer.work(size_of, web.store.absolute(instance.image.path))
         if review.region.right > columns or review.region.bottom > rows:
