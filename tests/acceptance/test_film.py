@@ -199,6 +199,7 @@ def test_tablet_windows_pinches_and_marks_by_touch(site: Site) -> None:
         until(page, f"{IS_EXACT} && !{WORDS}.includes('as sent')")
         before = float(page.evaluate(WORDS).partition(" %")[0].rpartition(", ")[2])
         touch.move([(-40, 0), (40, 0)], [(-80, 0), (80, 0)])
+        page.wait_for_timeout(200)
         assert float(page.evaluate(WORDS).partition(" %")[0].rpartition(", ")[2]) == pytest.approx(2 * before, rel=0.1)
         page.locator("[data-tool=region]").tap()
         touch.move([(0, 0)], [(90, 60)])

@@ -29,7 +29,7 @@ def test_failed_delivery_is_sent_again_from_the_worklist(site: Site, page: Page)
     row.locator("input").check()
     page.get_by_role("button", name="Send the reports again").click()
     page.locator(".toast", has_text="1 study: its report is on its way again.").wait_for()
-    until(page, "document.querySelector('#list').textContent.includes('No study matches this view')")
+    until(page, "document.querySelector('tr.study').textContent.includes('no longer in this list')")
     assert site.world.delivery_of(study_id) is DeliveryState.WAITING
 
 
@@ -73,7 +73,6 @@ def test_training_export_is_made_and_downloaded(site: Site, page: Page) -> None:
     assert faults(page) == []
     page.locator("#ask [name=unstated]").check()
     page.locator("#ask-yes").click()
-    page.locator("#training[data-state=running]").wait_for()
     page.locator("#training[data-state=ready]").wait_for()
     assert "images of" in page.locator("#training").inner_text()
     assert_fits(page)

@@ -38,7 +38,7 @@ export class Greys {
     this.exact = drawn;
   }
 
-  reset() { Object.assign(this, { isSent: true, centre: this.own.centre, width: this.own.width }); }
+  reset() { Object.assign(this, { isSent: true, centre: this.own.centre, width: this.own.width, exact: this.sent }); }
 
   /** Choose another window, in the image's own units; kept where something can be seen by it. */
   set(centre, width) {

@@ -46,7 +46,7 @@ function settle() {
 
 /** Put what changed into the rows that stand here; return the rows that are new. */
 function merge(page) {
-  const mine = new Map(rows().map((row) => [row.dataset.id, row])), added = [];
+  const mine = new Map(rows().map((row) => [row.dataset.id, row])), added = [], kept = new Set(rows(page).map((row) => row.dataset.id));
   for (const row of rows(page)) {
     const old = mine.get(row.dataset.id);
     if (!old) { added.push(row); continue; }
@@ -55,6 +55,7 @@ function merge(page) {
       if (old.cells[i].className !== cell.className) old.cells[i].className = cell.className;
     }
   }
+  for (const row of mine.values()) if (!kept.has(row.dataset.id)) Object.assign(row.cells[row.cells.length - 1], { textContent: "no longer in this list", className: "small soft" });
   for (const id of ["views", "counts"]) $(`#${id}`).replaceChildren(...document.importNode($(`#${id}`, page), true).childNodes);
   return added;
 }
