@@ -8,7 +8,7 @@ import { LightBox, PRESETS, SIZES } from "./viewer.js";
 const SEEN_MS = 600; // no answer to a radiograph that was not on the screen
 const HEAT = 0.85, FAINTEST = 0.1, STEP = 0.1;
 const SENT = { window: "as sent", lut: "as sent, by its LUT", displayed: "as sent", percentile: "the image states no window" };
-const room = { light: null, beside: null, readyAt: Infinity, tool: "window", heat: 0, heatImage: null, region: null, theirs: null };
+const room = { light: null, beside: null, readyAt: Infinity, tool: "window", heat: 0, heatImage: null, study: null, region: null, theirs: null };
 
 /** Fetch a radiograph with its grey levels, drawn from the stored pixels; or throw what the node said about it. */
 export async function filmAt(url, window = null, size = SIZES[0], signal = undefined) {
@@ -82,6 +82,8 @@ function lightBox(box, marked) {
 export async function hang(ready = null) {
   const box = $("#film"), asked = $("#main").dataset.study;
   Object.assign(room, { light: null, beside: null, readyAt: Infinity, heat: 0, heatImage: null });
+  if (room.study !== asked && room.tool === "region") room.tool = "window"; // a drag never marks by surprise
+  room.study = asked;
   if (room.region?.study !== asked) room.region = null;
   if (room.theirs?.study !== asked) room.theirs = null;
   $("#bench").hidden = !box;
