@@ -19,7 +19,8 @@ from db import audit, facts
 from db.audit import Action
 from db.engine import DatabaseAway, Engine, db_now, session_scope
 from pacs_node.listener.header import clean_text
-from pacs_node.settings import DicomSettings, PeerSettings, is_loopback
+from pacs_node.settings import DicomSettings, PeerSettings
+from pacs_node.settings.section import is_loopback
 
 logger = logging.getLogger(__name__)
 
