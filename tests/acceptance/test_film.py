@@ -158,6 +158,8 @@ def test_region_goes_with_the_answer_and_the_next_reader_sees_it(site: Site, pag
     page.locator(".toast").first.wait_for()
     found = region_of(site, study_id)
     assert found is not None
+    page.wait_for_timeout(1500)  # the page hears of the review and fetches itself anew
+    assert page.get_by_role("button", name="Region of Dr R. Reader on Image 1").is_visible()
     assert found[:2] == pytest.approx((210, 256), abs=2)
     assert found[2:] == pytest.approx((210 + 100 / zoom, 256 + 80 / zoom), abs=3)
     with reader_at(site.browser, site.url) as (other, complaints):

@@ -109,6 +109,7 @@ async function refresh() {
     const [mine, theirs] = [$(part), $(part, page)];
     if (mine.innerHTML !== theirs.innerHTML && !mine.contains(document.activeElement)) mine.replaceChildren(...document.adoptNode(theirs).childNodes);
   }
+  unhide();
   const [mine, theirs] = [main().dataset.tag, $("#main", page).dataset.tag];
   if (reportOf(mine) !== reportOf(theirs)) { // a new answer of the model; another reader's word is met when ours is saved
     $("#choices").replaceChildren(...document.adoptNode($("#choices", page)).childNodes);
