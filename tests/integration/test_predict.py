@@ -28,7 +28,7 @@ from pacs_node.settings.web import WebSettings
 from pacs_node.store import ObjectStore
 from pacs_node.web.app import create_app
 from pacs_node.web.context import Web
-from pacs_node.web.schemas import ModelInfo
+from pacs_node.web.node_schemas import ModelInfo
 from pacs_node.wiring import BUNDLED_MODELS
 from tests.builders import as_bytes, draw_chest, make_bundle, make_radiograph
 from tests.records import NOON

@@ -91,7 +91,7 @@ def test_new_report_makes_an_older_look_stale(small_world: World) -> None:
         ("comment", {"comment": "Look again."}, 201),
         ("withdraw", {}, 404),
         ("unsure", {"predecessor_id": str(uuid4())}, 412),
-        ("agree", {"region": {"instance_id": str(uuid4()), "left": 1, "top": 1, "right": 2, "bottom": 2}}, 404),
+        ("agree", {"region": {"instance_id": str(uuid4()), "left": 1, "top": 1, "right": 2, "bottom": 2}}, 422),
         ("agree", {"region": {"instance_id": str(uuid4()), "left": 2, "top": 1, "right": 2, "bottom": 2}}, 422),
     ],
 )

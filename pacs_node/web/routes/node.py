@@ -11,9 +11,9 @@ from models.errors import ModelError
 from pacs_node.web.access import Role, requires, requires_off_loopback, requires_to_predict
 from pacs_node.web.context import WebContext
 from pacs_node.web.metrics import exposition
+from pacs_node.web.node_schemas import Health, ModelInfo, Readiness, ReadinessCheck
 from pacs_node.web.problems import documented
 from pacs_node.web.readiness import check_all
-from pacs_node.web.schemas import Health, ModelInfo, Readiness, ReadinessCheck
 
 router = APIRouter(tags=["node"])
 FOR_MACHINES = requires_off_loopback(Role.SERVICE, Role.ADMIN)
