@@ -8,11 +8,13 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 
 from db.audit import Action
 from db.tables import Role
+from pacs_node.settings import DatabaseSettings, NodeSettings, PredictSettings, Settings
 from pacs_node.settings.web import WebSettings
 from pacs_node.web.training_export import zipped
 from tests.builders import as_bytes, make_radiograph
@@ -20,6 +22,18 @@ from tests.web_world import FORM, World, make_world
 
 ADDRESS = "/api/v1/exports/training"
 PATIENCE_S = 240
+
+
+@pytest.fixture
+def own_world(sqlite_engine: Engine, tmp_path: Path, models_folder: Path) -> World:
+    """A node whose settings name its database, as the process of the export opens it."""
+    settings = Settings(
+        node=NodeSettings(data_dir=tmp_path / "var"),
+        database=DatabaseSettings(url=str(sqlite_engine.url)),
+        web=WebSettings(authentication="off"),
+        predict=PredictSettings(is_preloaded=False),
+    )
+    return make_world(sqlite_engine, tmp_path / "var", models_folder, settings=settings)
 
 
 def ended(client: TestClient) -> Any:
@@ -31,11 +45,11 @@ def ended(client: TestClient) -> Any:
     return found
 
 
-def test_reviewed_study_becomes_a_zip_that_is_audited(small_world: World) -> None:
-    client = small_world.client()
+def test_reviewed_study_becomes_a_zip_that_is_audited(own_world: World) -> None:
+    client = own_world.client()
     assert client.get(ADDRESS).json() == {"state": "none", "name": "", "said": []}
     assert client.get(f"{ADDRESS}/file").status_code == 404
-    study_id = small_world.suspected(1, data=as_bytes(make_radiograph(patient_name="SECRET^NAME")))
+    study_id = own_world.suspected(1, data=as_bytes(make_radiograph(patient_name="SECRET^NAME")))
     client.post(f"/studies/{study_id}/reviews", content="answer=agree:&reviewer=R", headers=FORM)
     begun = client.post(ADDRESS, json={"accept_unstated": True})
     assert (begun.status_code, begun.json()["state"]) == (202, "running")
@@ -43,7 +57,7 @@ def test_reviewed_study_becomes_a_zip_that_is_audited(small_world: World) -> Non
     found = ended(client)
     assert found["state"] == "ready", found
     assert found["said"][0] == "1 images of 1 patients (1 PNEUMONIA)"
-    (event,) = small_world.audited(Action.REVIEWS_EXPORTED)
+    (event,) = own_world.audited(Action.REVIEWS_EXPORTED)
     assert (event.details["images"], event.actor) == (1, "web")
     got = client.get(f"{ADDRESS}/file")
     assert got.headers["content-disposition"] == f'attachment; filename="{found["name"]}.zip"'
@@ -52,16 +66,16 @@ def test_reviewed_study_becomes_a_zip_that_is_audited(small_world: World) -> Non
         assert archive.testzip() is None
         names = [name.partition("/")[2] for name in archive.namelist()]
         assert sorted(name.partition("/")[0] for name in names) == ["excluded.csv", "images", "manifest.csv"]
-    assert small_world.audited(Action.REVIEWS_EXPORTED)[-1].details == {"downloaded": found["name"]}
+    assert own_world.audited(Action.REVIEWS_EXPORTED)[-1].details == {"downloaded": found["name"]}
     page = client.get("/admin").text
     assert f"{found['name']} is ready." in page
 
 
-def test_export_that_fails_says_why(small_world: World) -> None:
-    exports = small_world.settings.node.data_dir / "exports"
+def test_export_that_fails_says_why(own_world: World) -> None:
+    exports = own_world.settings.node.data_dir / "exports"
     exports.parent.mkdir(parents=True, exist_ok=True)
     exports.write_text("in the way")
-    client = small_world.client()
+    client = own_world.client()
     client.post(ADDRESS, json={})
     found = ended(client)
     assert found["state"] == "failed"
