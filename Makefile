@@ -15,8 +15,9 @@ run: .venv/installed
 demo: .venv/installed
 	@$(BIN)/python -m pacs_node.demo $(if $(FROM),--from "$(FROM)") $(if $(STAY),--stay)
 
+# Two processes share the files out, the longest (acceptance) first; a file's tests stay together, with what they share.
 test: setup check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

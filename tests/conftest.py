@@ -13,9 +13,13 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from filelock import FileLock
 from sqlalchemy import Engine, create_engine, make_url, text
 
 from db.engine import Session, make_engine, migrate
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch: where processes share the cores, threads only wait for them
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 DATABASES = ("sqlite", "postgresql")
 START_ATTEMPTS = 3
@@ -23,11 +27,12 @@ START_ATTEMPTS = 3
 
 
 @pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A PostgreSQL of this test session, as the URL of its maintenance database."""
     folder = Path(tempfile.mkdtemp(prefix="pn-pg-"))
     try:
-        server = _start_postgres(folder / "data")
+        with FileLock(tmp_path_factory.getbasetemp().parent / "postgres.lock"):  # pgserver adds a user, if root calls
+            server = _start_postgres(folder / "data")
     except (ImportError, OSError, subprocess.SubprocessError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         if os.environ.get("CI"):
@@ -136,9 +141,10 @@ def _shared_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
         shutil.copyfile(request.getfixturevalue("migrated_sqlite"), path)
         url = f"sqlite:///{path}"
     else:
-        url = _named(request.getfixturevalue("postgres_url"), "shared_node")
-        template = request.getfixturevalue("migrated_postgres")
-        _administer(request.getfixturevalue("postgres_url"), f"CREATE DATABASE shared_node TEMPLATE {template}")
+        name = f"shared_{uuid4().hex}"  # a process that gets file after file makes it again
+        server, template = (request.getfixturevalue(of) for of in ("postgres_url", "migrated_postgres"))
+        _administer(server, f"CREATE DATABASE {name} TEMPLATE {template}")
+        url = _named(server, name)
     engine = make_engine(url)
     yield engine
     engine.dispose()
