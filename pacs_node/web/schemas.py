@@ -271,6 +271,27 @@ class GroupNumbers(Schema):
     sensitivity_high: float | None
 
 
+class NewRecall(Body):
+    """Which of a version's answers are taken back, and whether they are judged anew."""
+
+    since: AwareDatetime | None = Field(None, examples=[INSTANT], description="Said then or later; left out = all.")
+    dry_run: bool = Field(True, description="Only say what would be done.")
+    replace: bool = Field(True, description="`false`: nothing is judged anew; what was said is only rejected.")
+
+
+class RecallOut(Schema):
+    """What a recall came to; in a dry run, what it would come to."""
+
+    dry_run: bool
+    reports: int = Field(description="All that say what this version said.")
+    recalled: int = Field(description="Of these, the ones that were not recalled before.")
+    replaced: int = Field(description="Judged anew, so that a revision follows wherever the report was sent.")
+    noted: int = Field(description="Rejection notes.")
+    judged_anew: int = Field(description="Images.")
+    awaited: int = Field(description="Recalled earlier; the replacement is on its way.")
+    left: dict[str, int] = Field(description="By destination: results that stay there, to be taken out by hand.")
+
+
 class NewTrainingExport(Body):
     """Which reviewed studies become training data."""
 

@@ -171,3 +171,22 @@ def test_failed_job_is_run_again(small_world: World) -> None:
     again = client.post(f"/api/v1/jobs/{job.id}/retry")
     assert (again.status_code, again.json()["subject_id"]) == (202, str(accepted.instance_id))
     assert client.post(f"/api/v1/jobs/{job.id}/retry").status_code == 404
+
+
+def test_administrator_recalls_what_a_version_said(small_world: World) -> None:
+    small_world.suspected()
+    client = small_world.client_at("192.0.2.7")
+    foretold = client.post("/api/v1/models/resnet50/1.0.0/recall", json={}).json()
+    assert (foretold["dry_run"], foretold["reports"], foretold["recalled"], foretold["judged_anew"]) == (True, 1, 1, 1)
+    assert not small_world.audited(Action.MODEL_RECALLED), "a dry run does nothing"
+    answer = client.post("/api/v1/models/resnet50/1.0.0/recall", json={"dry_run": False})
+    assert answer.status_code == 200, answer.text
+    done = answer.json()
+    assert (done["dry_run"], done["recalled"], done["replaced"]) == (False, 1, 1)
+    assert client.post("/api/v1/models/resnet50/1.0.0/recall", json={"dry_run": False}).json()["recalled"] == 0
+    (marked,) = small_world.audited(Action.MODEL_RECALLED)
+    assert marked.details["from"] == "192.0.2.7"
+    assert client.post("/api/v1/models/resnet50/9.9.9/recall", json={}).status_code == 404
+    refused = client.post("/api/v1/models/drawn/0.0.1/recall", json={"dry_run": False})
+    assert (refused.status_code, refused.headers["content-type"]) == (409, PROBLEM)
+    assert "Activate another model first" in refused.json()["detail"] or "models add" in refused.json()["detail"]

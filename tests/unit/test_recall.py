@@ -302,7 +302,7 @@ def test_recall_that_was_cut_off_is_carried_on_by_the_next(hospital: Hospital, m
     for number in range(1, 4):
         reported(hospital, number, study=f"1.2.{number}")
     hospital.run()
-    monkeypatch.setattr("pacs_node.commands.recall.BATCH", 1)
+    monkeypatch.setattr("pacs_node.recall.BATCH", 1)
     calls: list[UUID] = []
 
     def cut(session: Any, report_id: UUID, **more: Any) -> int:
