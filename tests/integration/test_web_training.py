@@ -66,7 +66,7 @@ def test_reviewed_study_becomes_a_zip_that_is_audited(own_world: World) -> None:
         assert archive.testzip() is None
         names = [name.partition("/")[2] for name in archive.namelist()]
         assert sorted(name.partition("/")[0] for name in names) == ["excluded.csv", "images", "manifest.csv"]
-    assert own_world.audited(Action.REVIEWS_EXPORTED)[-1].details == {"downloaded": found["name"]}
+    assert own_world.audited(Action.REVIEWS_EXPORTED)[-1].details["downloaded"] == found["name"]
     page = client.get("/admin").text
     assert f"{found['name']} is ready." in page
 
