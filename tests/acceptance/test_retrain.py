@@ -39,7 +39,7 @@ def python(*arguments: str | Path) -> str:
 
 
 def test_from_a_folder_to_a_running_version_in_four_commands(tmp_path: Path) -> None:
-    images = make_patients(tmp_path / "ours", test=2)
+    images = make_patients(tmp_path / "ours", train=24, test=2)
     (recipe := tmp_path / "tiny.toml").write_text(RECIPE)
     spoken = tomllib.loads((CARDS / "chest-pneumonia.toml").read_text())
     spoken["populations"] = [spoken["populations"][0] | {"sources": ["ours"], "least_auc": 0.0, "least_patients": 2}]
