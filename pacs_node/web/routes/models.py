@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Annotated
 
-from fastapi import APIRouter, HTTPException
+from fastapi import APIRouter, HTTPException, Path
 
 from db import facts
 from db.engine import read_scope
@@ -25,6 +26,9 @@ router = APIRouter(
     dependencies=[requires(Role.RADIOLOGIST, Role.ADMIN, Role.SERVICE)],
 )
 
+Name = Annotated[str, Path(examples=["chest-pneumonia"])]
+Version = Annotated[str, Path(examples=["0.2.0"])]
+
 
 @router.get("", summary="List model versions")
 def list_models(web: WebContext, state: ModelState | None = None) -> Page[ModelVersionOut]:
@@ -41,7 +45,7 @@ def list_models(web: WebContext, state: ModelState | None = None) -> Page[ModelV
     dependencies=[requires(Role.ADMIN)],
     responses=documented(404, 409),
 )
-def recall_version(web: WebContext, name: str, version: str, wanted: NewRecall) -> RecallOut:
+def recall_version(web: WebContext, name: Name, version: Version, wanted: NewRecall) -> RecallOut:
     """Mark, judge anew, replace and reject everything that a version said, as `pacs-node recall` does; audited.
 
     404 for a version that never said anything and is in no model folder; 409 while it is the one that answers.
