@@ -97,8 +97,9 @@ def test_window_after_a_drag_is_the_one_of_the_stored_pixels(site: Site, page: P
     assert found["most"] == 0
     assert found["greys"] > 100, "what lay outside the image's own window has its greys too"
     assert "approximate" not in page.evaluate(WORDS)
+    dragged = page.evaluate(WORDS)
     page.keyboard.press("2")
-    until(page, f"{IS_EXACT} && !{WORDS}.includes('as sent')")
+    until(page, f"{IS_EXACT} && {WORDS} !== {dragged!r}")
     assert page.evaluate(APART)["most"] == 0
     page.keyboard.press("1")
     until(page, f"{IS_EXACT} && {WORDS}.includes({SAID[kind].rpartition(', ')[2]!r})")
