@@ -51,8 +51,10 @@ def device_of(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def precision_of(name: str, device: torch.device) -> str:
-    """Return "fp32" or "bf16"; "auto" is bf16 where the hardware multiplies it.
+def precision_of(name: str, device: torch.device, *, is_training: bool = False) -> str:
+    """Return "fp32" or "bf16"; "auto" is bf16 where that is faster.
+
+    It is where the hardware multiplies bf16; with AVX-512 alone, a training's way back is slower than in float32.
 
     Raises
     ------
@@ -63,12 +65,8 @@ def precision_of(name: str, device: torch.device) -> str:
         raise ValueError(f"precision must be auto, fp32 or bf16, not {name!r}")
     if name != "auto":
         return name
-    return "bf16" if _multiplies_bf16(device) else "fp32"
-
-
-def _multiplies_bf16(device: torch.device) -> bool:
-    """Whether the hardware itself multiplies bf16: an emulation would be slower than float32."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    has_avx512, has_amx = torch.cpu._is_avx512_bf16_supported(), torch.cpu._is_amx_tile_supported()
-    return bool(has_avx512 or has_amx)
+        is_faster = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        is_faster = torch.cpu._is_amx_tile_supported() or (not is_training and torch.cpu._is_avx512_bf16_supported())
+    return "bf16" if is_faster else "fp32"

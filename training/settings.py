@@ -22,7 +22,7 @@ _CHOICES = {
     "optimizer": ("adam", "adamw"),
     "schedule": ("cosine", "plateau", "constant"),
     "freeze": get_args(Frozen),
-    "precision": ("bf16", "fp32"),
+    "precision": ("auto", "bf16", "fp32"),
     "operating_point": ("balanced", "high_recall"),
 }
 _FROM_ONE = ("epochs", "size", "batch_size", "repeats")
@@ -98,7 +98,7 @@ class Recipe:
     )
     mixup: float = 0.0  # alpha of the beta distribution; 0 is off
     cutmix: float = 0.0  # likewise; where both are on, each batch draws one
-    precision: str = "bf16"
+    precision: str = "auto"  # bf16 | fp32 | auto: bf16 where that is faster
     compile: bool = False  # torch.compile: minutes at the start, some speed afterwards
     operating_point: str = "balanced"  # whose threshold the card takes as its default
     augmentation: Augmentation = field(default_factory=Augmentation)

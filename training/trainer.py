@@ -24,6 +24,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from models.networks import Classifier, make_network
+from models.serving import precision_of
 from training.augment import Mix
 from training.batches import Batches
 from training.data import Images, data_sha256
@@ -64,6 +65,7 @@ class Trainer:
         self._processes = processes or Processes()
         self._checkpoint = checkpoint
         self._device = self._processes.device
+        self._is_bf16 = precision_of(recipe.precision, self._device, is_training=True) == "bf16"
         self._data = {"training": data_sha256(training.items), "validation": data_sha256(validation.items)}
         self._batches = Batches(
             training, recipe, rank=self._processes.rank, world_size=self._processes.world_size, workers=workers
@@ -146,7 +148,7 @@ class Trainer:
         """Make one step; return the sums of loss, hits and images in this process."""
         image_B1HW, target_BL = self._mix(image_B1HW, target_BL)
         image_B1HW, target_BL = image_B1HW.to(self._device), target_BL.to(self._device)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._is_bf16):
             logit_BL = self._forward(image_B1HW)
         loss = -(target_BL * functional.log_softmax(logit_BL.float(), 1)).sum(1).mean()
         self._refuse_infinite("loss", loss)

@@ -20,6 +20,7 @@ from models.feature_statistics import fit_statistics
 from models.predictor import SMALL_MOVES, Ensemble, Prediction, Predictor, calibrated, moved_slightly
 from models.preprocess import from_array, squash
 from models.registry import Registry
+from models.serving import precision_of
 from models.weights import load_network
 from tests.builders import data_folder, make_bundle, make_population
 
@@ -209,6 +210,20 @@ def test_output_that_is_no_number_is_never_an_answer(predictor: Predictor) -> No
 def test_unknown_device_or_precision_is_named(card: ModelCard, key: str, value: str) -> None:
     with pytest.raises(ValueError, match=value):
         Predictor(card, **{key: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("avx512", "amx", "serving", "training"),
+    [(False, False, "fp32", "fp32"), (True, False, "bf16", "fp32"), (True, True, "bf16", "bf16")],
+)
+def test_cpu_computes_in_bf16_only_where_it_is_faster(
+    monkeypatch: pytest.MonkeyPatch, avx512: bool, amx: bool, serving: str, training: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    cpu = torch.device("cpu")
+    assert precision_of("auto", cpu) == serving
+    assert precision_of("auto", cpu, is_training=True) == training
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
