@@ -114,9 +114,10 @@ def cases() -> Iterator[tuple[str, StudyReport, str]]:
         yield f"{kind}-{sop_class_uid.rpartition('.')[2]}", study, sop_class_uid
     kind_names, classes = itertools.cycle(kinds({})), itertools.cycle(SR_CLASSES)
     for name, header in HEADERS.items():
-        for kind in kinds({}) if EVERYTHING else (next(kind_names),):
+        studies = kinds(header)
+        for kind in studies if EVERYTHING else (next(kind_names),):
             sop_class_uid = next(classes)
-            yield f"{name}-{kind}-{sop_class_uid.rpartition('.')[2]}", kinds(header)[kind], sop_class_uid
+            yield f"{name}-{kind}-{sop_class_uid.rpartition('.')[2]}", studies[kind], sop_class_uid
 
 
 @pytest.fixture(scope="module")
