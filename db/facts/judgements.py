@@ -117,8 +117,15 @@ def record_judgement(
     audit.append(session, action, actor="worker", subject_id=instance_id, details=details, now=now)
 
 
-def record_failure(session: Session, instance_id: UUID, *, error_text: str, now: datetime) -> None:
+def record_failure(
+    session: Session, instance_id: UUID, *, error_text: str, is_gone: bool = False, now: datetime
+) -> None:
     """Record that an image could not be processed: kept, listed, and run again by an operator.
+
+    Parameters
+    ----------
+    is_gone
+        Its bytes are not there any more: it runs again when they come again.
 
     Raises
     ------
@@ -128,7 +135,8 @@ def record_failure(session: Session, instance_id: UUID, *, error_text: str, now:
     warning = NewWarning(code="processing_failed", severity="forbids", text=clean(error_text)[:ERROR_CHARACTERS])
     if not _take_turn(session, instance_id, InstanceState.FAILED, [], [warning], now):
         return
-    session.execute(update(_INSTANCES).where(_INSTANCES.c.id == instance_id).values(state=InstanceState.FAILED))
+    told = {"state": InstanceState.FAILED} | ({"gone_at": func.coalesce(_INSTANCES.c.gone_at, now)} if is_gone else {})
+    session.execute(update(_INSTANCES).where(_INSTANCES.c.id == instance_id).values(told))
     audit.append(session, Action.INSTANCE_FAILED, actor="worker", subject_id=instance_id, now=now)
 
 
