@@ -3,7 +3,15 @@
 from db.engine import NoSuchRecord
 from db.facts.again import CannotBeRepeated, rerun_instance, resend_delivery
 from db.facts.arrival import Identity, NewInstance
-from db.facts.associations import beat, close_association, count_open, lose_associations, open_association
+from db.facts.associations import (
+    beat,
+    close_association,
+    count_open,
+    delete_associations,
+    empty_associations,
+    lose_associations,
+    open_association,
+)
 from db.facts.commitments import (
     OpenRequest,
     Question,
@@ -215,9 +223,11 @@ __all__ = [
     "count_stuck_studies",
     "count_waiting_requests",
     "counts",
+    "delete_associations",
     "deliveries_of",
     "delivery_facts",
     "earlier_deliveries",
+    "empty_associations",
     "events_after",
     "follow_review",
     "freeze_report",
