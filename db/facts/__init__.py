@@ -43,11 +43,9 @@ from db.facts.devices import SeenDevice, note_devices
 from db.facts.exports import ReviewedStudy, StandingVerdict, record_export, reviewed_studies, reviewed_study
 from db.facts.heatmaps import NewHeatmap, heatmap_by, heatmap_of, record_heatmap
 from db.facts.holds import hold_study, release_study
-from db.facts.images import ImageFacts, PredictionFacts, WarningFacts
+from db.facts.images import ImageFacts, NewPrediction, PredictionFacts, WarningFacts
 from db.facts.judgements import (
     InstanceFile,
-    NewPrediction,
-    NewWarning,
     instance_files,
     record_failure,
     record_judgement,
@@ -171,7 +169,6 @@ __all__ = [
     "NewHeatmap",
     "NewInstance",
     "NewPrediction",
-    "NewWarning",
     "NoSuchRecord",
     "OpenRequest",
     "Origin",

@@ -243,7 +243,7 @@ def add_commitment_request(
     if added is None:
         return False
     details = {"objects": len(objects), "transaction_uid": transaction_uid}
-    actor = f"ae:{calling_ae_title}"
+    actor = audit.peer(calling_ae_title)
     audit.append(session, Action.COMMITMENT_REQUESTED, actor=actor, subject_id=added, details=details, now=now)
     return True
 

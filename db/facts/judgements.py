@@ -19,37 +19,11 @@ from db.audit import Action
 from db.engine import NoSuchRecord, Session
 from db.facts.arrival import clean
 from db.facts.devices import SeenDevice
-from db.facts.images import ImageFacts, WarningFacts, image_of
+from db.facts.images import ImageFacts, NewPrediction, WarningFacts, image_of
 from db.tables import Instance, InstanceState, Prediction, Study, Warning, rows_of
 
 ERROR_CHARACTERS = 500
 """Of an error that a warning quotes; the job keeps more."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewPrediction:
-    """What the model says about one finding in one image."""
-
-    finding: str
-    probability: float
-    """In [0, 1]."""
-    confidence: float
-    """100 max(p, 1 - p), percent."""
-    threshold: float
-    abstain_low: float
-    abstain_high: float
-    model_name: str
-    model_version: str
-    processing_time_ms: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewWarning:
-    """A coded remark about one image; severity `forbids` = the reason why there is no answer."""
-
-    code: str
-    severity: str
-    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +57,7 @@ def record_judgement(
     instance_id: UUID,
     *,
     predictions: Sequence[NewPrediction],
-    warnings: Sequence[NewWarning],
+    warnings: Sequence[WarningFacts],
     voi: str | None,
     device: SeenDevice | None = None,
     view: str = "",
@@ -132,7 +106,7 @@ def record_failure(
     NoSuchRecord
         There is no such instance.
     """
-    warning = NewWarning(code="processing_failed", severity="forbids", text=clean(error_text)[:ERROR_CHARACTERS])
+    warning = WarningFacts(code="processing_failed", severity="forbids", text=clean(error_text)[:ERROR_CHARACTERS])
     if not _take_turn(session, instance_id, InstanceState.FAILED, [], [warning], now):
         return
     told = {"state": InstanceState.FAILED} | ({"gone_at": func.coalesce(_INSTANCES.c.gone_at, now)} if is_gone else {})
@@ -153,7 +127,7 @@ def _take_turn(
     instance_id: UUID,
     state: InstanceState,
     predictions: Sequence[NewPrediction],
-    warnings: Sequence[NewWarning],
+    warnings: Sequence[WarningFacts],
     now: datetime,
 ) -> bool:
     """Write a judgement's rows and open the study's next report; False when exactly this is recorded already."""
@@ -188,7 +162,7 @@ def _supersede(session: Session, instance_id: UUID, now: datetime) -> None:
         session.execute(update(table).where(current).values(superseded_at=now))
 
 
-def _says(image: ImageFacts, predictions: Sequence[NewPrediction], warnings: Sequence[NewWarning]) -> bool:
+def _says(image: ImageFacts, predictions: Sequence[NewPrediction], warnings: Sequence[WarningFacts]) -> bool:
     """Tell whether the image's newest judgement is this one, however long it took."""
     told = {WarningFacts(code=w.code, severity=w.severity, text=clean(w.text)) for w in warnings}
     names = NewPrediction.__dataclass_fields__.keys() - {"processing_time_ms"}

@@ -168,7 +168,7 @@ def record_refusal(
         In the node's own words.
     """
     details = {"status": status, "reason": reason}
-    actor = f"ae:{calling_ae_title}"
+    actor = audit.peer(calling_ae_title)
     audit.append(session, Action.INSTANCE_REFUSED, actor=actor, subject_id=association_id, details=details, now=now)
 
 
@@ -313,4 +313,4 @@ def _identity_of(row: Any) -> Identity:
 
 
 def _actor(new: NewInstance) -> str:
-    return f"ae:{new.calling_ae_title}"
+    return audit.peer(new.calling_ae_title)

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from db import facts, queue
 from db.engine import db_now, session_scope
-from db.facts import InstanceFile, NewPrediction, NewWarning, SeenDevice
+from db.facts import InstanceFile, NewPrediction, SeenDevice, WarningFacts
 from db.queue import Job, LostLease, QueuePolicy
 from models.card import ModelCard
 from models.header import DeviceModel
@@ -56,7 +56,7 @@ class Judgement:
 
     job: Job
     predictions: tuple[NewPrediction, ...] = ()
-    warnings: tuple[NewWarning, ...] = ()
+    warnings: tuple[WarningFacts, ...] = ()
     voi: str | None = None
     device: SeenDevice | None = None
     """What took the image, if it was answered and says so."""
@@ -191,8 +191,8 @@ def _judgement(job: Job, examined: Examined, predictions: Sequence[Prediction], 
     )
 
 
-def _warning(warning: ImageWarning) -> NewWarning:
-    return NewWarning(code=warning.code, severity=warning.severity.value, text=warning.text)
+def _warning(warning: ImageWarning) -> WarningFacts:
+    return WarningFacts(code=warning.code, severity=warning.severity.value, text=warning.text)
 
 
 def _seen(device: DeviceModel | None) -> SeenDevice | None:
