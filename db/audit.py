@@ -104,6 +104,15 @@ class Action(enum.StrEnum):
     CHAIN_VERIFIED = "chain_verified"
 
 
+PEER = "ae:"
+"""Before its AE title: who an application on the network is as an actor."""
+
+
+def peer(calling_ae_title: str) -> str:
+    """Return the actor that an application on the network is."""
+    return PEER + calling_ae_title
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditRecord:
     """One event as it stands in the trail."""

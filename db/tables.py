@@ -281,6 +281,7 @@ class Study(Table):
     reviewed_revision: Mapped[int] = mapped_column(default=NOT_REVIEWED)
     """The current report is reviewed while this is its revision."""
     purged_at: Mapped[datetime | None]
+    """When the bytes of all its images went; NULL again as soon as one comes."""
 
 
 class Series(Table):
@@ -319,6 +320,8 @@ class Instance(Table):
     """Manufacturer and model of what took it, as the worker read them; empty = not stated, or not judged."""
     view: Mapped[str] = mapped_column(String(16), default="")
     """PA or AP; empty as above."""
+    gone_at: Mapped[datetime | None]
+    """Since when its bytes are known to be gone, purged or lost; NULL = they are here."""
 
 
 class Receipt(Table):

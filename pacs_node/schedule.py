@@ -43,6 +43,8 @@ FIRST_S = 60.0
 """A node that is started anew every day verifies its chain all the same."""
 REFUSED_CONTEXTS_DAYS = 400
 """A year of counts, and the same month of the year before."""
+CHUNK = 500
+"""Rows deleted in one transaction."""
 ACTOR = "schedule"
 
 
@@ -57,6 +59,8 @@ class Tasks:
         self._key = audit_key(settings.node.secrets_dir)
         self._not_before: dict[UUID, float] = {}
         """Studies that could not be settled, and when (monotonic) they are tried again."""
+        self._associations_until = datetime.min.replace(tzinfo=UTC)
+        """No association that ended before is to be purged."""
 
     def settle(self) -> None:
         """Freeze a report for every study that went quiet; looks without the lock, which is rarely needed."""
@@ -152,12 +156,14 @@ class Tasks:
         )
 
     def purge(self) -> None:
-        """Delete what `retention_days` and `quarantine_days` let go; the rows stay, but counts of old refusals.
+        """Delete what `retention_days` and `quarantine_days` let go.
 
+        The rows stay, but counts of old refusals and associations that brought nothing: no sum names them.
         A row says *purged* first: a crash between leaves files without use, which the orphan sweep takes.
         """
         self._purge_studies()
         self._purge_quarantine()
+        self._purge_associations()
         with session_scope(self._engine) as session:
             day = db_now(session).astimezone().date()
             facts.purge_refused_contexts(session, before=day - timedelta(days=REFUSED_CONTEXTS_DAYS))
@@ -168,7 +174,7 @@ class Tasks:
         with read_scope(self._engine) as session:
             now = db_now(session)
             older_than = now - timedelta(days=self._settings.store.retention_days)
-            candidates = facts.purgeable_studies(session, older_than=older_than, now=now, limit=500)
+            candidates = facts.purgeable_studies(session, older_than=older_than, now=now, limit=CHUNK)
         for study_id, paths in candidates:
             with session_scope(self._engine) as session:
                 is_purged = facts.mark_purged(session, study_id, now=db_now(session), paths=paths)
@@ -186,12 +192,25 @@ class Tasks:
             if not purged:
                 return
 
+    def _purge_associations(self) -> None:
+        """Look first, without a lock: nobody who sends is to wait for it."""
+        days = self._settings.store.retention_days
+        while days > 0:
+            with read_scope(self._engine) as session:
+                before, since = db_now(session) - timedelta(days=days), self._associations_until
+                empty = facts.empty_associations(session, since=since, before=before, limit=CHUNK)
+            self._associations_until = empty[-1][1] if empty else before
+            if not empty:
+                return
+            with session_scope(self._engine) as session:
+                facts.delete_associations(session, [association_id for association_id, _ in empty])
+
     def sweep_orphans(self) -> None:
         """Delete files that no row names: what a crash between file and transaction leaves."""
         self._store.sweep_incoming(older_than_s=3600 * self._settings.store.orphan_hours)
         candidates = list(self._store.iterate(older_than_s=3600 * self._settings.store.orphan_hours))
-        for start in range(0, len(candidates), 500):
-            chunk = candidates[start : start + 500]
+        for start in range(0, len(candidates), CHUNK):
+            chunk = candidates[start : start + CHUNK]
             with session_scope(self._engine) as session:
                 known = facts.known_paths(session, chunk)
                 orphans = [path for path in chunk if path not in known]

@@ -10,7 +10,7 @@ from sqlalchemy import update
 
 from db import facts
 from db.engine import Session
-from db.facts import NewInstance, NewPrediction, NewWarning
+from db.facts import NewInstance, NewPrediction, WarningFacts
 from db.queue import QueuePolicy
 from db.tables import Answer, Job, JobState
 
@@ -67,8 +67,8 @@ def make_prediction(probability: float = 0.07, **changes: Any) -> NewPrediction:
     return NewPrediction(**(fields | changes))
 
 
-LATERAL = NewWarning(code="lateral_view", severity="forbids", text="A lateral view")
-LOW_CONFIDENCE = NewWarning(code="low_confidence", severity="warning", text="Close to the threshold")
+LATERAL = WarningFacts(code="lateral_view", severity="forbids", text="A lateral view")
+LOW_CONFIDENCE = WarningFacts(code="low_confidence", severity="warning", text="Close to the threshold")
 
 
 def add_image(session: Session, number: int = 1, *, now: datetime = NOON, **changes: Any) -> facts.Accepted:

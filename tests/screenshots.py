@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from PIL import Image
 
 from db.engine import make_engine, migrate
-from db.facts import NewWarning
+from db.facts import WarningFacts
 from db.tables import DeliveryState
 from pacs_node.settings import NodeSettings, Settings
 from pacs_node.settings.web import WebSettings
@@ -95,7 +95,7 @@ def _add(world: World, number: int, case: Case, model: dict[str, str]) -> object
     common |= {"study_date": datetime.now(UTC).date()}
     received = world.receive(number, data=as_bytes(radiograph_from_jpeg(path, seed=number)), **common)
     severity = "forbids" if case.probability is None else "warning"
-    notes = [NewWarning(code="noted", severity=severity, text=case.note)] if case.note else []
+    notes = [WarningFacts(code="noted", severity=severity, text=case.note)] if case.note else []
     world.judge(received.instance_id, case.probability, notes, **POINT, **model)
     if number == 1:
         lateral = data_folder("originals") / CASES[6].file

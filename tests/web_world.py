@@ -22,7 +22,7 @@ from sqlalchemy import Engine, select
 from db import audit, facts, queue
 from db.audit import Action
 from db.engine import DatabaseAway, Session, db_now, read_scope, session_scope
-from db.facts import BuiltObject, NewPrediction, NewWarning, accounts, credentials
+from db.facts import BuiltObject, NewPrediction, WarningFacts, accounts, credentials
 from db.tables import Delivery, DeliveryState, JobKind, Report, Role
 from models.registry import Registry
 from pacs_node.passwords import hash_password, new_secret
@@ -36,8 +36,10 @@ from tests.builders import as_bytes, make_radiograph
 from tests.records import NOON, POLICY, end_jobs, make_instance, make_prediction
 
 SR_CLASS = "1.2.840.10008.5.1.4.1.1.88.34"
-LATERAL = NewWarning(code="not_frontal", severity="forbids", text="The view is lateral; only frontal views are judged.")
-UNKNOWN_VIEW = NewWarning(code="view_unknown", severity="warning", text="The view is not stated.")
+LATERAL = WarningFacts(
+    code="not_frontal", severity="forbids", text="The view is lateral; only frontal views are judged."
+)
+UNKNOWN_VIEW = WarningFacts(code="view_unknown", severity="warning", text="The view is not stated.")
 BASE_URL = "http://127.0.0.1:8000"
 PROBLEM = "application/problem+json"
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -120,7 +122,7 @@ class World:
             return facts.add_instance(session, make_instance(number, study=study, **(own | changes)), now=now)
 
     def judge(
-        self, instance_id: UUID, probability: float | None, warnings: Sequence[NewWarning] = (), **changes: Any
+        self, instance_id: UUID, probability: float | None, warnings: Sequence[WarningFacts] = (), **changes: Any
     ) -> None:
         """Record what the worker found; without a probability the image is not analysed."""
         found: list[NewPrediction] = [] if probability is None else [make_prediction(probability, **changes)]

@@ -3,7 +3,15 @@
 from db.engine import NoSuchRecord
 from db.facts.again import CannotBeRepeated, rerun_instance, resend_delivery
 from db.facts.arrival import Identity, NewInstance
-from db.facts.associations import beat, close_association, count_open, lose_associations, open_association
+from db.facts.associations import (
+    beat,
+    close_association,
+    count_open,
+    delete_associations,
+    empty_associations,
+    lose_associations,
+    open_association,
+)
 from db.facts.commitments import (
     OpenRequest,
     Question,
@@ -35,11 +43,9 @@ from db.facts.devices import SeenDevice, note_devices
 from db.facts.exports import ReviewedStudy, StandingVerdict, record_export, reviewed_studies, reviewed_study
 from db.facts.heatmaps import NewHeatmap, heatmap_by, heatmap_of, record_heatmap
 from db.facts.holds import hold_study, release_study
-from db.facts.images import ImageFacts, PredictionFacts, WarningFacts
+from db.facts.images import ImageFacts, NewPrediction, PredictionFacts, WarningFacts
 from db.facts.judgements import (
     InstanceFile,
-    NewPrediction,
-    NewWarning,
     instance_files,
     record_failure,
     record_judgement,
@@ -163,7 +169,6 @@ __all__ = [
     "NewHeatmap",
     "NewInstance",
     "NewPrediction",
-    "NewWarning",
     "NoSuchRecord",
     "OpenRequest",
     "Origin",
@@ -215,9 +220,11 @@ __all__ = [
     "count_stuck_studies",
     "count_waiting_requests",
     "counts",
+    "delete_associations",
     "deliveries_of",
     "delivery_facts",
     "earlier_deliveries",
+    "empty_associations",
     "events_after",
     "follow_review",
     "freeze_report",

@@ -44,18 +44,16 @@ def rerun_instance(session: Session, instance_id: UUID, *, actor: str, now: date
     CannotBeRepeated
         It is never judged, its sender rejected it, its bytes are gone, or it waits already.
     """
-    query = (
-        select(_INSTANCES.c.study_id, _INSTANCES.c.is_judged, _STUDIES.c.purged_at)
-        .join(_STUDIES, _STUDIES.c.id == _INSTANCES.c.study_id)
-        .where(_INSTANCES.c.id == instance_id)
+    query = select(_INSTANCES.c.study_id, _INSTANCES.c.is_judged, _INSTANCES.c.gone_at).where(
+        _INSTANCES.c.id == instance_id
     )
     found = session.execute(query).one_or_none()
     if found is None:
         raise NoSuchRecord(f"no instance {instance_id}")
     if not found.is_judged:
         raise CannotBeRepeated("This object is stored and never judged.")
-    if found.purged_at is not None:
-        raise CannotBeRepeated("The input images of this study were purged after the retention time.")
+    if found.gone_at is not None:
+        raise CannotBeRepeated("The stored file of this image is gone, purged after the retention time or lost.")
     _refuse_if_under_way(session, JobKind.INFER, instance_id)
     if not judge_again(session, [instance_id], now=now):
         raise CannotBeRepeated("The sender rejected this image.")

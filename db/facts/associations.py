@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import delete, exists, func, insert, select, update
 
 from db.engine import Session
-from db.tables import Association, rows_of
+from db.tables import Association, Instance, Receipt, rows_of
 
-_TABLE = rows_of(Association)
+_TABLE, _INSTANCES, _RECEIPTS = rows_of(Association), rows_of(Instance), rows_of(Receipt)
 RELEASED = "released"
 LOST = "lost"
 """What is written for an association whose listener fell silent."""
@@ -56,3 +57,23 @@ def count_open(session: Session, calling_ae_title: str | None = None) -> int:
     if calling_ae_title is not None:
         query = query.where(_TABLE.c.calling_ae_title == calling_ae_title)
     return session.execute(query).scalar_one()
+
+
+def empty_associations(
+    session: Session, *, since: datetime, before: datetime, limit: int
+) -> list[tuple[UUID, datetime]]:
+    """Return associations that brought nothing and ended in this time, and when; the first ended first.
+
+    The others stay with what they brought: they say who sent it.
+    """
+    is_named = (exists().where(table.c.association_id == _TABLE.c.id) for table in (_INSTANCES, _RECEIPTS))
+    query = select(_TABLE.c.id, _TABLE.c.released_at).where(
+        _TABLE.c.released_at >= since, _TABLE.c.released_at < before, *(~one for one in is_named)
+    )
+    rows = session.execute(query.order_by(_TABLE.c.released_at).limit(limit))
+    return [(association_id, released_at) for association_id, released_at in rows]
+
+
+def delete_associations(session: Session, association_ids: Collection[UUID]) -> None:
+    """Delete associations that brought nothing."""
+    session.execute(delete(_TABLE).where(_TABLE.c.id.in_(association_ids)))

@@ -22,7 +22,6 @@ from db.tables import (
     Job,
     JobKind,
     JobState,
-    Study,
     rows_of,
 )
 
@@ -65,7 +64,7 @@ class OpenRequest:
 
 _DELIVERIES, _DELIVERED, _JOBS = rows_of(Delivery), rows_of(DeliveredObject), rows_of(Job)
 _COMMITMENTS, _REQUESTS = rows_of(Commitment), rows_of(CommitmentRequest)
-_INSTANCES, _STUDIES = rows_of(Instance), rows_of(Study)
+_INSTANCES = rows_of(Instance)
 
 
 def commitments_due(session: Session, destinations: Collection[str], *, now: datetime) -> frozenset[str]:
@@ -244,7 +243,7 @@ def add_commitment_request(
     if added is None:
         return False
     details = {"objects": len(objects), "transaction_uid": transaction_uid}
-    actor = f"ae:{calling_ae_title}"
+    actor = audit.peer(calling_ae_title)
     audit.append(session, Action.COMMITMENT_REQUESTED, actor=actor, subject_id=added, details=details, now=now)
     return True
 
@@ -284,11 +283,10 @@ def is_commitment_requested(session: Session, *, now: datetime) -> bool:
 
 
 def kept_classes(session: Session, sop_instance_uids: Collection[str]) -> dict[str, str]:
-    """Return SOP Instance UID -> SOP Class UID of those objects that are stored here and not purged."""
-    query = (
-        select(_INSTANCES.c.sop_instance_uid, _INSTANCES.c.sop_class_uid)
-        .join(_STUDIES, _STUDIES.c.id == _INSTANCES.c.study_id)
-        .where(_INSTANCES.c.sop_instance_uid.in_(sop_instance_uids), _STUDIES.c.purged_at.is_(None))
+    """Return SOP Instance UID -> SOP Class UID of those objects that are stored here and not gone."""
+    is_asked = _INSTANCES.c.sop_instance_uid.in_(sop_instance_uids)
+    query = select(_INSTANCES.c.sop_instance_uid, _INSTANCES.c.sop_class_uid).where(
+        is_asked, _INSTANCES.c.gone_at.is_(None)
     )
     return {row.sop_instance_uid: row.sop_class_uid for row in session.execute(query)}
 

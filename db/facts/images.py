@@ -13,10 +13,9 @@ from db.tables import Instance, InstanceState, Prediction, Series, Warning, rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PredictionFacts:
-    """What the model said about one finding in one image."""
+class NewPrediction:
+    """What the model says about one finding in one image."""
 
-    prediction_id: UUID
     finding: str
     probability: float
     """In [0, 1]."""
@@ -28,6 +27,13 @@ class PredictionFacts:
     model_name: str
     model_version: str
     processing_time_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictionFacts(NewPrediction):
+    """What the model said, as it is recorded."""
+
+    prediction_id: UUID
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +62,6 @@ class ImageFacts:
 
 _INSTANCES, _SERIES = rows_of(Instance), rows_of(Series)
 _PREDICTIONS, _WARNINGS = rows_of(Prediction), rows_of(Warning)
-_JUDGED = {name: _PREDICTIONS.c[name] for name in PredictionFacts.__dataclass_fields__ if name != "prediction_id"}
-_WARNED = {name: _WARNINGS.c[name] for name in WarningFacts.__dataclass_fields__}
 _RECEIVED = (
     _INSTANCES.c.id.label("instance_id"),
     *(_INSTANCES.c[name] for name in ("sop_instance_uid", "sop_class_uid", "path", "state", "is_judged")),
@@ -91,14 +95,14 @@ def _images_where(session: Session, condition: ColumnElement[bool]) -> tuple[Ima
 def predictions_where(session: Session, condition: ColumnElement[bool]) -> dict[UUID, tuple[PredictionFacts, ...]]:
     """Return the newest predictions of the instances that `condition` chooses, in order of finding."""
     query = (
-        select(_PREDICTIONS.c.instance_id, _PREDICTIONS.c.id.label("prediction_id"), *_JUDGED.values())
+        select(*(_PREDICTIONS.c[name] for name in ("instance_id", *NewPrediction.__dataclass_fields__)))
+        .add_columns(_PREDICTIONS.c.id.label("prediction_id"))
         .join(_INSTANCES, _INSTANCES.c.id == _PREDICTIONS.c.instance_id)
         .where(condition, _PREDICTIONS.c.superseded_at.is_(None))
         .order_by(_PREDICTIONS.c.finding)
     )
     found: dict[UUID, tuple[PredictionFacts, ...]] = {}
-    for row in session.execute(query):
-        instance_id, *values = row
+    for instance_id, *values in session.execute(query):
         fact = PredictionFacts(**dict(zip(PredictionFacts.__dataclass_fields__, values, strict=True)))
         found[instance_id] = (*found.get(instance_id, ()), fact)
     return found
@@ -107,14 +111,15 @@ def predictions_where(session: Session, condition: ColumnElement[bool]) -> dict[
 def warnings_where(session: Session, condition: ColumnElement[bool]) -> dict[UUID, tuple[WarningFacts, ...]]:
     """Return the warnings of the newest judgement of the instances that `condition` chooses, in order of code."""
     query = (
-        select(_WARNINGS.c.instance_id, *_WARNED.values())
+        select(*(_WARNINGS.c[name] for name in ("instance_id", *WarningFacts.__dataclass_fields__)))
         .join(_INSTANCES, _INSTANCES.c.id == _WARNINGS.c.instance_id)
         .where(condition, _WARNINGS.c.superseded_at.is_(None))
         .order_by(_WARNINGS.c.code)
     )
     found: dict[UUID, tuple[WarningFacts, ...]] = {}
-    for instance_id, code, severity, text in session.execute(query):
-        found[instance_id] = (*found.get(instance_id, ()), WarningFacts(code=code, severity=severity, text=text))
+    for instance_id, *values in session.execute(query):
+        fact = WarningFacts(**dict(zip(WarningFacts.__dataclass_fields__, values, strict=True)))
+        found[instance_id] = (*found.get(instance_id, ()), fact)
     return found
 
 

@@ -19,37 +19,11 @@ from db.audit import Action
 from db.engine import NoSuchRecord, Session
 from db.facts.arrival import clean
 from db.facts.devices import SeenDevice
-from db.facts.images import ImageFacts, WarningFacts, image_of
+from db.facts.images import ImageFacts, NewPrediction, WarningFacts, image_of
 from db.tables import Instance, InstanceState, Prediction, Study, Warning, rows_of
 
 ERROR_CHARACTERS = 500
 """Of an error that a warning quotes; the job keeps more."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewPrediction:
-    """What the model says about one finding in one image."""
-
-    finding: str
-    probability: float
-    """In [0, 1]."""
-    confidence: float
-    """100 max(p, 1 - p), percent."""
-    threshold: float
-    abstain_low: float
-    abstain_high: float
-    model_name: str
-    model_version: str
-    processing_time_ms: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewWarning:
-    """A coded remark about one image; severity `forbids` = the reason why there is no answer."""
-
-    code: str
-    severity: str
-    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +57,7 @@ def record_judgement(
     instance_id: UUID,
     *,
     predictions: Sequence[NewPrediction],
-    warnings: Sequence[NewWarning],
+    warnings: Sequence[WarningFacts],
     voi: str | None,
     device: SeenDevice | None = None,
     view: str = "",
@@ -117,18 +91,26 @@ def record_judgement(
     audit.append(session, action, actor="worker", subject_id=instance_id, details=details, now=now)
 
 
-def record_failure(session: Session, instance_id: UUID, *, error_text: str, now: datetime) -> None:
+def record_failure(
+    session: Session, instance_id: UUID, *, error_text: str, is_gone: bool = False, now: datetime
+) -> None:
     """Record that an image could not be processed: kept, listed, and run again by an operator.
+
+    Parameters
+    ----------
+    is_gone
+        Its bytes are not there any more: it runs again when they come again.
 
     Raises
     ------
     NoSuchRecord
         There is no such instance.
     """
-    warning = NewWarning(code="processing_failed", severity="forbids", text=clean(error_text)[:ERROR_CHARACTERS])
+    warning = WarningFacts(code="processing_failed", severity="forbids", text=clean(error_text)[:ERROR_CHARACTERS])
     if not _take_turn(session, instance_id, InstanceState.FAILED, [], [warning], now):
         return
-    session.execute(update(_INSTANCES).where(_INSTANCES.c.id == instance_id).values(state=InstanceState.FAILED))
+    told = {"state": InstanceState.FAILED} | ({"gone_at": func.coalesce(_INSTANCES.c.gone_at, now)} if is_gone else {})
+    session.execute(update(_INSTANCES).where(_INSTANCES.c.id == instance_id).values(told))
     audit.append(session, Action.INSTANCE_FAILED, actor="worker", subject_id=instance_id, now=now)
 
 
@@ -145,7 +127,7 @@ def _take_turn(
     instance_id: UUID,
     state: InstanceState,
     predictions: Sequence[NewPrediction],
-    warnings: Sequence[NewWarning],
+    warnings: Sequence[WarningFacts],
     now: datetime,
 ) -> bool:
     """Write a judgement's rows and open the study's next report; False when exactly this is recorded already."""
@@ -180,7 +162,7 @@ def _supersede(session: Session, instance_id: UUID, now: datetime) -> None:
         session.execute(update(table).where(current).values(superseded_at=now))
 
 
-def _says(image: ImageFacts, predictions: Sequence[NewPrediction], warnings: Sequence[NewWarning]) -> bool:
+def _says(image: ImageFacts, predictions: Sequence[NewPrediction], warnings: Sequence[WarningFacts]) -> bool:
     """Tell whether the image's newest judgement is this one, however long it took."""
     told = {WarningFacts(code=w.code, severity=w.severity, text=clean(w.text)) for w in warnings}
     names = NewPrediction.__dataclass_fields__.keys() - {"processing_time_ms"}

@@ -18,6 +18,7 @@ from sqlalchemy import ColumnElement, FromClause, and_, null, select
 from sqlalchemy.sql.operators import is_
 
 from db.engine import Session
+from db.facts.images import PredictionFacts, WarningFacts
 from db.facts.paging import page, turn_to
 from db.facts.reviews import ReviewFacts, review_from
 from db.facts.study_filters import few_studies
@@ -74,34 +75,21 @@ class InstanceLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ResultFacts:
+class ResultFacts(PredictionFacts):
     """One prediction of an image's newest judgement."""
 
-    prediction_id: UUID
     study_id: UUID
     instance_id: UUID
-    finding: str
-    probability: float
-    confidence: float
-    threshold: float
-    abstain_low: float
-    abstain_high: float
-    model_name: str
-    model_version: str
-    processing_time_ms: float
     created_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WarningLine:
+class WarningLine(WarningFacts):
     """One warning of an image's newest judgement."""
 
     warning_id: UUID
     study_id: UUID
     instance_id: UUID
-    code: str
-    severity: str
-    text: str
     created_at: datetime
 
 
@@ -221,7 +209,7 @@ def _page(
     Parameters
     ----------
     line
-        Its first field is the row's id; the others are columns of the tables.
+        Its fields are columns of the tables, but one: the row's id, under the name of what it identifies.
     tables
         The list's own, and the one that names the study where that is another.
     at
@@ -230,9 +218,10 @@ def _page(
         What makes a line of a row; None = `line` does.
     """
     own, owner = tables[0].c, tables[-1].c
-    row_id, *names = line.__dataclass_fields__  # type: ignore[attr-defined]
-    columns = [own.id.label(row_id), *(own[name] if name in own else owner[name] for name in names)]
-    query = select(*columns).select_from(reduce(FromClause.join, tables))
+    names = list(line.__dataclass_fields__)  # type: ignore[attr-defined]
+    (row_id,) = (name for name in names if name not in own and name not in owner)
+    columns = [own[name] if name in own else owner[name] for name in names if name != row_id]
+    query = select(own.id.label(row_id), *columns).select_from(reduce(FromClause.join, tables))
     query = query.where(*_asked(asked, own[at]), *_of_studies(session, asked, owner.study_id))
     query = query.where(*(compare(column, value) for column, compare, value in filters if value is not None))
     is_descending = not asked.is_oldest_first

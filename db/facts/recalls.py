@@ -162,8 +162,8 @@ def judge_again(session: Session, instance_ids: Collection[UUID], *, now: dateti
     """Queue images to be judged by the model that is active then; what was said stands until then. Return how many."""
     rejected = select(_REJECTED.c.sop_instance_uid).where(_REJECTED.c.applied_at.is_not(None))
     can_be = and_(_INSTANCES.c.id.in_(instance_ids), _INSTANCES.c.sop_instance_uid.not_in(rejected))
-    query = select(_INSTANCES.c.id).join(_STUDIES, _STUDIES.c.id == _INSTANCES.c.study_id)
-    again = session.execute(query.where(can_be, _STUDIES.c.purged_at.is_(None))).scalars().all()
+    here = select(_INSTANCES.c.id).where(_INSTANCES.c.gone_at.is_(None))
+    again = session.execute(here.where(can_be)).scalars().all()
     for instance_id in again:
         queue.requeue(session, JobKind.INFER, instance_id, now=now)
     return len(again)

@@ -35,6 +35,8 @@ class Accepted:
     instance_id: UUID
     study_id: UUID
     hold: Hold | None
+    is_kept: bool
+    """A row names the new bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +52,10 @@ class StoredCopy:
     series_instance_uid: str
     identity: Identity
     """As the first instance of its study said."""
+    state: InstanceState
     hold: Hold | None
+    gone_at: datetime | None
+    """None: its bytes are here."""
 
 
 _STUDIES, _SERIES, _INSTANCES, _RECEIPTS = rows_of(Study), rows_of(Series), rows_of(Instance), rows_of(Receipt)
@@ -60,6 +65,7 @@ _COPY = (
     select(
         _INSTANCES.c.id.label("instance_id"),
         *(_INSTANCES.c[name] for name in ("study_id", "path", "digest", "sop_class_uid", "transfer_syntax_uid")),
+        *(_INSTANCES.c[name] for name in ("state", "gone_at")),
         _SERIES.c.series_instance_uid,
         _STUDIES.c.hold,
         *_IDENTITY,
@@ -105,7 +111,8 @@ def add_instance(
     """Accept one durable object: its rows, its receipt, its job and its audit event.
 
     NEW: stored for the first time; queued to be judged, or *not analysed* with its reason.
-    DUPLICATE: it is here with the same data set, or in another transfer syntax with equal identity and pixels.
+    DUPLICATE: it is here with the same data set, or in another transfer syntax with equal identity and pixels. Where
+    the first copy's bytes are gone, these take their place, and an image that failed for want of them is judged.
     QUARANTINED: it is here with other content; the first stays, the bytes at `new.path` are kept and shown.
     A disagreement about whose study it is holds the study, see `db.facts.arrival`.
 
@@ -161,7 +168,7 @@ def record_refusal(
         In the node's own words.
     """
     details = {"status": status, "reason": reason}
-    actor = f"ae:{calling_ae_title}"
+    actor = audit.peer(calling_ae_title)
     audit.append(session, Action.INSTANCE_REFUSED, actor=actor, subject_id=association_id, details=details, now=now)
 
 
@@ -179,19 +186,27 @@ def _accept_copy(
             if agrees
             else "another patient or study under the same SOP Instance UID"
         )
+    is_back = outcome is Outcome.DUPLICATE and copy.gone_at is not None
+    if is_back:
+        _put_in_place(session, copy, new, now)
     _add_receipt(session, new, outcome, copy.instance_id, reason, now)
-    audit.append(
-        session,
-        action,
-        actor=_actor(new),
-        subject_id=copy.instance_id,
-        details={"reason": reason} if reason else None,
-        now=now,
-    )
+    details = {"reason": reason} if reason else {"is_back": True} if is_back else None
+    audit.append(session, action, actor=_actor(new), subject_id=copy.instance_id, details=details, now=now)
     if outcome is Outcome.QUARANTINED and not agrees:
         hold = Hold.IDENTITY_CONFLICT
         hold_study(session, copy.study_id, hold, actor=_actor(new), now=now)
-    return Accepted(outcome=outcome, instance_id=copy.instance_id, study_id=copy.study_id, hold=hold)
+    is_kept = is_back or outcome is Outcome.QUARANTINED
+    return Accepted(outcome=outcome, instance_id=copy.instance_id, study_id=copy.study_id, hold=hold, is_kept=is_kept)
+
+
+def _put_in_place(session: Session, copy: StoredCopy, new: NewInstance, now: datetime) -> None:
+    """Let new bytes stand for those of a copy that are gone; the retention time begins anew."""
+    here = {name: getattr(new, name) for name in ("path", "size_bytes", "transfer_syntax_uid")} | {"gone_at": None}
+    session.execute(update(_INSTANCES).where(_INSTANCES.c.id == copy.instance_id).values(here))
+    if copy.state is InstanceState.FAILED:
+        queue.requeue(session, JobKind.INFER, copy.instance_id, now=now)
+    touch = {"study": copy.study_id, "now": now, "urgency": new.priority, "judged_from": None}
+    session.execute(_TOUCH_STUDY, touch)
 
 
 def _is_same_image(copy: StoredCopy, new: NewInstance, same_pixels: SamePixels | None) -> bool:
@@ -223,7 +238,7 @@ def _accept_new(session: Session, new: NewInstance, found: Any, now: datetime) -
         session.execute(_TOUCH_STUDY, touch)
     if hold is not None and hold != before:
         hold_study(session, study_id, hold, actor=_actor(new), now=now)
-    return Accepted(outcome=Outcome.NEW, instance_id=instance_id, study_id=study_id, hold=hold)
+    return Accepted(outcome=Outcome.NEW, instance_id=instance_id, study_id=study_id, hold=hold, is_kept=True)
 
 
 def _add_study(session: Session, new: NewInstance, judged_from: datetime | None, now: datetime) -> Any:
@@ -298,4 +313,4 @@ def _identity_of(row: Any) -> Identity:
 
 
 def _actor(new: NewInstance) -> str:
-    return f"ae:{new.calling_ae_title}"
+    return audit.peer(new.calling_ae_title)

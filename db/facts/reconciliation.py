@@ -12,7 +12,7 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Text, func, select
 
-from db.audit import Action
+from db.audit import PEER, Action
 from db.engine import Session
 from db.facts.results import Conservation
 from db.tables import Association, AuditEvent, Instance, InstanceState, Outcome, Receipt, Study, rows_of
@@ -40,7 +40,6 @@ _ASSOCIATIONS, _INSTANCES, _RECEIPTS, _EVENTS = (
 )
 _STUDY_UID = rows_of(Study).c.study_instance_uid
 _REFUSALS = (Action.INSTANCE_REFUSED, Action.ASSOCIATION_REFUSED)
-_AE = "ae:"
 
 
 def sums_by_sender(session: Session, start: datetime, end: datetime) -> tuple[SenderCounts, ...]:
@@ -78,7 +77,7 @@ def _refusals(session: Session, start: datetime, end: datetime) -> Counter[str]:
         .where(_EVENTS.c.action.in_(_REFUSALS), *_within(_EVENTS.c.at, start, end))
         .group_by(_EVENTS.c.actor)
     )
-    return Counter({str(actor).removeprefix(_AE): count for actor, count in session.execute(query)})
+    return Counter({str(actor).removeprefix(PEER): count for actor, count in session.execute(query)})
 
 
 def _within(at: ColumnElement[datetime], start: datetime, end: datetime) -> tuple[ColumnElement[bool], ...]:

@@ -11,7 +11,8 @@ from sqlalchemy import ColumnElement, and_, exists, or_, select, update
 from db import audit
 from db.audit import Action
 from db.engine import Session, add_if_new
-from db.facts.judgements import NewWarning, record_judgement
+from db.facts.images import WarningFacts
+from db.facts.judgements import record_judgement
 from db.facts.withdrawals import withdraw_report
 from db.tables import (
     Association,
@@ -85,7 +86,7 @@ def apply_rejections(session: Session, *, text: str, now: datetime) -> int:
             _take_out(session, row.id, text, now)
             _withdraw_what_was_said(session, row, now)
         details = {"code": row.code, "sop_instance_uid": row.sop_instance_uid, "is_judged": row.is_judged}
-        actor = f"ae:{row.calling_ae_title}"
+        actor = audit.peer(row.calling_ae_title)
         audit.append(session, Action.IMAGE_REJECTED, actor=actor, subject_id=row.id, details=details, now=now)
     return len(rows)
 
@@ -114,7 +115,7 @@ def _take_out(session: Session, instance_id: UUID, text: str, now: datetime) -> 
     is_open = or_(_JOBS.c.state == JobState.READY, _JOBS.c.state == JobState.RUNNING, _JOBS.c.state == JobState.FAILED)
     ended = {"state": JobState.DONE, "lease_owner": None, "lease_until": None, "finished_at": now, "error": None}
     session.execute(update(_JOBS).where(job, is_open).values(**ended))
-    warning = NewWarning(code=REJECTED, severity="forbids", text=text)
+    warning = WarningFacts(code=REJECTED, severity="forbids", text=text)
     record_judgement(session, instance_id, predictions=[], warnings=[warning], voi=None, now=now)
 
 
@@ -127,5 +128,5 @@ def _withdraw_what_was_said(session: Session, rejected: object, now: datetime) -
         if any(
             image["instance_id"] == instance_id and image["state"] == InstanceState.ANALYSED.value for image in images
         ):
-            code, actor = rejected.code, f"ae:{rejected.calling_ae_title}"  # type: ignore[attr-defined]
+            code, actor = rejected.code, audit.peer(rejected.calling_ae_title)  # type: ignore[attr-defined]
             withdraw_report(session, report.id, code=code, actor=actor, now=now)

@@ -101,7 +101,7 @@ def instance_detail(session: Session, instance_id: UUID) -> InstanceDetail:
         select(
             *(_INSTANCES.c[n] for n in names),
             _STUDIES.c.study_instance_uid,
-            _STUDIES.c.purged_at.is_not(None).label("is_purged"),
+            _INSTANCES.c.gone_at.is_not(None).label("is_purged"),
         )
         .join(_STUDIES, _STUDIES.c.id == _INSTANCES.c.study_id)
         .where(_INSTANCES.c.id == instance_id)

@@ -55,9 +55,9 @@ def purgeable_studies(
 ) -> list[tuple[UUID, tuple[str, ...]]]:
     """Return studies whose input bytes may be deleted, with the paths of these and their pictures; the oldest first.
 
-    The last image came before `older_than`; nothing is held, unreported, waiting, failed or on its way; every delivery
-    was sent, or is that of a prior, which is not to be sent; and the last reader with a verdict did not disagree (that
-    keeps the images for the next training).
+    The last image came before `older_than`; nothing is held, unreported, waiting, failed or on its way (an image whose
+    bytes are gone keeps none of the others); every delivery was sent, or is that of a prior, which is not to be sent;
+    and the last reader with a verdict did not disagree (that keeps the images for the next training).
     """
     unsent = exists().where(
         _DELIVERIES.c.report_id == _REPORTS.c.id,
@@ -65,9 +65,12 @@ def purgeable_studies(
         _DELIVERIES.c.state != DeliveryState.SENT,
         ~and_(_DELIVERIES.c.state == DeliveryState.HELD, _DELIVERIES.c.reason == PRIOR),
     )
-    unfinished = exists().where(_JOBS.c.study_id == _STUDIES.c.id, _JOBS.c.state != JobState.DONE)
+    of_study = _INSTANCES.c.study_id == _STUDIES.c.id
+    gone = select(_INSTANCES.c.id).where(of_study, _INSTANCES.c.gone_at.is_not(None))
+    is_open = (_JOBS.c.state != JobState.DONE) & _JOBS.c.subject_id.not_in(gone)
+    unfinished = exists().where(_JOBS.c.study_id == _STUDIES.c.id, is_open)
     open_images = [InstanceState.WAITING, InstanceState.FAILED]
-    unjudged = exists().where(_INSTANCES.c.study_id == _STUDIES.c.id, _INSTANCES.c.state.in_(open_images))
+    unjudged = exists().where(of_study, _INSTANCES.c.state.in_(open_images), _INSTANCES.c.gone_at.is_(None))
     last_verdict = (
         select(_REVIEWS.c.verdict)
         .where(_REVIEWS.c.study_id == _STUDIES.c.id, _REVIEWS.c.verdict != Verdict.COMMENT)
@@ -102,6 +105,8 @@ def mark_purged(session: Session, study_id: UUID, now: datetime, *, paths: Colle
     if study is None or study.unreported_since is not None or (paths is not None and here - set(paths)):
         return False
     session.execute(update(_STUDIES).where(_STUDIES.c.id == study_id).values(purged_at=now))
+    is_here = (_INSTANCES.c.study_id == study_id) & _INSTANCES.c.gone_at.is_(None)
+    session.execute(update(_INSTANCES).where(is_here).values(gone_at=now))
     audit.append(session, Action.STUDY_PURGED, actor="tick", subject_id=study_id, details={"files": len(here)}, now=now)
     return True
 
@@ -133,13 +138,12 @@ def purge_quarantined(
 def known_paths(session: Session, paths: Iterable[str]) -> set[str]:
     """Return those of `paths` that a row needs: an image's, a quarantined object's, or of an object we made.
 
-    The images and pictures of a purged study are not needed: a crash in the middle of its purge leaves them to the
-    sweep.
+    Images that are gone and the pictures of a purged study are not needed: a crash in the middle of its purge leaves
+    them to the sweep.
     """
     wanted, known = list(paths), set[str]()
-    images = select(_INSTANCES.c.path).join(_STUDIES, _STUDIES.c.id == _INSTANCES.c.study_id)
     kept = (
-        (images.where(_STUDIES.c.purged_at.is_(None)), _INSTANCES.c.path),
+        (select(_INSTANCES.c.path).where(_INSTANCES.c.gone_at.is_(None)), _INSTANCES.c.path),
         (_HEATMAP_PATHS.where(_STUDIES.c.purged_at.is_(None)), _HEATMAPS.c.path),
         (_PICTURE_PATHS.where(_STUDIES.c.purged_at.is_(None)), _OBJECTS.c.path),
         (select(_OBJECTS.c.path).where(_OBJECTS.c.kind.not_in(_PICTURES)), _OBJECTS.c.path),

@@ -181,7 +181,7 @@ class Admission:
         logger.warning("An association was refused", extra=context | details)
         with session_scope(self._engine) as session:
             audit.append(
-                session, Action.ASSOCIATION_REFUSED, actor=f"ae:{calling}", details=details, now=db_now(session)
+                session, Action.ASSOCIATION_REFUSED, actor=audit.peer(calling), details=details, now=db_now(session)
             )
 
     def _is_news(self, reason: str, calling: str, address: str) -> bool:

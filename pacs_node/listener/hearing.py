@@ -51,7 +51,7 @@ class Hearing:
         OutOfResources
             The database is away: the note is to be sent again.
         """
-        actor = f"ae:{caller.calling_ae_title}"
+        actor = audit.peer(caller.calling_ae_title)
         try:
             with session_scope(self._engine) as session:
                 now = db_now(session)

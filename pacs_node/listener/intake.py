@@ -136,9 +136,9 @@ class Intake:
                 raise mismatch
             stored = _keep(part)
         accepted = self._file(header, stored, reception)
-        if accepted.outcome is Outcome.DUPLICATE:
+        if not accepted.is_kept:
             self._store.delete(stored.path)
-        elif accepted.outcome is Outcome.QUARANTINED:
+        if accepted.outcome is Outcome.QUARANTINED:
             logger.error(
                 "An object came again with other content: the first stays, the second is quarantined",
                 extra={"action": "instance_quarantined", "instance_id": str(accepted.instance_id)},

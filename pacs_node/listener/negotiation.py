@@ -28,6 +28,9 @@ from pacs_node.settings import DicomSettings
 
 logger = logging.getLogger(__name__)
 
+MOST_UNWRITTEN = 1000
+"""Associations whose refused contexts wait for the database; of more only the number is kept, for the log."""
+
 
 def application(settings: DicomSettings) -> AE:
     """Return what this node offers a peer that calls."""
@@ -77,13 +80,18 @@ class Refusals:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._unwritten: collections.deque[Negotiated] = collections.deque()
-        self._one_writer = threading.Lock()
+        self._dropped = 0
+        self._one_writer, self._one_reader = threading.Lock(), threading.Lock()
 
     def note(self, found: Negotiated) -> None:
         """Write down what was refused, if anything; later, with the next beat, if the database is away."""
         if not found.refused:
             return
-        self._unwritten.append(found)
+        with self._one_reader:
+            if len(self._unwritten) < MOST_UNWRITTEN:
+                self._unwritten.append(found)
+            else:
+                self._dropped += 1
         try:
             self.write()
         except DatabaseAway:
@@ -111,3 +119,8 @@ class Refusals:
                         now=now,
                     )
                 self._unwritten.popleft()
+        with self._one_reader:
+            dropped, self._dropped = self._dropped, 0
+        if dropped:
+            extra = {"action": "refusals_dropped", "associations": dropped}
+            logger.error("Refused contexts are not counted: too many waited for the database", extra=extra)

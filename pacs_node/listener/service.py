@@ -298,6 +298,8 @@ def _beat(admission: Admission, refusals: Refusals, store: ObjectStore, is_over:
             store.sweep_incoming(older_than_s=STALE_PART_S)
         except (DatabaseAway, OSError):
             logger.warning("The heartbeat waits: database or disk are away", extra={"action": "beat_failed"})
+        except Exception:  # a heart that stops would count all associations as lost while images still come
+            logger.exception("A heartbeat failed", extra={"action": "beat_failed"})
         if is_over.wait(BEAT_S):
             return
 

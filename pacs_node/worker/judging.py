@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from db import facts, queue
 from db.engine import db_now, session_scope
-from db.facts import InstanceFile, NewPrediction, NewWarning, SeenDevice
+from db.facts import InstanceFile, NewPrediction, SeenDevice, WarningFacts
 from db.queue import Job, LostLease, QueuePolicy
 from models.card import ModelCard
 from models.header import DeviceModel
@@ -38,6 +38,10 @@ RECALLED_RETRY = timedelta(seconds=2)
 """An image that a recalled model judged waits so long: time to take up the active one, and no busy loop without it."""
 
 
+class FileGone(Exception):
+    """An image's own file is missing in a store that is there: purged after the retention time, or lost."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """Claimed jobs whose images are being decoded; `decoding[i]` belongs to `jobs[i]`."""
@@ -52,7 +56,7 @@ class Judgement:
 
     job: Job
     predictions: tuple[NewPrediction, ...] = ()
-    warnings: tuple[NewWarning, ...] = ()
+    warnings: tuple[WarningFacts, ...] = ()
     voi: str | None = None
     device: SeenDevice | None = None
     """What took the image, if it was answered and says so."""
@@ -61,6 +65,8 @@ class Judgement:
     error: str | None = None
     is_store_away: bool = False
     """The file could not be opened: no fault of the image's, so it costs no attempt."""
+    is_gone: bool = False
+    """The file is missing for good: no other try can help until it comes again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +77,7 @@ class Examined:
     decoding_ms: float = 0.0
     error: str | None = None
     is_store_away: bool = False
+    is_gone: bool = False
 
 
 def timed_examination(path: str, card: ModelCard, age_policy: str) -> tuple[Examination, float]:
@@ -78,11 +85,18 @@ def timed_examination(path: str, card: ModelCard, age_policy: str) -> tuple[Exam
 
     Raises
     ------
+    FileGone
+        The store is there, the file is not.
     OSError
         The store is away: a fault to be retried, not a verdict on the image.
     """
     start = time.perf_counter()
-    Path(path).open("rb").close()
+    try:
+        Path(path).open("rb").close()
+    except FileNotFoundError as error:
+        if Path(path).parent.is_dir():  # a store's folders are never deleted: without them it is not mounted
+            raise FileGone("its stored file is gone, purged after the retention time or lost: send it again") from error
+        raise
     return examine_file(path, card, age_policy=age_policy), 1000 * (time.perf_counter() - start)
 
 
@@ -146,6 +160,8 @@ def _examined(job: Job, future: Any) -> Examined:
         if job.attempts == 0:
             return Examined(error=describe(error))
         return Examined(examination=_unreadable("decode_timeout" if isinstance(error, TookTooLong) else "undecodable"))
+    except FileGone as error:
+        return Examined(error=str(error), is_gone=True)
     except OSError as error:
         logger.warning("A stored file cannot be read", extra={"action": "store_away", "why": describe(error)})
         return Examined(error=describe(error), is_store_away=True)
@@ -162,7 +178,8 @@ def _unreadable(code: str) -> Examination:
 def _judgement(job: Job, examined: Examined, predictions: Sequence[Prediction], processing_time_ms: float) -> Judgement:
     examination = examined.examination
     if examination is None:
-        return Judgement(job=job, error=examined.error, is_store_away=examined.is_store_away)
+        is_store_away, is_gone = examined.is_store_away, examined.is_gone
+        return Judgement(job=job, error=examined.error, is_store_away=is_store_away, is_gone=is_gone)
     predictions, warnings = settled(predictions, examination.warnings)
     return Judgement(
         job=job,
@@ -174,8 +191,8 @@ def _judgement(job: Job, examined: Examined, predictions: Sequence[Prediction], 
     )
 
 
-def _warning(warning: ImageWarning) -> NewWarning:
-    return NewWarning(code=warning.code, severity=warning.severity.value, text=warning.text)
+def _warning(warning: ImageWarning) -> WarningFacts:
+    return WarningFacts(code=warning.code, severity=warning.severity.value, text=warning.text)
 
 
 def _seen(device: DeviceModel | None) -> SeenDevice | None:
@@ -254,8 +271,9 @@ def _record_one(session: Session, judgement: Judgement, policy: QueuePolicy, now
         queue.release(session, [job], now=now + STORE_RETRY)
         return
     if judgement.error is not None:
-        if queue.fail(session, job, error=judgement.error, now=now, policy=policy):
-            facts.record_failure(session, job.subject_id, error_text=judgement.error, now=now)
+        is_gone = judgement.is_gone
+        if queue.fail(session, job, error=judgement.error, now=now, policy=policy, permanent=is_gone):
+            facts.record_failure(session, job.subject_id, error_text=judgement.error, is_gone=is_gone, now=now)
         return
     queue.finish(session, job, now=now)
     facts.record_judgement(

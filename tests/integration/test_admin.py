@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 
 from db import facts, queue
 from db.engine import db_now, session_scope
-from db.facts import NewWarning
+from db.facts import WarningFacts
 from db.queue import JobKind
 from db.tables import Answer
 from models.codes import CODES
@@ -62,6 +62,6 @@ def test_study_says_what_to_do_about_what_was_not_judged(told, sqlite_engine: En
     with session_scope(sqlite_engine) as session:
         now = db_now(session)
         accepted = add_image(session, now=now)
-        turned = NewWarning(code="turned", severity="forbids", text="The stored image is rotated.")
+        turned = WarningFacts(code="turned", severity="forbids", text="The stored image is rotated.")
         facts.record_judgement(session, accepted.instance_id, predictions=[], warnings=[turned], voi=None, now=now)
     assert f"turned: {CODES['turned'].advice}" in told("studies", "show", str(accepted.study_id))

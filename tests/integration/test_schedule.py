@@ -7,19 +7,19 @@ import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, select, update
 
-from db import audit, facts
+from db import audit, facts, queue
 from db.engine import Session, db_now, read_scope, session_scope
-from db.tables import Answer, Hold, Receipt, Study
+from db.tables import Answer, Association, Hold, JobKind, Receipt, Study
 from pacs_node.schedule import Tasks
 from pacs_node.settings import Settings
 from pacs_node.store import ObjectStore
 from tests.builders import make_bundle
-from tests.records import judge, make_instance
+from tests.records import POLICY, judge, make_instance
 
 DAY_S = 86_400
 
@@ -137,6 +137,30 @@ def test_purge_takes_finished_old_studies_only(tmp_path: Path, store: ObjectStor
         assert "study_purged" in [record.action for record in audit.tail(session, 5)]
 
 
+def test_purge_of_a_study_that_came_alive_is_not_kept_back_by_an_image_that_is_gone(
+    tmp_path: Path, store: ObjectStore, engine: Engine
+) -> None:
+    tasks = make_tasks(tmp_path, engine, store={"retention_days": 30})
+    with session_scope(engine) as session:
+        gone = receive(session, store)
+        judge(session, gone.instance_id, now=db_now(session))
+        _finish(session, gone.study_id)
+        _received_days_ago(session, gone.study_id, 40)
+    tasks.purge()
+    with session_scope(engine) as session:
+        late, now = receive(session, store, 2), db_now(session)
+        path = stored_path(session, late.instance_id)
+        judge(session, late.instance_id, now=now)
+        queue.requeue(session, JobKind.INFER, gone.instance_id, now=now)
+        (job,) = queue.claim(session, JobKind.INFER, owner="a", limit=8, policy=POLICY, now=now)
+        assert queue.fail(session, job, error="gone", now=now, policy=POLICY, permanent=True)
+        facts.record_failure(session, gone.instance_id, error_text="gone", is_gone=True, now=now)
+        _finish(session, gone.study_id)
+        _received_days_ago(session, gone.study_id, 40)
+    tasks.purge()
+    assert not store.absolute(path).exists()
+
+
 def quarantine(session: Session, store: ObjectStore, days_ago: float, instance_id: UUID | None = None) -> str:
     path = store.place([b"unreadable"]).path
     now = db_now(session) - timedelta(days=days_ago)
@@ -178,6 +202,46 @@ def test_purge_keeps_a_year_of_refused_contexts(tmp_path: Path, engine: Engine) 
     with session_scope(engine) as session:
         kept = facts.list_refused_contexts(session, since=today - timedelta(days=1000), until=today)
     assert {one.abstract_syntax for one in kept} == {"1.2.0", "1.2.366"}
+
+
+def test_purge_takes_old_associations_that_brought_nothing_and_no_sum_changes(
+    tmp_path: Path, store: ObjectStore, engine: Engine
+) -> None:
+    with session_scope(engine) as session:
+        now = db_now(session)
+        old, young = now - timedelta(days=40), now - timedelta(days=20)
+        ids = {name: uuid4() for name in ("brought", "refused", "quarantined", "open", "young")}
+        for name, association_id in ids.items():
+            opened_at = young if name == "young" else old
+            facts.open_association(
+                session,
+                association_id=association_id,
+                listener=name,
+                calling_ae_title="CR_ROOM_1",
+                called_ae_title="PACS_NODE",
+                peer_address="127.0.0.1",
+                now=opened_at,
+            )
+            if name != "open":
+                facts.close_association(session, association_id, "released", opened_at)
+        facts.add_instance(session, make_instance(1, association_id=ids["brought"]), now=old)
+        facts.quarantine(
+            session,
+            path="quarantine/1",
+            digest="0",
+            size_bytes=1,
+            reason="",
+            association_id=ids["quarantined"],
+            now=old,
+        )
+        before = facts.sums_by_sender(session, old - timedelta(days=1), now)
+    tasks = make_tasks(tmp_path, engine)
+    tasks.purge()
+    tasks.purge()
+    with read_scope(engine) as session:
+        assert set(session.scalars(select(Association.id))) == set(ids.values()) - {ids["refused"]}
+        assert facts.sums_by_sender(session, old - timedelta(days=1), now) == before
+    make_tasks(tmp_path, engine, store={"retention_days": 0}).purge()
 
 
 def test_quarantine_is_kept_for_ever_where_the_config_says_so(

@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 
 from db import facts
 from db.engine import db_now, session_scope
-from db.facts import NewWarning, Region
+from db.facts import Region, WarningFacts
 from db.tables import Role, Verdict
 from pacs_node.settings import NodeSettings, PredictSettings, ReviewSettings, Settings
 from pacs_node.settings.web import WebSettings
@@ -124,7 +124,7 @@ def test_blind_review_needs_no_script(blind_world: World) -> None:
 
 def test_reader_who_hides_the_answer_is_offered_no_agreement(small_world: World) -> None:
     suspected, undecided = small_world.suspected(1), small_world.receive(2)
-    small_world.judge(undecided.instance_id, 0.55, [NewWarning(code="low_confidence", severity="warning", text="x")])
+    small_world.judge(undecided.instance_id, 0.55, [WarningFacts(code="low_confidence", severity="warning", text="x")])
     small_world.report(undecided.study_id)
     pages = [small_world.client().get(f"/studies/{i}").text for i in (suspected, undecided.study_id)]
     assert re.findall(r'data-say="(.)"', pages[0]) == ["A", "D", "U", "P", "N", "U"]

@@ -18,17 +18,19 @@ from sqlalchemy import Engine
 
 from db import facts, queue
 from db.engine import Session, db_now, make_engine, read_scope, session_scope
+from db.facts.again import CannotBeRepeated
 from db.tables import Answer, InstanceState, JobKind
 from models.predictor import DeviceOutOfMemory, Prediction, Predictor
 from models.registry import Registry
 from pacs_node.decoding import DecodingPool
 from pacs_node.report.answer import presence_of
+from pacs_node.schedule import Tasks
 from pacs_node.settings import Settings
 from pacs_node.store import ObjectStore
 from pacs_node.worker import judging
 from pacs_node.worker.service import run_worker
 from tests.builders import as_bytes, draw_chest, make_bundle, make_population, make_radiograph
-from tests.records import POLICY, make_instance
+from tests.records import POLICY, end_jobs, judge, make_instance
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +220,63 @@ def test_store_that_is_away_is_a_fault_to_retry_not_a_verdict(
     assert "FileNotFoundError" in (judgements[0].error or "")
     judging.record(engine, judgements, policy=POLICY)
     assert images(engine)[instance_id].state is InstanceState.WAITING
+
+
+def test_image_whose_file_is_gone_fails_at_once_and_is_judged_when_it_comes_again(
+    engine: Engine, store: ObjectStore, pool: DecodingPool, predictor: Predictor
+) -> None:
+    content = as_bytes(make_radiograph(seed=1))
+    with session_scope(engine) as session:
+        instance_id = receive(session, store, 1, content)
+        store.delete(facts.instance_files(session, [instance_id])[instance_id].path)
+    judging.record(engine, run_batch(engine, store, pool, predictor), policy=POLICY)
+    (image,) = images(engine).values()
+    assert (image.state, [warning.code for warning in image.warnings]) == (InstanceState.FAILED, ["processing_failed"])
+    with session_scope(engine) as session:
+        (job,) = queue.list_jobs(session, limit=10)
+        assert (job.state, job.attempts) == ("failed", 1)
+        assert "purged after the retention time or lost" in (job.error or "")
+        with pytest.raises(CannotBeRepeated, match="gone"):
+            facts.rerun_instance(session, instance_id, actor="a", now=db_now(session))
+        assert facts.kept_classes(session, [image.sop_instance_uid]) == {}
+        receive(session, store, 1, content)
+    judging.record(engine, run_batch(engine, store, pool, predictor), policy=POLICY)
+    assert images(engine)[instance_id].state is InstanceState.ANALYSED
+
+
+def test_purged_image_of_a_recalled_model_ends_failed_when_its_study_comes_alive_and_the_rest_is_answered(
+    engine: Engine, store: ObjectStore, pool: DecodingPool, predictor: Predictor, registry: Registry, tmp_path: Path
+) -> None:
+    tree = {
+        "node": {"data_dir": tmp_path, "secrets_dir": tmp_path / "secrets"},
+        "model": {"folder": str(registry.newest().folder.parents[1])},
+        "study": {"settle_s": 0, "idle_s": 0.001},
+    }
+    tasks = Tasks(Settings.model_validate(tree), engine)
+    with session_scope(engine) as session:
+        old = receive(session, store, 1, as_bytes(make_radiograph(seed=1)))
+        judge(session, old, 0.93, now=db_now(session))
+        file = facts.instance_files(session, [old])[old]
+    tasks.settle()
+    with session_scope(engine) as session:
+        now = db_now(session)
+        for job in queue.list_jobs(session, kind=JobKind.REPORT, limit=1):
+            end_jobs(session, job.subject_id)
+        assert facts.mark_purged(session, file.study_id, now=now)
+        store.delete(file.path)
+        assert facts.recall_model(session, "resnet50", "1.0.0", actor="a", now=now)
+        new = receive(session, store, 2, as_bytes(make_radiograph(seed=2)))
+    for _ in range(2):  # the new image; then the old one, which the report would have repeated
+        judging.record(engine, run_batch(engine, store, pool, predictor), policy=POLICY)
+        tasks.settle()
+    found = images(engine)
+    assert (found[old].state, found[new].state) == (InstanceState.FAILED, InstanceState.ANALYSED)
+    with read_scope(engine) as session:
+        report = facts.study_facts(session, file.study_id, lock=False).current_report
+        assert not queue.is_due(session, JobKind.INFER, now=db_now(session) + timedelta(days=1))
+    assert report is not None
+    assert report.revision == 2
+    assert [image["state"] for image in report.contents["images"]] == ["failed", "analysed"]
 
 
 def test_decoder_killed_once_is_tried_again_twice_is_a_verdict(

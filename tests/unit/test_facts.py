@@ -87,7 +87,7 @@ def test_second_image_joins_its_study_and_series(session: Session) -> None:
 def test_same_data_set_again_is_a_duplicate_without_a_job(session: Session) -> None:
     first = add_image(session)
     again = add_image(session)
-    assert again == replace(first, outcome=Outcome.DUPLICATE)
+    assert again == replace(first, outcome=Outcome.DUPLICATE, is_kept=False)
     assert [count(session, kind) for kind in (Instance, Receipt, Job)] == [1, 2, 1]
     assert actions(session)[-1] == Action.INSTANCE_DUPLICATE
 

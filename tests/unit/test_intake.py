@@ -21,8 +21,9 @@ from pacs_node.listener.header import encode_file_meta
 from pacs_node.listener.intake import Intake, Limits, Reception
 from pacs_node.listener.same_pixels import have_same_pixels, hold_same_pixels
 from pacs_node.store import ObjectStore, Part, data_set_offset
+from tests import records
 from tests.builders import as_bytes, make_radiograph, save
-from tests.records import NOON
+from tests.records import NOON, judge
 
 LIMITS = Limits(min_free_bytes=0, max_waiting=1000)
 RADIOGRAPH = {"rows": 32, "columns": 32, "bits_stored": 8}
@@ -117,6 +118,23 @@ def test_accept_keeps_one_file_when_the_same_image_comes_again(world: World) -> 
     assert len(world.rows(Job)) == 1
     assert world.counts().adds_up
     assert world.counts().duplicate == 1
+
+
+def test_accept_keeps_an_image_that_comes_again_after_it_was_purged(world: World) -> None:
+    dataset = make_radiograph(**RADIOGRAPH)
+    world.receive(dataset)
+    (before,) = world.rows(Instance)
+    with session_scope(world.engine) as session:
+        judge(session, before.id)
+        records.freeze(session, before.study_id)
+        assert facts.mark_purged(session, before.study_id, NOON)
+    world.store.delete(before.path)
+    assert world.receive(dataset) is Outcome.DUPLICATE
+    (instance,), (study,) = world.rows(Instance), world.rows(Study)
+    assert world.files() == [instance.path]
+    assert (instance.gone_at, study.purged_at, instance.state) == (None, None, InstanceState.ANALYSED)
+    assert study.last_received_at > before.received_at, "its retention time begins anew"
+    assert world.counts().adds_up
 
 
 def recoded(dataset: FileDataset, syntax: str) -> FileDataset:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from datetime import date, datetime
 
 import pytest
 from sqlalchemy import func, select
 
 from db import facts
-from db.engine import Engine, Session, db_now, session_scope
+from db.engine import DatabaseAway, Engine, Session, db_now, session_scope
 from db.facts import RefusedContexts, refusals
 from db.tables import RefusedContext
 from pacs_node.commands.reconcile import reconcile
+from pacs_node.listener import negotiation
 from tests.records import DAY, NOON, add_image
 from tests.unit.test_reconcile import open_from
 
@@ -76,6 +78,26 @@ def test_a_peer_with_ever_new_uids_fills_no_table(session: Session, monkeypatch:
 def test_what_is_no_uid_is_not_written_down(session: Session) -> None:
     refuse(session, ("DOE^JOHN", 3), ("1.2\n", 3), ("", 3), ("1." * 40, 3))
     assert found(session) == [("CT_1", refusals.OTHERS, 3, 1, 1)]
+
+
+def test_what_waits_for_the_database_is_bounded_and_what_was_dropped_is_said(
+    sqlite_engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(_: Engine) -> AbstractContextManager[Session]:
+        raise DatabaseAway("gone")
+
+    waiting = negotiation.Refusals(sqlite_engine)
+    with monkeypatch.context() as gone:
+        gone.setattr(negotiation, "session_scope", away)
+        gone.setattr(negotiation, "MOST_UNWRITTEN", 3)
+        for _ in range(5):
+            waiting.note(negotiation.Negotiated(calling_ae_title="CT_1", refused=frozenset({(CT, 3)}), is_empty=True))
+    for _ in range(2):
+        waiting.write()
+    (said,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert (said.action, said.associations) == ("refusals_dropped", 2)  # type: ignore[attr-defined]
+    with session_scope(sqlite_engine) as session:
+        assert facts.count_refused_contexts(session, day_of(db_now(session))) == {3: (3, 3)}
 
 
 def test_old_days_go(session: Session) -> None:
