@@ -54,7 +54,7 @@ class FailedJob:
     job: Job
     step: str
     because: str
-    """The last line of its error."""
+    """The last line of its error, without the way there."""
     tries: str
     at: str
 
@@ -78,6 +78,7 @@ def show_administration(web: WebContext, request: Request) -> HTMLResponse:
     with read_scope(web.engine) as session:
         now = db_now(session)
         events, older = facts.list_events(session, limit=EVENTS_SHOWN)
+        checked, _ = facts.list_events(session, action=Action.CHAIN_VERIFIED, limit=1)
         people, tokens, seen = accounts.list_accounts(session), credentials.list_tokens(session), last_seen(session)
         context = {
             "jobs": [(STATES.get(state, state.value), n) for state, n in _job_states(session).items()],
@@ -93,6 +94,7 @@ def show_administration(web: WebContext, request: Request) -> HTMLResponse:
             ],
             "events": events,
             "older": cursor_out(older) or "",
+            "checked": checked[0] if checked else None,
             "quarantined": len(facts.list_quarantined(session, limit=200)[0]),
             "reviewed": len(facts.reviewed_studies(session, None)),
         }
@@ -142,7 +144,7 @@ def _failed(job: Job, now: datetime) -> FailedJob:
     return FailedJob(
         job=job,
         step=STEPS.get(job.kind, job.kind.value),
-        because=lines[-1] if lines else "no reason was recorded",
+        because=lines[-1].partition(" < ")[0] if lines else "no reason was recorded",
         tries=f"{job.attempts}{crashes}",
         at=words.clock(job.finished_at or job.created_at, now),
     )
