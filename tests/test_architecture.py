@@ -42,7 +42,7 @@ OWNERS = {
 LEVELS = (
     {"cli", "commands", "demo"},
     {"listener", "worker", "delivery", "schedule", "web"},
-    {"export", "recall", "report", "dimse", "told"},
+    {"export", "recall", "report", "rollout", "dimse", "told"},
     {
         *("conformance", "decoding", "errors", "identity", "invitations", "lease", "log", "passwords", "phantom"),
         *("settings", "store", "supervisor", "wiring"),

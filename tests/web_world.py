@@ -197,8 +197,9 @@ def make_world(
 ) -> World:
     """Return a node without a study; the model `drawn` answers where there is one. Without `web` nobody logs in."""
     if (models / "drawn").exists():
+        card = Registry([models]).find("drawn", "0.0.1")
         with contextlib.suppress(DatabaseAway), session_scope(engine) as session:
-            facts.add_model_version(session, "drawn", "0.0.1", "0" * 64, actor="test", now=NOON)
+            facts.add_model_version(session, "drawn", "0.0.1", card.weights_sha256, actor="test", now=NOON)
             facts.activate_model(session, "drawn", "0.0.1", actor="test", now=NOON)
     web = web or WebSettings(authentication="off")
     predict = PredictSettings(is_preloaded=False)  # its seconds and memory are for the tests that upload

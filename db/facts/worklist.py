@@ -72,6 +72,8 @@ class StudySummary:
     """A reader's verdict on the current report stands."""
     patient_name: str = field(repr=False)
     patient_id: str = field(repr=False)
+    patient_birth_date: str = field(repr=False)
+    patient_sex: str = field(repr=False)
     accession_number: str = field(repr=False)
     study_date: date | None
 
@@ -83,14 +85,20 @@ class StudyDetail:
     summary: StudySummary
     study_instance_uid: str
     issuer_of_patient_id: str = field(repr=False)
-    patient_birth_date: str = field(repr=False)
-    patient_sex: str = field(repr=False)
     study_description: str = field(repr=False)
     purged_at: datetime | None
     images: tuple[ImageFacts, ...]
     reports: tuple[ReportFacts, ...]
     """Every revision, the first one first."""
     reviews: tuple[ReviewFacts, ...]
+
+    @property
+    def patient_birth_date(self) -> str:
+        return self.summary.patient_birth_date
+
+    @property
+    def patient_sex(self) -> str:
+        return self.summary.patient_sex
 
 
 _STUDIES, _INSTANCES, _WARNINGS, _DELIVERIES = STUDIES, rows_of(Instance), rows_of(Warning), rows_of(Delivery)
@@ -103,7 +111,10 @@ _LINE = (
             _STUDIES.c[n]
             for n in ("last_received_at", "calling_ae_title", "revision", "hold", "priority", "study_date")
         ),
-        *(_STUDIES.c[n] for n in ("patient_name", "patient_id", "accession_number")),
+        *(
+            _STUDIES.c[n]
+            for n in ("patient_name", "patient_id", "patient_birth_date", "patient_sex", "accession_number")
+        ),
         STATE.label("state"),
         _BUILDING.c.id.label("failed_job_id"),
         _REPORTS.c.id.label("report_id"),
@@ -199,8 +210,6 @@ def study_detail(session: Session, study_id: UUID) -> StudyDetail:
     names = (
         "study_instance_uid",
         "issuer_of_patient_id",
-        "patient_birth_date",
-        "patient_sex",
         "study_description",
         "purged_at",
     )

@@ -74,10 +74,14 @@ class Web:
         ModelError
             There is none, or its card cannot be read.
         """
-        now = time.monotonic()
-        if self._kept.card is None or now - self._kept.card[0] > CARD_S:
-            self._kept.card = (now, active_card(self.engine, self.registry))
-        return self._kept.card[1]
+        now, kept = time.monotonic(), self._kept.card
+        if kept is None or now - kept[0] > CARD_S:
+            kept = self._kept.card = (now, active_card(self.engine, self.registry))
+        return kept[1]
+
+    def forget_card(self) -> None:
+        """Read the card anew at the next question: another version answers."""
+        self._kept.card = None
 
     def model_line(self) -> str:
         """Return what stands at the foot of every page about the model; never raises, an error page has a foot too."""

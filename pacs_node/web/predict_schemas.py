@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from pacs_node.web.schemas import Body, Schema, WarningOut, Written
+from pacs_node.web.schemas import Body, ModelName, Schema, WarningOut, Written
 
 BATCH_MAX = 64
 SUCCESS: Literal["success"] = "success"
@@ -55,13 +55,6 @@ class ImageSize(Schema):
 
     width: int = Field(examples=[1024])
     height: int = Field(examples=[1024])
-
-
-class ModelName(Schema):
-    """Which version answered."""
-
-    name: str = Field(examples=["chest-pneumonia"])
-    version: str = Field(examples=["0.1.0"])
 
 
 class PredictionAnswer(Schema):

@@ -16,14 +16,13 @@ from pacs_node.settings.web import STUDY_FIELD
 from pacs_node.web import words
 from pacs_node.web.choices import Choice, choices_for, veiled_choices
 from pacs_node.web.reviewing import VERDICTS, ReviewView, review_view
+from pacs_node.web.rows import Point, patient_line
 from pacs_node.web.words import Kind, Saying, Sentence
-from pacs_node.web.worklist import Point
 
 _CAUTION = {
     Kind.POSITIVE: "Above the threshold. The model knows pneumonia only; it is blind to any other finding.",
     Kind.NEGATIVE: "Below the threshold. The model knows pneumonia only; this does not exclude any other finding.",
 }
-_SEXES = {"F": "F", "M": "M", "O": "other"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +132,7 @@ def study_view(
         is_settled=summary.state in ("answered", "held", "failed"),
         patient_name=words.readable_name(summary.patient_name),
         patient_id=summary.patient_id or "no patient id",
-        patient_line=_patient_line(study, now),
+        patient_line=patient_line(study.summary, now),
         accession_number=summary.accession_number,
         study_line=_study_line(study),
         images=views,
@@ -239,12 +238,6 @@ def _prior_view(prior: StudyDetail, beside: UUID | None) -> PriorView:
         read=read,
         is_beside=summary.study_id == beside,
     )
-
-
-def _patient_line(study: StudyDetail, now: datetime) -> str:
-    summary, born = study.summary, study.patient_birth_date
-    parts = [summary.patient_id or "no patient id", _SEXES.get(study.patient_sex, "")]
-    return ", ".join(part for part in [*parts, words.age_text(born, summary.study_date or now.date())] if part)
 
 
 def _study_line(study: StudyDetail) -> str:

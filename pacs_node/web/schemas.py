@@ -271,6 +271,26 @@ class GroupNumbers(Schema):
     sensitivity_high: float | None
 
 
+class ModelName(Schema):
+    """One version of a model."""
+
+    name: str = Field(examples=["chest-pneumonia"])
+    version: str = Field(examples=["0.1.0"])
+
+
+class NewRollback(Body):
+    """Which version is to be put back."""
+
+    to: ModelName | None = Field(None, description="Refused where another one answered before; left out = whichever.")
+
+
+class ActivationOut(Schema):
+    """Which version answers from now on, and which did until now."""
+
+    active: ModelName
+    before: ModelName
+
+
 class NewRecall(Body):
     """Which of a version's answers are taken back, and whether they are judged anew."""
 

@@ -36,6 +36,7 @@ REFUSALS = frozenset({401, 403, 421, 429})
 FORM = "application/x-www-form-urlencoded"
 FORGED = "This change was asked for by another site's page and is refused."
 NO_CSRF_TOKEN = "This change lacks the page's token (X-CSRF-Token); open the page anew and try again."
+STOPPING = "The node stops before this is answered; ask again in a moment."
 AWAY = "The database did not answer, so nobody's login can be checked. Nothing that was received is lost."
 
 Refusal = tuple[int, str]
@@ -52,7 +53,8 @@ class Gate:
             await self.app(scope, receive, send)
             return
         state = scope.setdefault("state", {})
-        state["request_id"], status = str(uuid.uuid4()), 500
+        state["request_id"] = str(uuid.uuid4())
+        status: int | None = None
 
         async def send_guarded(message: Message) -> None:
             nonlocal status
@@ -66,7 +68,12 @@ class Gate:
         if refusal is not None:
             await problem(Request(scope), *refusal)(scope, receive, send_guarded)
         else:
-            await self.app(scope, body, send_guarded)
+            try:
+                await self.app(scope, body, send_guarded)
+            except asyncio.CancelledError:  # the server stops, and has waited for as long as it does
+                if status is not None:
+                    raise
+                await problem(Request(scope), 503, STOPPING)(scope, receive, send_guarded)
         if (status in REFUSALS or "refusal" in state) and not state.get("is_noted"):
             await run_in_threadpool(_note_refusal, web, scope, status)
 
@@ -208,7 +215,7 @@ class BoundedBody:
         return b"".join(parts)
 
 
-def _note_refusal(web: Web, scope: Scope, status: int) -> None:
+def _note_refusal(web: Web, scope: Scope, status: int | None) -> None:
     """Audit that somebody was turned away: once a minute for each caller, address and route."""
     caller = scope["state"].get("caller") or nobody_at(scope)
     route = route_template(scope)

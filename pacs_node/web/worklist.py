@@ -1,4 +1,4 @@
-"""The worklist as the page shows it: rows in words, in the order in which a reader should look. Pure.
+"""The worklist as the page shows it: rows in the order in which a reader should look, and words around them. Pure.
 
 Urgent, then suspected, then unanswered, then the rest, then what a reader answered; each group says why.
 """
@@ -9,57 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from urllib.parse import urlencode
-from uuid import UUID
 
-from db.facts import StudySummary
-from db.tables import DeliveryState
 from pacs_node.web import words
-from pacs_node.web.words import Kind, ReportWords, Saying, Sentence
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
-    """Where the model's answer turns: threshold and the band in which it gives none."""
-
-    threshold: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One study in words."""
-
-    study_id: UUID
-    kind: Kind
-    saying: Saying
-    probability: float | None
-    probability_text: str
-    point: Point | None
-    is_urgent: bool
-    is_reviewed: bool
-    is_undelivered: bool
-    is_withdrawn: bool
-    """The model's answer counts no more, whatever it was."""
-    patient_name: str
-    patient_line: str
-    accession_number: str
-    study_line: str
-    sentences: Sequence[Sentence]
-    report: ReportWords
-    waiting: str
-    waiting_since: datetime
-    received: str
-    failed_job_id: UUID | None
-
-    @property
-    def is_silent(self) -> bool:
-        """Tell whether the model says nothing that counts."""
-        return self.kind.is_silent or (self.is_withdrawn and self.kind is not Kind.HIDDEN)
-
-    def says(self, kind: Kind) -> bool:
-        """Tell whether this is the model's answer, and counts."""
-        return self.kind is kind and not self.is_withdrawn
+from pacs_node.web.rows import Row
+from pacs_node.web.words import Kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,53 +152,6 @@ def search_view(rows: Sequence[Row], sought: str, now: datetime) -> WorkList:
     )
     found = f"{len(rows)} studies found." if len(rows) != 1 else "1 study found."
     return WorkList(summary=found, groups=_groups_of(rows), silence=None if rows else silence, sought=sought or " ")
-
-
-def row_of(study: StudySummary, now: datetime, *, is_hidden: bool = False) -> Row:
-    """Put one study into words; hidden = without what the model said (`web.blind`)."""
-    kind = words.kind_of(study.answer, study.warnings)
-    is_hidden = is_hidden and kind in words.HIDEABLE
-    kind, probability = (Kind.HIDDEN, None) if is_hidden else (kind, study.probability)
-    point = None if is_hidden else point_of(study)
-    band = (point.low, point.high) if point else None
-    said = words.withdrawal_sentences(study.withdrawn_at)
-    said += words.status_sentences(kind, study.state, hold=study.hold, band=band, probability=probability)
-    said += words.reason_sentences(kind, study.warnings)
-    said += [] if is_hidden else [Sentence(text) for text in words.warning_sentences(study.warnings)]
-    said += [Sentence(words.delivery_sentence(d)) for d in study.deliveries if d.state is DeliveryState.FAILED]
-    is_failed, is_withdrawn = study.failed_job_id is not None, study.withdrawn_at is not None
-    images = f"{study.images} images" if study.images != 1 else "1 image"
-    return Row(
-        study_id=study.study_id,
-        kind=kind,
-        saying=words.SAYINGS[kind],
-        probability=probability,
-        probability_text="" if probability is None else words.probability_text(probability, study.threshold),
-        point=point,
-        is_urgent=study.priority > 0,
-        is_reviewed=study.is_reviewed,
-        is_undelivered=is_failed or any(delivery.state is DeliveryState.FAILED for delivery in study.deliveries),
-        is_withdrawn=is_withdrawn,
-        patient_name=words.readable_name(study.patient_name),
-        patient_line=study.patient_id or "no patient id",
-        accession_number=study.accession_number,
-        study_line=f"{study.calling_ae_title}, {images}",
-        sentences=said,
-        report=words.report_words(
-            study.deliveries, is_reported=study.revision > 0, is_failed=is_failed, is_withdrawn=is_withdrawn
-        ),
-        waiting="answered" if study.is_reviewed else words.time_since(study.last_received_at, now),
-        waiting_since=study.last_received_at,
-        received=words.clock(study.last_received_at, now),
-        failed_job_id=study.failed_job_id,
-    )
-
-
-def point_of(study: StudySummary) -> Point | None:
-    """Return the operating point that was stored with the shown probability."""
-    if study.threshold is None or study.abstain_low is None or study.abstain_high is None:
-        return None
-    return Point(threshold=study.threshold, low=study.abstain_low, high=study.abstain_high)
 
 
 def _groups_of(rows: Sequence[Row]) -> list[Group]:

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from db import audit
 from db.audit import Action
+from db.engine import db_now, session_scope
 from db.tables import DeliveryState
+from models.registry import Registry
+from pacs_node.wiring import BUNDLED_MODELS
 from tests.browser import until
 from tests.site import Site, assert_fits, faults, open_study
 
@@ -81,3 +85,53 @@ def test_training_export_is_made_and_downloaded(site: Site, page: Page) -> None:
     with zipfile.ZipFile(got.value.path()) as archive:
         assert any(name.endswith("/manifest.csv") for name in archive.namelist())
     assert len(site.world.audited(Action.REVIEWS_EXPORTED)) == 2
+
+
+def test_another_model_answers_by_the_page_and_what_it_said_is_taken_back(site: Site, page: Page) -> None:
+    card = Registry([BUNDLED_MODELS]).newest()
+    said = site.world.receive(5)
+    site.world.judge(said.instance_id, 0.94, model_name=card.name, model_version=card.version)
+    site.world.report(said.study_id)
+    page.goto("/admin")
+    page.locator(f"[data-activate='{card.name}/{card.version}']").click()
+    assert "You are recorded" in page.locator("#ask").inner_text()
+    assert faults(page) == []
+    page.locator("#ask-yes").click()
+    page.locator("#models tr", has_text=card.version).filter(has_text="active: answers").wait_for()
+    assert f"Model {card.name} {card.version}" in page.locator("footer").inner_text()
+    page.locator("[data-rollback='drawn/0.0.1']").click()
+    page.locator("#ask-yes").click()
+    page.locator(f"[data-recall='{card.name}/{card.version}']").click()
+    page.locator("#ask-text", has_text="1 report would be recalled, 1 of them judged anew and replaced").wait_for()
+    assert not site.world.audited(Action.MODEL_RECALLED)
+    page.locator("#ask-yes").click()
+    page.locator(".toast", has_text="1 report recalled").wait_for()
+    assert len(site.world.audited(Action.MODEL_RECALLED)) == 1
+
+
+def test_audit_trail_is_searched_page_by_page(site: Site, page: Page) -> None:
+    with session_scope(site.world.engine) as session:
+        now = db_now(session)
+        for _ in range(45):
+            audit.append(session, Action.LOGGED_OUT, actor="user:zed", now=now)
+    page.goto("/admin")
+    page.locator("#audit-search [name=actor]").fill("user:zed")
+    page.keyboard.press("Enter")
+    page.locator("#found", has_text="40 events, the newest first.").wait_for()
+    page.locator("[data-older]").click()
+    page.locator("#found", has_text="45 events, the newest first. There are no older ones.").wait_for()
+    assert page.locator("[data-older]").is_hidden()
+    with page.expect_download() as got:
+        page.locator("#audit-export").click()
+    assert len(Path(got.value.path()).read_text(encoding="utf-8").splitlines()) == 1 + 45
+    page.locator("#audit-search [name=until]").fill("2020-01-01")
+    page.locator("#audit-search button").click()
+    page.locator("#found", has_text="No event is like this.").wait_for()
+    page.locator("#audit-search [name=subject_id]").fill("DEMO1")
+    page.locator("#audit-search button").click()
+    assert not page.evaluate("document.querySelector('#audit-search').checkValidity()"), (
+        "no patient gets into an address"
+    )
+    assert page.url.endswith("/admin")
+    assert faults(page) == []
+    assert_fits(page)

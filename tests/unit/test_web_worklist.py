@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import Any
 from uuid import uuid4
 
 from db.facts import DeliveryLine, StudySummary, WarningFacts
 from db.tables import Answer, DeliveryState
 from pacs_node.web import words, worklist
+from pacs_node.web.rows import row_of
 from pacs_node.web.worklist import Choice
 from tests.records import MINUTE, NOON
 
@@ -37,6 +38,8 @@ def make_summary(name: str, answer: Answer | None, probability: float | None = N
         "is_reviewed": False,
         "patient_name": name,
         "patient_id": "SYN-1",
+        "patient_birth_date": "20230412",
+        "patient_sex": "F",
         "accession_number": "A-1",
         "study_date": NOON.date(),
     }
@@ -61,7 +64,7 @@ STUDIES = [
 
 
 def listed(view: str = "all", studies: list[StudySummary] = STUDIES) -> worklist.WorkList:
-    rows = [worklist.row_of(study, NOON) for study in studies]
+    rows = [row_of(study, NOON) for study in studies]
     return worklist.list_view(rows, view=view, choice=Choice(senders=["CR_ROOM_1"]), now=NOON)
 
 
@@ -143,7 +146,7 @@ def test_study_whose_report_failed_says_so_and_is_found_among_the_undelivered() 
 
 
 def test_list_without_open_studies_says_that_the_node_receives() -> None:
-    rows = [worklist.row_of(make_summary("read", Answer.ABSENT, 0.1, is_reviewed=True), NOON)]
+    rows = [row_of(make_summary("read", Answer.ABSENT, 0.1, is_reviewed=True), NOON)]
     said = "its last image came at 08:40 from CR_ROOM_1"
     list_ = worklist.list_view([], view="open", choice=Choice(), others=rows, last_received=said, now=NOON)
     assert list_.silence is not None
@@ -162,7 +165,7 @@ def test_filters_stand_in_the_address_and_are_offered_to_be_cleared() -> None:
 
 
 def test_studies_beyond_the_page_count_once() -> None:
-    row = worklist.row_of(STUDIES[0], NOON)
+    row = row_of(STUDIES[0], NOON)
     list_ = worklist.list_view([row], view="open", choice=Choice(), others=[row], now=NOON)
     assert list_.views[0].count == 1
 
@@ -179,3 +182,10 @@ def test_withdrawn_answer_is_marked_and_counts_as_none_until_it_is_replaced() ->
         assert (row.sentences[0].lead, row.sentences[0].kind) == ("Withdrawn", "failed")
         assert (row.report.short, row.report.is_bad) == ("Withdrawn", True)
         assert names(listed("positive", [study])) == []
+
+
+def test_row_names_sex_and_age_beside_the_patients_id() -> None:
+    line = row_of(make_summary("x", None, study_date=date(2026, 4, 12)), NOON).patient_line
+    assert line == "SYN-1, F, 3 y"
+    unknown = make_summary("x", None, patient_id="", patient_sex="", patient_birth_date="")
+    assert row_of(unknown, NOON).patient_line == "no patient id"

@@ -9,22 +9,26 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import HTMLResponse
 
 from db import audit, facts, queue
-from db.audit import Action, AuditRecord
+from db.audit import Action
 from db.engine import Session, db_now, read_scope
 from db.facts import accounts, credentials
 from db.facts.quality import last_seen
 from db.queue import Job, JobKind, JobState
+from models.errors import ModelError
 from pacs_node.dimse.storage import echo
 from pacs_node.errors import DeliveryFailed
+from pacs_node.rollout import known_versions
 from pacs_node.settings import Settings
 from pacs_node.web import charts, words
 from pacs_node.web.access import Role, requires
 from pacs_node.web.context import Web, WebContext
+from pacs_node.web.query import cursor_out
 from pacs_node.web.readiness import check_all
 from pacs_node.web.routes.pages import show
 from pacs_node.wiring import audit_key
@@ -50,7 +54,7 @@ class FailedJob:
     job: Job
     step: str
     because: str
-    """The last line of its error."""
+    """The last line of its error, without the way there."""
     tries: str
     at: str
 
@@ -73,18 +77,28 @@ def show_administration(web: WebContext, request: Request) -> HTMLResponse:
     checks = check_all(web)
     with read_scope(web.engine) as session:
         now = db_now(session)
+        events, older = facts.list_events(session, limit=EVENTS_SHOWN)
+        checked, _ = facts.list_events(session, action=Action.CHAIN_VERIFIED, limit=1)
+        people, tokens, seen = accounts.list_accounts(session), credentials.list_tokens(session), last_seen(session)
         context = {
             "jobs": [(STATES.get(state, state.value), n) for state, n in _job_states(session).items()],
             "failed": [_failed(job, now) for job in _failed_jobs(session)],
-            "peers": _peers(web.settings, last_seen(session), now),
-            "models": facts.list_model_versions(session),
-            "accounts": accounts.list_accounts(session),
-            "tokens": credentials.list_tokens(session),
-            "events": [(words.clock(event.at, now), event, _from(event)) for event in reversed(_tail(session))],
+            "peers": _peers(web.settings, seen, now),
+            "previous": facts.previous_active(session),
+            "accounts": people,
+            "tokens": tokens,
+            "actors": [
+                *(one.actor for one in people),
+                *(one.actor for one in tokens),
+                *(f"ae:{title}" for title in seen),
+            ],
+            "events": events,
+            "older": cursor_out(older) or "",
+            "checked": checked[0] if checked else None,
             "quarantined": len(facts.list_quarantined(session, limit=200)[0]),
             "reviewed": len(facts.reviewed_studies(session, None)),
         }
-    context |= {"training": web.training.standing(), "exports": EXPORTS}
+    context |= {"training": web.training.standing(), "exports": EXPORTS, "actions": list(Action)} | _models(web)
     context |= {"page": "admin", "checks": checks, "disk": _disk(web), "charts": charts, "now": now, "words": words}
     return show(web, request, "admin.html", context)
 
@@ -130,18 +144,17 @@ def _failed(job: Job, now: datetime) -> FailedJob:
     return FailedJob(
         job=job,
         step=STEPS.get(job.kind, job.kind.value),
-        because=lines[-1] if lines else "no reason was recorded",
+        because=lines[-1].partition(" < ")[0] if lines else "no reason was recorded",
         tries=f"{job.attempts}{crashes}",
         at=words.clock(job.finished_at or job.created_at, now),
     )
 
 
-def _tail(session: Session) -> list[AuditRecord]:
-    return audit.tail(session, EVENTS_SHOWN)
-
-
-def _from(event: AuditRecord) -> str:
-    return str(event.details.get("from", ""))
+def _models(web: Web) -> dict[str, Any]:
+    try:
+        return {"models": known_versions(web.engine, web.registry), "models_fault": ""}
+    except ModelError as error:
+        return {"models": [], "models_fault": str(error)}
 
 
 def _peers(settings: Settings, seen: dict[str, datetime], now: datetime) -> list[Peer]:

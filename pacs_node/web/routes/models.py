@@ -1,23 +1,26 @@
-"""Model versions in the books: which answers, which answered before, and taking back what one said."""
+"""Model versions in the books: which answers, letting another one answer, and taking back what one said."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Path
 
 from db import facts
 from db.engine import read_scope
 from db.tables import ModelState
-from models.errors import UnknownModel
+from models.errors import ModelError, UnknownModel
+from pacs_node import rollout
 from pacs_node.errors import ConfigError
 from pacs_node.recall import Order, noting_destinations, recall_model, sums_of
 from pacs_node.web.access import Role, requires
-from pacs_node.web.context import WebContext
+from pacs_node.web.context import Web, WebContext
 from pacs_node.web.problems import documented
 from pacs_node.web.routes import API
-from pacs_node.web.schemas import ModelVersionOut, NewRecall, Page, RecallOut
+from pacs_node.web.schemas import ActivationOut, ModelName, ModelVersionOut, NewRecall, NewRollback, Page, RecallOut
 
 router = APIRouter(
     prefix=f"{API}/models",
@@ -28,6 +31,7 @@ router = APIRouter(
 
 Name = Annotated[str, Path(examples=["chest-pneumonia"])]
 Version = Annotated[str, Path(examples=["0.2.0"])]
+CHANGING: dict[str, Any] = {"dependencies": [requires(Role.ADMIN)], "responses": documented(404, 409)}
 
 
 @router.get("", summary="List model versions")
@@ -39,12 +43,52 @@ def list_models(web: WebContext, state: ModelState | None = None) -> Page[ModelV
     return Page(items=[ModelVersionOut.model_validate(version) for version in shown], next_cursor=None)
 
 
-@router.post(
-    "/{name}/{version}/recall",
-    summary="Take back what a version said",
-    dependencies=[requires(Role.ADMIN)],
-    responses=documented(404, 409),
-)
+@router.post("/{name}/{version}/activate", summary="Let a version answer", **CHANGING)
+def activate_version(web: WebContext, name: Name, version: Version) -> ActivationOut:
+    """Let a version answer from now on, as `pacs-node models activate` does; a recall of it is lifted. Audited.
+
+    404 for a version in no model folder; 409 where its weights do not load or are not its card's.
+    """
+    with _told():
+        before = rollout.activate(
+            web.engine, web.registry, (name, version), actor=web.caller.actor, address=web.caller.address
+        )
+    return _activation(web, (name, version), before)
+
+
+@router.post("/rollback", summary="Let the version before answer", **CHANGING)
+def roll_back(web: WebContext, wanted: NewRollback) -> ActivationOut:
+    """Return to the version that answered before, recalled ones passed over, as `pacs-node models rollback`. Audited.
+
+    409 where no other version ever answered, or not the one in `to`.
+    """
+    expected = (wanted.to.name, wanted.to.version) if wanted.to else None
+    with _told():
+        model, before = rollout.roll_back(
+            web.engine, web.registry, to=expected, actor=web.caller.actor, address=web.caller.address
+        )
+    return _activation(web, model, before)
+
+
+def _activation(web: Web, model: rollout.Model, before: rollout.Model) -> ActivationOut:
+    web.forget_card()
+    return ActivationOut(
+        active=ModelName(name=model[0], version=model[1]), before=ModelName(name=before[0], version=before[1])
+    )
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Answer what cannot be done with its reason."""
+    try:
+        yield
+    except UnknownModel as error:
+        raise HTTPException(404, f"{error}.") from error
+    except (ModelError, ConfigError) as error:
+        raise HTTPException(409, f"{error}.") from error
+
+
+@router.post("/{name}/{version}/recall", summary="Take back what a version said", **CHANGING)
 def recall_version(web: WebContext, name: Name, version: Version, wanted: NewRecall) -> RecallOut:
     """Mark, judge anew, replace and reject everything that a version said, as `pacs-node recall` does; audited.
 
@@ -58,10 +102,6 @@ def recall_version(web: WebContext, name: Name, version: Version, wanted: NewRec
         noting=noting_destinations(web.settings),
         is_replacing=wanted.replace,
     )
-    try:
+    with _told():
         studies = recall_model(web.engine, web.registry, order, dry_run=wanted.dry_run)
-    except UnknownModel as error:
-        raise HTTPException(404, f"{error}.") from error
-    except ConfigError as error:
-        raise HTTPException(409, f"{error}.") from error
     return RecallOut(dry_run=wanted.dry_run, **asdict(sums_of(studies)))

@@ -30,6 +30,7 @@ from pacs_node.web.query import Cursor, cursor_out
 from pacs_node.web.reading import Shown, study_view
 from pacs_node.web.routes.reviews import add_review
 from pacs_node.web.routes.studies import detail_of
+from pacs_node.web.rows import Row, row_of
 from pacs_node.web.schemas import NewReview, StudySearch
 from pacs_node.web.worklist import Choice
 
@@ -138,8 +139,8 @@ def _hidden(web: Web, session: Session, studies: Sequence[StudySummary]) -> froz
     return ids - facts.answered_by(session, ids, reader)
 
 
-def _rows(studies: Sequence[StudySummary], hidden: frozenset[UUID], now: datetime) -> list[worklist.Row]:
-    return [worklist.row_of(study, now, is_hidden=study.study_id in hidden) for study in studies]
+def _rows(studies: Sequence[StudySummary], hidden: frozenset[UUID], now: datetime) -> list[Row]:
+    return [row_of(study, now, is_hidden=study.study_id in hidden) for study in studies]
 
 
 def _wanted(web: Web, choice: Choice, now: datetime) -> StudyFilters:

@@ -39,11 +39,10 @@ from pacs_node.web.predict_schemas import (
     BatchRefusal,
     Fields,
     ImageSize,
-    ModelName,
     PredictionAnswer,
 )
 from pacs_node.web.problems import documented
-from pacs_node.web.schemas import WarningOut
+from pacs_node.web.schemas import ModelName, WarningOut
 from pacs_node.web.uploads import Options, UploadAnswer
 
 if TYPE_CHECKING:

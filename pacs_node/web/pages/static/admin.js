@@ -1,8 +1,8 @@
 // The administrator's buttons. What cannot be taken back asks first, and names its consequence on the button.
 
-import { $, ask, keys, toast } from "./shell.js";
+import { $, $$, ask, keys, toast } from "./shell.js";
 
-const EXPORT_LOOK_MS = 2000;
+const EXPORT_LOOK_MS = 2000, LONG_MS = 300_000, EVENTS = 40;
 
 /** Ask in a dialog; returns the form's fields, or null. */
 function confirmed(title, text, yes, { fields = "" } = {}) {
@@ -66,6 +66,27 @@ const DO = {
     if (!answer.ok) return toast(why(answer));
     await reveal(`The link for ${button.dataset.name}`, answer.body.link);
   },
+  async activate(button, model) {
+    const lifted = button.dataset.recalled === "yes" ? " It was recalled: that is lifted." : "";
+    if (!await confirmed(`Let ${button.dataset.name} answer?`, `Its weights are checked first. From then on its answers go to the PACS; what the present version said, and what was read of it, stays as it is.${lifted} You are recorded as the person who approved this.`, "Make active")) return;
+    changed(await during(button, "checking …", () => ask("POST", `/api/v1/models/${model}/activate`, undefined, {}, LONG_MS)));
+  },
+  async rollback(button, model) {
+    if (!await confirmed(`Roll back to ${button.dataset.name}?`, "It answered before the present version, and answers again once its weights are checked. What the present version said stays, until you recall it. You are recorded as the person who did this.", "Roll back")) return;
+    const [name, version] = model.split("/");
+    changed(await during(button, "checking …", () => ask("POST", "/api/v1/models/rollback", { to: { name, version } }, {}, LONG_MS)));
+  },
+  async recall(button, model) {
+    const url = `/api/v1/models/${model}/recall`;
+    const foretold = await during(button, "counting …", () => ask("POST", url, { dry_run: true }, {}, LONG_MS));
+    if (!foretold.ok) return toast(why(foretold));
+    if (!await confirmed(`Take back what ${button.dataset.name} said?`, `${recalled(foretold.body)} This cannot be taken back.`, "Recall")) return;
+    const done = await during(button, "recalling …", () => ask("POST", url, { dry_run: false }, {}, LONG_MS));
+    if (!done.ok) return toast(why(done));
+    $("[data-state]", button.closest("tr")).textContent = "recalled: what it said is taken back";
+    toast(recalled(done.body), { seconds: 20 });
+  },
+  older: (button, cursor) => events(cursor),
   async training(button) {
     const text = `De-identified by PS3.15: dates shifted per patient, UIDs replaced, images with burned-in text left out. The export is recorded with your name. ${button.dataset.reviewed} studies are reviewed.`;
     const wanted = await confirmed("Export reviews for training?", text, "Export", { fields: "ask-export" });
@@ -85,6 +106,52 @@ const DO = {
     location.reload();
   },
 };
+
+/** Say what a recall comes to, in its counts. */
+function recalled({ dry_run: isDry, recalled, replaced, noted, judged_anew, awaited, left }) {
+  const be = isDry ? " would be" : "";
+  const said = [`${count(recalled, "report")}${be} recalled, ${replaced} of them judged anew and replaced; ${count(judged_anew, "image")}${be} judged anew; ${count(noted, "rejection note")}.`];
+  if (awaited) said.push(`${awaited} recalled earlier: the replacement is on its way.`);
+  for (const [name, n] of Object.entries(left)) said.push(`${name}: ${count(n, "result")} ${n === 1 ? "stays" : "stay"} there; take them out by hand.`);
+  return said.join(" ");
+}
+
+const count = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
+
+/** What the trail is asked: the day `until` is included. */
+function sought() {
+  const { since, until, ...rest } = Object.fromEntries(new FormData($("#audit-search")));
+  const day = (text, more) => { const [y, m, d] = text.split("-"); return new Date(y, m - 1, Number(d) + more).toISOString(); };
+  const asked = { ...rest, since: since && day(since, 0), until: until && day(until, 1) };
+  return new URLSearchParams(Object.entries(asked).map(([name, value]) => [name, value.trim()]).filter(([, value]) => value));
+}
+
+let asked = new URLSearchParams();
+
+/** Show the events that are asked for, or the page that follows `cursor` below those that stand there. */
+async function events(cursor = "") {
+  const button = $("[data-older]"), part = new URLSearchParams([["limit", EVENTS], ...(cursor ? [["cursor", cursor]] : []), ...asked]);
+  const answer = await during(button, "asking …", () => ask("GET", `/api/v1/audit?${part}`));
+  if (!answer.ok) return toast(answer.body.errors ? `${answer.body.errors[0].where}: ${answer.body.errors[0].rule}` : why(answer));
+  const rows = answer.body.items.map(eventRow);
+  cursor ? $("#events").append(...rows) : $("#events").replaceChildren(...rows);
+  button.dataset.older = answer.body.next_cursor ?? "";
+  button.hidden = !answer.body.next_cursor;
+  const n = $("#events").rows.length;
+  $("#found").textContent = n ? `${count(n, "event")}, the newest first.${answer.body.next_cursor ? "" : " There are no older ones."}` : "No event is like this.";
+}
+
+function eventRow(event) {
+  const row = document.createElement("tr"), at = document.createElement("time");
+  at.dateTime = event.at;
+  const cells = [[at, "num soft nowrap"], [event.actor, ""], [event.action.replaceAll("_", " "), ""], [event.subject_id ?? "", "num soft small"], [event.details.from ?? "", "num soft"]];
+  for (const [content, look] of cells) { const cell = row.insertCell(); cell.append(content); cell.className = look; }
+  stamp(at);
+  return row;
+}
+
+/** Write an event's time in full, in the zone of whoever reads it. */
+function stamp(time) { time.textContent = new Date(time.dateTime).toLocaleString("sv-SE"); }
 
 /** Say where the export stands until it stands still. */
 async function followExport() {
@@ -113,5 +180,12 @@ addEventListener("click", (event) => {
   const name = button && Object.keys(DO).find((key) => key in button.dataset);
   if (name) DO[name](button, button.dataset[name]);
 });
+$("#audit-search").addEventListener("submit", (event) => {
+  event.preventDefault();
+  asked = sought();
+  $("#audit-export").href = `/api/v1/exports/audit?${new URLSearchParams([["format", "csv"], ...asked])}`;
+  events();
+});
+for (const time of $$("#events time")) stamp(time);
 keys([]);
 if ($("#training").dataset.state === "running") followExport();

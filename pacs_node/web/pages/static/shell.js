@@ -7,11 +7,11 @@ export const $$ = (query, from = document) => [...from.querySelectorAll(query)];
 const PAGES = { w: "/", q: "/quality", a: "/admin" }, PATIENCE_MS = 5000;
 
 /** Ask the API; returns {ok, status, body, headers}, and status 0 when the node did not answer. */
-export async function ask(method, url, body, headers = {}) {
+export async function ask(method, url, body, headers = {}, patienceMs = 4 * PATIENCE_MS) {
   const sent = { Accept: "application/json", "X-CSRF-Token": $("meta[name=csrf-token]")?.content ?? "", ...headers };
   if (body !== undefined) sent["Content-Type"] = "application/json";
   try {
-    const answer = await fetch(url, { method, headers: sent, body: body === undefined ? undefined : JSON.stringify(body), signal: AbortSignal.timeout(4 * PATIENCE_MS) });
+    const answer = await fetch(url, { method, headers: sent, body: body === undefined ? undefined : JSON.stringify(body), signal: AbortSignal.timeout(patienceMs) });
     if (answer.status === 401) location.href = `/login?why=over&next=${encodeURIComponent(location.pathname + location.search)}`;
     const isJson = answer.headers.get("content-type")?.includes("json");
     return { ok: answer.ok, status: answer.status, headers: answer.headers, body: isJson ? await answer.json() : null };
