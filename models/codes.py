@@ -202,7 +202,7 @@ _ROWS = (
     Code(
         code="age_unknown",
         severity=Severity.WARNING,
-        text="The patient's age is unknown; the model was validated at {ages}.",
+        text="The patient's age is unknown: judged as {population}; the model was validated at {ages}.",
         advice="Have Patient's Age or Patient's Birth Date filled in, by a modality worklist for instance.",
     ),
     Code(

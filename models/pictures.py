@@ -20,7 +20,15 @@ from PIL import Image, ImageChops, ImageOps
 
 from models.card import ModelCard
 from models.preprocess import CHANNELS_APART, UNREADABLE, from_array, read_radiograph, squash
-from models.suitability import Examination, ImageWarning, Severity, examine_file, make_warning, pixel_codes
+from models.suitability import (
+    Examination,
+    ImageWarning,
+    Severity,
+    age_warnings,
+    examine_file,
+    make_warning,
+    pixel_codes,
+)
 
 PICTURE_PIXELS_MAX = 50_000_000
 """Twice the largest detector; a few bytes of PNG may claim thousands of millions."""
@@ -117,7 +125,7 @@ def examine_upload(
 def _examine_picture(
     content: bytes, kind: Format, card: ModelCard, age_policy: str, age_years: int | None, has_preview: bool
 ) -> ExaminedUpload:
-    warnings = _age_warnings(card, age_policy, age_years)
+    warnings = age_warnings(age_years, card, age_policy)
     try:
         picture, frames = _opened(content, kind)
         columns, rows = picture.size
@@ -165,15 +173,6 @@ def _is_grey(picture: Image.Image) -> bool:
         return True
     one, *others = picture.convert("RGB").split()
     return all(int(np.asarray(ImageChops.difference(one, other)).max()) <= 255 * CHANNELS_APART for other in others)
-
-
-def _age_warnings(card: ModelCard, age_policy: str, age_years: int | None) -> list[ImageWarning]:
-    if age_years is None:
-        return [make_warning("age_unknown", ages=card.ages_text)]
-    if card.is_validated_age(age_years):
-        return []
-    severity = Severity.WARNING if age_policy == "warn" else Severity.FORBIDS
-    return [make_warning("age_outside_card", severity=severity, ages=card.ages_text)]
 
 
 def _examination(

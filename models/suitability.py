@@ -33,6 +33,7 @@ __all__ = [
     "Examination",
     "ImageWarning",
     "Severity",
+    "age_warnings",
     "examine",
     "examine_file",
     "header_warnings",
@@ -184,7 +185,18 @@ def header_warnings(dataset: Dataset, card: ModelCard, age_policy: str) -> list[
         )
         if applies
     ]
-    return [make_warning(code) for code in codes] + _age_warnings(dataset, card, age_policy)
+    return [make_warning(code) for code in codes] + age_warnings(header.age_years_of(dataset), card, age_policy)
+
+
+def age_warnings(age_years: int | None, card: ModelCard, age_policy: str) -> list[ImageWarning]:
+    """Return what the patient's age, in completed years, says against an answer; an unknown one forbids none."""
+    if age_years is None:
+        population = card.population_of(None).name
+        return [make_warning("age_unknown", population=population, ages=card.ages_text)]
+    if card.is_validated_age(age_years):
+        return []
+    severity = Severity.WARNING if age_policy == "warn" else Severity.FORBIDS
+    return [make_warning("age_outside_card", severity=severity, ages=card.ages_text)]
 
 
 def pixel_codes(image_1HW: np.ndarray, *, padding_share: float = 0.0) -> list[str]:
@@ -238,16 +250,6 @@ def settled(
         # The band is half open, and a probability may be 1.
         predictions = tuple(replace(p, abstain_low=0.0, abstain_high=math.nextafter(1.0, 2.0)) for p in predictions)
     return predictions, tuple(said.values())
-
-
-def _age_warnings(dataset: Dataset, card: ModelCard, age_policy: str) -> list[ImageWarning]:
-    age_years = header.age_years_of(dataset)
-    if age_years is None:
-        return [make_warning("age_unknown", ages=card.ages_text)]
-    if card.is_validated_age(age_years):
-        return []
-    severity = Severity.WARNING if age_policy == "warn" else Severity.FORBIDS
-    return [make_warning("age_outside_card", severity=severity, ages=card.ages_text)]
 
 
 def _read(dataset: Dataset, size: int) -> tuple[str, np.ndarray, list[str]]:

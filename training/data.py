@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from pydicom import dcmread
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -247,7 +247,7 @@ def _read_grey(item: Item) -> np.ndarray:
         with Image.open(item.path) as image:
             if image.mode.startswith(_DEEP_MODES):
                 raise DataError(f"{item.path}: more than 8 bits; give the DICOM file, or an 8-bit image")
-            return from_array(np.asarray(image.convert("L")))
+            return from_array(np.asarray(ImageOps.exif_transpose(image).convert("L")))
     except ImageUnfit as unfit:
         raise DataError(f"{item.path}: {unfit.code} {unfit.detail}".rstrip()) from unfit
     except _BROKEN as error:

@@ -216,6 +216,12 @@ def test_age_between_two_populations_is_refused_unless_the_policy_warns(age: str
     assert all("1 to 5 and 18 to 95 years" in warning.text for warning in warned.warnings)
 
 
+def test_reader_is_told_as_whom_an_image_without_an_age_is_judged() -> None:
+    dataset = make_radiograph(**SIZE, patient_age=None, PatientAge="", PatientBirthDate="20990101")
+    [warning] = examine(dataset, SEVERAL).warnings
+    assert SEVERAL.population_of(None).name in warning.text
+
+
 @pytest.mark.parametrize(("age", "years"), [("071M", 5), ("072M", 6), ("051W", 0), ("062Y", 62), (None, None)])
 def test_examination_carries_the_completed_years(age: str | None, years: int | None) -> None:
     assert examined("warn", patient_age=age, PatientBirthDate="").age_years == years

@@ -259,3 +259,12 @@ def test_cache_that_cannot_be_written_stops_even_if_bad_images_are_skipped(
 def test_images_can_be_made_without_reading() -> None:
     images = Images([make_item(Path("a"), label=1)], size=8, cache=Path("nowhere"))
     assert (len(images), images.label_N.tolist(), images.skipped) == (1, [1], ())
+
+
+def test_picture_that_its_exif_turns_is_turned_as_in_serving(tmp_path: Path) -> None:
+    grey_HW = (draw_chest(480, 400) * 255).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Orientation: a quarter to the right, then it is upright
+    Image.fromarray(np.rot90(grey_HW)).save(tmp_path / "a.png", exif=exif)
+    images = load_images([make_item(tmp_path / "a.png")], size=48, cache=tmp_path / "cache")
+    assert torch.equal(images[0], squash(from_array(grey_HW), 48))
