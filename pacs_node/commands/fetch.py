@@ -17,7 +17,7 @@ MOVE_SILENCE_S = 300.0
 
 
 def fetch(settings: Settings, source: str, keys: dict[str, str], *, actor: str, dry_run: bool) -> int:
-    """Find studies in a PACS and have it send them here; return 1 if any object did not arrive, or nothing was found.
+    """Find studies in a PACS and have it send them here; return 1 if anything did not arrive, or nothing was found.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def fetch(settings: Settings, source: str, keys: dict[str, str], *, actor: str, 
             response_timeout_s=MOVE_SILENCE_S,
         )
         print(f"    {moved.completed} sent, {moved.failed} failed, {moved.warned} with a warning", flush=True)
-        missed += moved.failed
+        missed += moved.failed or moved.completed + moved.warned == 0
         _audit(settings, archive, moved.completed, moved.failed, actor)
     if not found:
         print("nothing found", file=sys.stderr)

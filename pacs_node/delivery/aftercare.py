@@ -114,17 +114,25 @@ class Aftercare:
             facts.postpone_commitment(session, question, until=db_now(session) + again_in)
 
     def _answer_all(self) -> None:
+        """Answer what is due; a peer that cannot be told is left alone till the next turn: others wait."""
+        silent: set[str] = set()
         while not self._stop.is_set():
             with read_scope(self._engine) as session:
                 if not facts.is_commitment_requested(session, now=db_now(session)):
                     return
             with session_scope(self._engine) as session:
                 request = facts.claim_commitment_request(session, again_in_s=ANSWER_AGAIN_S, now=db_now(session))
-            if request is not None:
-                self._answer(request)
+            if request is not None and request.calling_ae_title not in silent and not self._answer(request):
+                silent.add(request.calling_ae_title)
 
-    def _answer(self, request: OpenRequest) -> None:
-        """Tell a peer what is stored here and not purged; only a destination has an address to be told at."""
+    def _answer(self, request: OpenRequest) -> bool:
+        """Tell a peer what is stored here and not purged; only a destination has an address to be told at.
+
+        Returns
+        -------
+        bool
+            It was told.
+        """
         peers = (one for one in self._settings.destinations if one.kind == "dimse")
         peer = next((one for one in peers if one.ae_title == request.calling_ae_title), None)
         try:
@@ -143,13 +151,13 @@ class Aftercare:
         except DeliveryFailed as failure:
             context = {"action": "commitment_unanswered", "request_id": request.request_id, "why": failure.reason}
             logger.warning("A peer could not be told what is kept", extra=context)
-            if request.attempts < ANSWER_ATTEMPTS:
-                return
             is_answered = False
         else:
             is_answered = True
-        with session_scope(self._engine) as session:
-            facts.close_commitment_request(session, request.request_id, answered=is_answered, now=db_now(session))
+        if is_answered or request.attempts >= ANSWER_ATTEMPTS:
+            with session_scope(self._engine) as session:
+                facts.close_commitment_request(session, request.request_id, answered=is_answered, now=db_now(session))
+        return is_answered
 
 
 def result_for(request: OpenRequest, kept: dict[str, str]) -> CommitmentResult:

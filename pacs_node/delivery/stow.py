@@ -7,6 +7,8 @@ means for the work in hand. Hides multipart bodies, HTTP statuses and the Store 
 from __future__ import annotations
 
 import itertools
+import json
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from pacs_node.errors import DeliveryDelayed, DeliveryRejected
 from pacs_node.settings import DestinationSettings
 
 CHUNK_BYTES = 1 << 20
+ANSWER_BYTES = 1 << 20
+"""Of a Store Instances Response about one object: a service that says more is not listened to for ever."""
 TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 """HTTP statuses behind which the same request may succeed later (RFC 9110 15, RFC 6585 4)."""
 FAILED_SOP_SEQUENCE, FAILURE_REASON = "00081198", "00081197"
@@ -41,7 +45,7 @@ class StowSession:
     def __init__(
         self, destination: DestinationSettings, *, connect_timeout_s: float, response_timeout_s: float
     ) -> None:
-        self._name = destination.name
+        self._name, self._timeout_s = destination.name, response_timeout_s
         self._url = f"{destination.url.rstrip('/')}/studies"
         self._client = httpx.Client(
             headers=_headers(destination),
@@ -83,42 +87,49 @@ class StowSession:
         }
         try:
             body = itertools.chain([part], _chunks(path), [end])
-            answer = self._client.post(self._url, content=body, headers=headers)
+            with self._client.stream("POST", self._url, content=body, headers=headers) as answer:
+                status, told = answer.status_code, self._body_of(answer)
         except httpx.HTTPError as error:
             self._client.close()  # what follows in this batch is given back without counting
             raise DeliveryDelayed(self._name, f"STOW-RS: {type(error).__name__}") from error
-        self._raise_for(answer)
+        self._raise_for(status, told)
         return StoreResult(
             sop_class_uid=str(meta.MediaStorageSOPClassUID),
             sop_instance_uid=str(meta.MediaStorageSOPInstanceUID),
             status=SUCCESS,
         )
 
-    def _raise_for(self, answer: httpx.Response) -> None:
+    def _body_of(self, answer: httpx.Response) -> bytes:
+        body, deadline = bytearray(), time.monotonic() + self._timeout_s
+        for chunk in answer.iter_bytes():
+            body += chunk
+            if len(body) > ANSWER_BYTES or time.monotonic() > deadline:
+                raise httpx.ReadTimeout("the answer does not end")
+        return bytes(body)
+
+    def _raise_for(self, status: int, told: bytes) -> None:
         """Say what an answer means for the work in hand (PS3.18 10.5.3)."""
-        text = f"STOW-RS answered {answer.status_code}"
-        if answer.status_code in TRY_AGAIN:
+        text = f"STOW-RS answered {status}"
+        if status in TRY_AGAIN:
             raise DeliveryDelayed(self._name, text)
-        reasons = _failure_reasons(answer)
+        reasons = _failure_reasons(told) if status in (STORED, PARTLY_STORED, NOT_STORED) else None
         for reason in reasons or ():
             failure = failure_of(reason, self._name, f"{text}, failure reason {reason:04X}")
             if failure is not None:
                 raise failure
-        is_stored = answer.status_code == STORED or (answer.status_code == PARTLY_STORED and reasons is not None)
+        is_stored = status == STORED or (status == PARTLY_STORED and reasons is not None)
         if not is_stored and not reasons:  # a conflict whose every reason means that the service has it is none
             raise DeliveryRejected(self._name, text)
 
 
-def _failure_reasons(answer: httpx.Response) -> list[int] | None:
+def _failure_reasons(body: bytes) -> list[int] | None:
     """Return the Failure Reasons of a Store Instances Response (PS3.18 I.2); None if it cannot be read."""
-    if answer.status_code not in (STORED, PARTLY_STORED, NOT_STORED):
-        return None
     try:
-        told: Any = answer.json()
+        told: Any = json.loads(body)
         told = told[0] if isinstance(told, list) else told
         items = told.get(FAILED_SOP_SEQUENCE, {}).get("Value", [])
         return [int(item[FAILURE_REASON]["Value"][0]) for item in items]
-    except (ValueError, AttributeError, KeyError, IndexError, TypeError):
+    except (ValueError, AttributeError, KeyError, IndexError, TypeError, RecursionError):
         return None
 
 

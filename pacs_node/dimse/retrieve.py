@@ -6,6 +6,7 @@ arrives at the listener as any other image.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,8 @@ SUBOPERATION_FAILED = 0xB000
 OUT_OF_RESOURCES = range(0xA700, 0xA800)
 RETURNED = ("StudyInstanceUID", "StudyDate", "AccessionNumber", "ModalitiesInStudy", "NumberOfStudyRelatedInstances")
 MOST_STUDIES = 10_000
+_UID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+"""More than PS3.5 9.1 allows, for there are such archives; no wildcard, and nothing that a terminal obeys."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +77,7 @@ def find_studies(
     DeliveryDelayed
         No association, no answer, or the archive is out of resources.
     DeliveryRejected
-        The archive knows neither us nor the query, or answered with a failure.
+        The archive knows neither us nor the query, or answered with a failure or a match that names no study.
     """
     query = Dataset()
     query.QueryRetrieveLevel = "STUDY"
@@ -86,6 +89,8 @@ def find_studies(
         for status, match in _answers(archive, association.send_c_find(query, STUDY_ROOT_FIND)):
             if status in PENDING and match is not None:
                 found.append(_study_of(match))
+                if not _UID.fullmatch(found[-1].study_instance_uid):  # to move it would be to ask for everything
+                    raise DeliveryRejected(archive.name, "C-FIND answered a match without a Study Instance UID")
                 if len(found) >= MOST_STUDIES:
                     association.abort()
                     break
@@ -169,8 +174,12 @@ def _study_of(match: Dataset) -> FoundStudy:
     counted = str(match.get("NumberOfStudyRelatedInstances") or "")
     return FoundStudy(
         study_instance_uid=str(match.get("StudyInstanceUID", "")),
-        study_date=str(match.get("StudyDate") or ""),
-        accession_number=str(match.get("AccessionNumber") or ""),
-        modalities=(modalities,) if isinstance(modalities, str) else tuple(str(one) for one in modalities),
+        study_date=_printable(match.get("StudyDate")),
+        accession_number=_printable(match.get("AccessionNumber")),
+        modalities=tuple(map(_printable, (modalities,) if isinstance(modalities, str) else modalities)),
         instances=int(counted) if counted.isdigit() else None,
     )
+
+
+def _printable(value: object) -> str:
+    return "".join(character for character in str(value or "") if character.isprintable())

@@ -89,6 +89,10 @@ class Hearing:
             return int(StorageStatus.NOT_AUTHORISED)
         if not _is_about_commitment(event, event.request.RequestedSOPClassUID):
             return commitment.NO_SUCH_CLASS
+        if str(event.request.RequestedSOPInstanceUID) != commitment.WELL_KNOWN_INSTANCE:
+            return commitment.NO_SUCH_INSTANCE
+        if event.action_type != commitment.REQUEST:
+            return commitment.NO_SUCH_ACTION
         try:
             transaction_uid, objects = commitment.read_request(event.action_information)
             if len(objects) > commitment.MOST_OBJECTS:

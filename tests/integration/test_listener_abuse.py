@@ -118,6 +118,16 @@ def test_action_of_another_service_is_no_request_to_keep(node: Listening) -> Non
     still_serves(node)
 
 
+@pytest.mark.parametrize(("number", "value", "status"), [(0x1008, short(2), 0x0123), (0x1001, b"1.2.3\0", 0x0112)])
+def test_action_that_the_service_does_not_have_is_no_request_to_keep(
+    node: Listening, number: int, value: bytes, status: int
+) -> None:
+    with RawAssociation(node.address, [PROMISES]) as peer:
+        assert peer.request(PROMISES, action() | {number: value}, asked(1)).status == status
+        peer.release()
+    assert count(node, CommitmentRequest) == 0
+
+
 def test_request_about_more_than_an_answer_can_name_is_refused(node: Listening) -> None:
     with RawAssociation(node.address, [PROMISES]) as peer:
         assert peer.request(PROMISES, action(), asked(commitment.MOST_OBJECTS)).status == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from pydicom.uid import ExplicitVRLittleEndian
 from sqlalchemy import Engine, select
 
 from db import facts
-from db.engine import read_scope, session_scope
+from db.engine import db_now, read_scope, session_scope
 from db.facts import OpenRequest
 from db.tables import Commitment, DeliveryState, Instance, InstanceState, Job, JobKind, JobState, Study
-from pacs_node.delivery.aftercare import result_for
+from pacs_node.delivery.aftercare import Aftercare, result_for
 from pacs_node.dimse.commitment import read_request, read_result
 from pacs_node.listener.rejected import RejectionNote, UnreadableNote, read_note
 from pacs_node.store import ObjectStore
@@ -131,6 +132,26 @@ def test_node_promises_only_what_it_stores_under_the_same_class() -> None:
     )
     result = result_for(request, {"a": "1.2", "c": "1.2"})
     assert (result.kept, result.failed) == (("a",), {"b": 0x0112, "c": 0x0119})
+
+
+def test_peer_that_cannot_be_told_is_tried_once_in_a_turn(hospital: Hospital, caplog: pytest.LogCaptureFixture) -> None:
+    (away,) = hospital.settings.destinations
+    dicom = hospital.settings.dicom.model_copy(update={"storage_commitment": True})
+    destinations = (away.model_copy(update={"host": "127.0.0.1", "port": 1, "storage_commitment": False}),)
+    settings = hospital.settings.model_copy(update={"destinations": destinations, "dicom": dicom})
+    with session_scope(hospital.engine) as session:
+        for number in range(3):
+            facts.add_commitment_request(
+                session,
+                calling_ae_title="MAIN",
+                transaction_uid=f"2.25.{number}",
+                objects=[("1.2", "1.3")],
+                now=db_now(session) - timedelta(seconds=1),
+            )
+    Aftercare(settings, hospital.engine, threading.Event()).turn()
+    assert [record.message for record in caplog.records] == ["A peer could not be told what is kept"]
+    with read_scope(hospital.engine) as session:
+        assert facts.count_waiting_requests(session, "MAIN") == 3
 
 
 def test_malformed_commitment_messages_are_refused() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from pydicom import config
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind
@@ -18,7 +21,8 @@ from db.engine import Session, db_now, session_scope
 from db.facts import Conservation
 from db.tables import Instance, Job, Receipt
 from pacs_node.commands.reconcile import DAYS_MAX, DAYS_SHOWN, days_of, reconcile, reconcile_with, span_of
-from pacs_node.errors import ConfigError
+from pacs_node.dimse.retrieve import find_studies
+from pacs_node.errors import ConfigError, DeliveryRejected
 from pacs_node.settings import DestinationSettings
 from tests.listening import settings_for
 from tests.records import DAY, LATERAL, NOON, add_image, judge
@@ -111,6 +115,19 @@ def test_nothing_received_is_said_and_no_fault(sqlite_engine: Engine, capsys: py
     assert "nothing was received (2020-02-29)" in capsys.readouterr().out
 
 
+@contextmanager
+def archive(find: Any) -> Iterator[int]:
+    ae = AE(ae_title="ARCHIVE")
+    ae.add_supported_context(StudyRootQueryRetrieveInformationModelFind)
+    server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_FIND, find)])
+    yield server.server_address[1]
+    server.shutdown()
+
+
+def _destination(port: int) -> DestinationSettings:
+    return DestinationSettings(name="archive", ae_title="ARCHIVE", host="127.0.0.1", port=port)
+
+
 @pytest.fixture
 def pacs() -> Iterator[int]:
     """A PACS with two studies of CR, one of CT and one that does not say; gives its port."""
@@ -123,18 +140,14 @@ def pacs() -> Iterator[int]:
             yield 0xFF00, match
         yield 0x0000, None
 
-    ae = AE(ae_title="ARCHIVE")
-    ae.add_supported_context(StudyRootQueryRetrieveInformationModelFind)
-    server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_FIND, find)])
-    yield server.server_address[1]
-    server.shutdown()
+    with archive(find) as port:
+        yield port
 
 
 def test_radiographs_that_a_pacs_has_and_that_never_came_are_named(
     sqlite_engine: Engine, sqlite_url: str, pacs: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    archive = DestinationSettings(name="archive", ae_title="ARCHIVE", host="127.0.0.1", port=pacs)
-    settings = settings_for(tmp_path, sqlite_url).model_copy(update={"destinations": (archive,)})
+    settings = settings_for(tmp_path, sqlite_url).model_copy(update={"destinations": (_destination(pacs),)})
     day = date(2026, 3, 4)
     with session_scope(sqlite_engine) as session:
         add_image(session, 1, study="1.2.1")
@@ -147,6 +160,18 @@ def test_radiographs_that_a_pacs_has_and_that_never_came_are_named(
     assert reconcile_with(settings, sqlite_engine, "archive", day=day, since=None) == 0
     with pytest.raises(ConfigError, match="archive"):
         reconcile_with(settings, sqlite_engine, "elsewhere", day=day, since=None)
+
+
+@pytest.mark.parametrize("uid", [None, "", ["1.2.1", "1.2.2"], "*"])
+def test_match_that_names_no_study_is_never_moved(uid: Any) -> None:
+    def find(event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:
+        match = Dataset()
+        with config.disable_value_validation():
+            match.StudyInstanceUID = uid
+        yield 0xFF00, match
+
+    with archive(find) as port, pytest.raises(DeliveryRejected, match="without a Study Instance UID"):
+        find_studies(_destination(port), {"PatientID": "1"}, calling_ae_title="PACS_NODE")
 
 
 def test_days_are_local_and_follow_each_other() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pacs_node.delivery import stow
 from pacs_node.delivery.stow import StowSession
 from pacs_node.errors import DeliveryDelayed, DeliveryRejected
 from pacs_node.settings import DestinationSettings
@@ -120,6 +121,17 @@ def test_answer_that_is_no_json_counts_by_its_status_alone(service: Service, fil
     service.status = 202
     with pytest.raises(DeliveryRejected, match="202"):
         send(service.destination(), file)
+
+
+def test_answer_that_does_not_end_delays_and_closes_the_session(
+    service: Service, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stow, "ANSWER_BYTES", 1000)
+    service.body = b" " * 1001
+    with StowSession(service.destination(), connect_timeout_s=2, response_timeout_s=5) as session:
+        with pytest.raises(DeliveryDelayed, match="ReadTimeout"):
+            session.send(file)
+        assert not session.is_open
 
 
 def test_service_that_is_away_delays_and_closes_the_session(file: Path) -> None:
