@@ -149,7 +149,7 @@ def test_peer_that_cannot_be_told_is_tried_once_in_a_turn(hospital: Hospital, ca
                 now=db_now(session) - timedelta(seconds=1),
             )
     Aftercare(settings, hospital.engine, threading.Event()).turn()
-    assert [record.message for record in caplog.records] == ["A peer could not be told what is kept"]
+    assert [record.message for record in caplog.records].count("A peer could not be told what is kept") == 1
     with read_scope(hospital.engine) as session:
         assert facts.count_waiting_requests(session, "MAIN") == 3
 
