@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from sqlalchemy import Engine
 
 from db.audit import Action
@@ -119,6 +121,16 @@ def test_page_offers_what_can_be_done_with_each_version(node: World) -> None:
     assert "recalled" in page
     assert 'data-rollback="drawn/0.0.1"' not in page
     assert 'data-activate="drawn/0.0.1"' in page
+
+
+def test_stranger_learns_no_path_from_a_model_that_does_not_load(node: World, tmp_path: Path) -> None:
+    (tmp_path / "models/drawn/0.0.1/weights.safetensors").write_bytes(b"")
+    picture = io.BytesIO()
+    Image.new("L", (300, 300)).save(picture, "PNG")
+    refused = node.client_at("127.0.0.1").post("/predict", files={"file": ("x.png", picture.getvalue())})
+    assert (refused.status_code, refused.headers["content-type"]) == (503, PROBLEM)
+    assert int(refused.headers["retry-after"]) > 0
+    assert str(tmp_path) not in refused.text
 
 
 def test_versions_on_disk_are_known_before_they_are_in_the_books(node: World, tmp_path: Path) -> None:

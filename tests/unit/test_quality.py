@@ -15,7 +15,7 @@ from db.facts import quality as counted
 from db.facts.quality import Scope, StepTimes
 from db.facts.readings import Reading
 from db.tables import Answer, DeliveryState, Verdict
-from pacs_node.web import charts, quality
+from pacs_node.web import agreement, charts, quality
 from tests.records import DAY, LATERAL, MINUTE, NOON, add_image, end_jobs, freeze, judge, make_prediction
 
 ALL = Scope(since=NOON - DAY, until=NOON + DAY)
@@ -43,20 +43,20 @@ def make_reading(answer: Answer = Answer.PRESENT, verdict: Verdict = Verdict.AGR
     [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (8, 10, 0.4902, 0.9433), (577, 613, 0.9198, 0.9573)],
 )
 def test_wilson_agrees_with_published_values(k: int, n: int, low: float, high: float) -> None:
-    share, found_low, found_high = quality.wilson(k, n)
+    share, found_low, found_high = agreement.wilson(k, n)
     assert share == k / n
     assert (found_low, found_high) == pytest.approx((low, high), abs=2e-4)
 
 
 def test_few_readings_give_no_share() -> None:
-    few, enough = quality.share_of(9, quality.FEW - 1), quality.share_of(19, quality.FEW)
+    few, enough = agreement.share_of(9, agreement.FEW - 1), agreement.share_of(19, agreement.FEW)
     assert (few.share, few.text) == (None, "9 of 19")
     assert enough.text == "76 % to 99 %, 19 of 20"
 
 
 @pytest.mark.parametrize(("share", "written"), [(0.9999, "99 %"), (1.0, "100 %"), (0.001, "1 %"), (0.0, "0 %")])
 def test_percent_never_claims_all_or_none(share: float, written: str) -> None:
-    assert quality.percent(share) == written
+    assert agreement.percent(share) == written
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_percent_never_claims_all_or_none(share: float, written: str) -> None:
 def test_reading_says_whether_the_finding_is_seen(
     answer: Answer, verdict: Verdict, finding: str | None, seen: bool | None
 ) -> None:
-    assert quality.sees_finding(make_reading(answer, verdict, corrected_finding=finding)) is seen
+    assert agreement.sees_finding(make_reading(answer, verdict, corrected_finding=finding)) is seen
 
 
 def test_agreement_counts_answers_only_and_every_reading_once_in_each_group() -> None:
@@ -85,7 +85,7 @@ def test_agreement_counts_answers_only_and_every_reading_once_in_each_group() ->
     said += [make_reading(verdict=Verdict.DISAGREE, calling_ae_title="DX_ED", age_years=None)]
     said += [make_reading(Answer.ABSENT, Verdict.DISAGREE, corrected_finding="pneumonia", age_years=70)]
     said += [make_reading(verdict=Verdict.UNSURE), make_reading(Answer.NOT_ANALYSED, Verdict.DISAGREE)]
-    found = quality.agreement(said)
+    found = agreement.agreement(said)
     assert (found.overall.k, found.overall.n, found.unsure, found.unanswered) == (21, 23, 1, 1)
     for title, squares in found.groups:
         total = sum(s.both_yes + s.model_only + s.reader_only + s.both_no for s in squares)
@@ -113,8 +113,8 @@ def test_agreement_counts_answers_only_and_every_reading_once_in_each_group() ->
 
 def test_weeks_are_the_last_twelve_in_which_something_was_read() -> None:
     said = [make_reading(at=NOON - timedelta(weeks=back)) for back in range(20)]
-    weeks = quality.agreement(said).weeks
-    assert len(weeks) == quality.WEEKS
+    weeks = agreement.agreement(said).weeks
+    assert len(weeks) == agreement.WEEKS
     assert weeks[-1].label == str(NOON.astimezone().isocalendar().week)
 
 
@@ -239,4 +239,4 @@ def test_readings_are_the_words_that_stand(session: Session) -> None:
     assert {r.age_years for r in found} == {56}
     covered = {row.answer: (row.reviewed, row.studies) for row in readings.coverage(session, ALL)}
     assert covered[Answer.PRESENT] == (2, 3)
-    assert "Readers looked at" not in quality.coverage_text(readings.coverage(session, ALL))
+    assert "Readers looked at" not in agreement.coverage_text(readings.coverage(session, ALL))

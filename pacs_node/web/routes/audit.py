@@ -7,12 +7,13 @@ from fastapi import APIRouter
 from db import facts
 from db.engine import read_scope
 from pacs_node.web.access import Role, requires
+from pacs_node.web.admin_schemas import AuditOut
 from pacs_node.web.context import WebContext
 from pacs_node.web.listing import OfEvents, page_of
 from pacs_node.web.problems import documented
 from pacs_node.web.query import Cursor, Limit
 from pacs_node.web.routes import API
-from pacs_node.web.schemas import AuditOut, Page
+from pacs_node.web.schemas import Page
 
 router = APIRouter(
     prefix=f"{API}/audit",

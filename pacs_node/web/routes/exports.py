@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Any, TypeVar
+from functools import partial
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 
 from db import facts
 from db.audit import Action
-from db.engine import db_now, read_scope
+from db.engine import Session, db_now, read_scope
 from db.facts import Asked
 from pacs_node.web.access import Role, requires
+from pacs_node.web.admin_schemas import AuditOut
 from pacs_node.web.context import Web, WebContext
-from pacs_node.web.exporting import MEDIA_TYPES, ROWS, FileKind, Read, file_name, lines_of
+from pacs_node.web.exporting import MEDIA_TYPES, ROWS, FileKind, file_name, lines_of
 from pacs_node.web.listing import (
     Filters,
     Listed,
@@ -30,7 +32,6 @@ from pacs_node.web.listing import (
 from pacs_node.web.problems import documented
 from pacs_node.web.routes import API
 from pacs_node.web.schemas import (
-    AuditOut,
     DeliveryDetail,
     InstanceLine,
     ReportLine,
@@ -60,7 +61,8 @@ FILE: dict[int | str, dict[str, Any]] = {
     }
 }
 WithPatient = Annotated[bool, Query(description="With the patient's name and id and the accession number.")]
-Row = TypeVar("Row", bound=Schema)
+Found = tuple[list[Any], str | None]
+"""Rows of facts, and the cursor of the next page."""
 STREAMED: dict[str, Any] = {"response_class": StreamingResponse, "responses": FILE}
 
 
@@ -69,13 +71,9 @@ def export_studies(
     web: WebContext, wanted: Wanted, kind: Kind = "csv", with_patient: WithPatient = False
 ) -> StreamingResponse:
     """Return the worklist, the newest first; the patient's attributes stay out unless they are asked for."""
-
-    def read(cursor: str | None) -> tuple[list[StudyLine], str | None]:
-        with read_scope(web.engine) as session:
-            return _as(StudyLine, facts.list_studies(session, **wanted, limit=ROWS, cursor=cursor))
-
     without = frozenset() if with_patient else PATIENT
-    return _file(web, "studies", kind, StudyLine, read, asked=dict(wanted), without=without)
+    listed = partial(facts.list_studies, **wanted, limit=ROWS)
+    return _file(web, "studies", kind, StudyLine, listed, asked=dict(wanted), without=without)
 
 
 @router.get("/instances", summary="Export images", **STREAMED)
@@ -117,35 +115,26 @@ def export_reviews(web: WebContext, asked: Listed, wanted: OfReviews, kind: Kind
 @router.get("/audit", summary="Export the audit trail", **STREAMED)
 def export_audit(web: WebContext, wanted: OfEvents, kind: Kind = "csv") -> StreamingResponse:
     """Return who did what, when and to what, the newest first."""
-
-    def read(cursor: str | None) -> tuple[list[AuditOut], str | None]:
-        with read_scope(web.engine) as session:
-            return _as(AuditOut, facts.list_events(session, **wanted, limit=ROWS, cursor=cursor))
-
-    return _file(web, "audit", kind, AuditOut, read, asked=wanted)
+    listed = partial(facts.list_events, **wanted, limit=ROWS)
+    return _file(web, "audit", kind, AuditOut, listed, asked=wanted)
 
 
 def _list(
     web: Web,
     subject: str,
     kind: FileKind,
-    schema: type[Row],
-    listed: Callable[..., tuple[list[Any], str | None]],
+    schema: type[Schema],
+    list_rows: Callable[..., Found],
     asked: Asked,
     wanted: Filters,
 ) -> StreamingResponse:
     """Return a list from where the caller said to its end."""
 
-    def read(cursor: str | None) -> tuple[list[Row], str | None]:
-        with read_scope(web.engine) as session:
-            return _as(schema, listed(session, replace(asked, limit=ROWS, cursor=cursor or asked.cursor), **wanted))
+    def listed(session: Session, cursor: str | None) -> Found:
+        return list_rows(session, replace(asked, limit=ROWS, cursor=cursor or asked.cursor), **wanted)
 
     told = {name: getattr(asked, name) for name in ("study_id", "calling_ae_title", "since", "until", "cursor")}
-    return _file(web, subject, kind, schema, read, asked=told | wanted)
-
-
-def _as(schema: type[Row], found: tuple[list[Any], str | None]) -> tuple[list[Row], str | None]:
-    return [schema.model_validate(row) for row in found[0]], found[1]
+    return _file(web, subject, kind, schema, listed, asked=told | wanted)
 
 
 def _file(
@@ -153,11 +142,16 @@ def _file(
     subject: str,
     kind: FileKind,
     schema: type[Schema],
-    read: Read,
+    listed: Callable[..., Found],
     *,
     asked: dict[str, Any],
     without: frozenset[str] = frozenset(),
 ) -> StreamingResponse:
+    def read(cursor: str | None) -> tuple[list[Schema], str | None]:
+        with read_scope(web.engine) as session:
+            rows, following = listed(session, cursor=cursor)
+        return [schema.model_validate(row) for row in rows], following
+
     filters = {name: str(value) for name, value in asked.items() if value is not None and name != "visible"}
     details = {"list": subject, "format": kind, "filters": filters, "with_names": not without and schema is StudyLine}
     web.note(Action.LIST_EXPORTED, details=details)

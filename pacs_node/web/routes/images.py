@@ -12,6 +12,7 @@ from db.audit import Action
 from db.engine import db_now, read_scope
 from db.facts import InstanceDetail
 from pacs_node.web.access import Role, requires
+from pacs_node.web.admin_schemas import Done
 from pacs_node.web.context import Web, WebContext
 from pacs_node.web.dicom_files import FILE, FileForm, dicom_file
 from pacs_node.web.listing import Listed, OfImages, page_of
@@ -19,7 +20,7 @@ from pacs_node.web.problems import documented
 from pacs_node.web.query import refuse
 from pacs_node.web.render import SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, Drawing, Form
 from pacs_node.web.routes import API
-from pacs_node.web.schemas import Done, InstanceLine, InstanceOut, Page
+from pacs_node.web.schemas import InstanceLine, InstanceOut, Page
 
 router = APIRouter(
     prefix=f"{API}/instances",

@@ -17,10 +17,11 @@ from pacs_node import rollout
 from pacs_node.errors import ConfigError
 from pacs_node.recall import Order, noting_destinations, recall_model, sums_of
 from pacs_node.web.access import Role, requires
+from pacs_node.web.admin_schemas import ActivationOut, ModelVersionOut, NewRecall, NewRollback, RecallOut
 from pacs_node.web.context import Web, WebContext
 from pacs_node.web.problems import documented
 from pacs_node.web.routes import API
-from pacs_node.web.schemas import ActivationOut, ModelName, ModelVersionOut, NewRecall, NewRollback, Page, RecallOut
+from pacs_node.web.schemas import ModelName, Page
 
 router = APIRouter(
     prefix=f"{API}/models",

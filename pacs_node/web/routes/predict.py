@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -48,6 +49,8 @@ from pacs_node.web.uploads import Options, UploadAnswer
 if TYPE_CHECKING:
     from models.predictor import Prediction
 
+logger = logging.getLogger(__name__)
+
 Form = TypeVar("Form", Fields, BatchFields)
 router = APIRouter(
     tags=["predict"],
@@ -58,6 +61,7 @@ router = APIRouter(
 AT_ONCE = 8
 """Images of one batch that are in work at once: a batch leaves room for others."""
 BUSY = "As many images are being judged as may be at once; ask again in a moment."
+NO_MODEL = "No model can answer now; on the node, `pacs-node check` says why."
 COME_AGAIN_S = "2"
 FIELDS_MAX = BATCH_MAX + 8
 FIELD_MAX_BYTES = 4096
@@ -148,7 +152,8 @@ async def _said(web: Web, file: UploadFile, fields: Fields | BatchFields) -> Upl
     except (Busy, Closed):
         raise _come_again(BUSY) from None
     except ModelError as error:
-        raise HTTPException(503, f"No model can answer: {error}") from error
+        logger.error("No model can answer", extra={"action": "no_model"}, exc_info=error)
+        raise HTTPException(503, NO_MODEL) from error
 
 
 def _come_again(detail: str) -> HTTPException:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, StreamingResponse
+from pydantic import Field
 
 from db import facts
 from db.audit import Action
@@ -14,13 +15,13 @@ from db.facts import quality as counted
 from db.facts import readings
 from db.facts.quality import Scope
 from db.tables import JobKind
-from pacs_node.web import charts, quality, words
+from pacs_node.web import agreement, charts, quality, words
 from pacs_node.web.access import Role, requires
+from pacs_node.web.agreement import Share, Square
 from pacs_node.web.context import WebContext
 from pacs_node.web.exporting import MEDIA_TYPES, file_name, lines_of
-from pacs_node.web.quality import Share, Square
 from pacs_node.web.routes.pages import Sender, show
-from pacs_node.web.schemas import GroupNumbers
+from pacs_node.web.schemas import Schema
 
 router = APIRouter(include_in_schema=False, dependencies=[requires(Role.RADIOLOGIST, Role.ADMIN)])
 
@@ -32,8 +33,24 @@ FAILED_STEPS = {
     JobKind.DELIVER: "Reports that were not delivered",
 }
 
-
 Period = Annotated[str, Query(pattern=f"^({'|'.join(quality.PERIODS)})$")]
+
+
+class GroupNumbers(Schema):
+    """Readings of one group by what reader and model say; a share only where there are enough readings to give one."""
+
+    grouped_by: str
+    group: str
+    both_yes: int
+    model_only: int
+    reader_only: int
+    both_no: int
+    predictive_value: float | None
+    predictive_value_low: float | None
+    predictive_value_high: float | None
+    sensitivity: float | None = Field(description="Among reviewed studies.")
+    sensitivity_low: float | None
+    sensitivity_high: float | None
 
 
 @router.get("/quality")
@@ -49,6 +66,7 @@ def show_quality(web: WebContext, request: Request, period: Period = "30d", send
         "page": "quality",
         "charts": charts,
         "quality": quality,
+        "percent": agreement.percent,
         "chosen": {"period": period, "sender": sender},
         "senders": senders,
         "counted_at": words.clock(now, now),
@@ -64,7 +82,7 @@ def export_numbers(web: WebContext, period: Period = "30d", sender: Sender = "")
         now = db_now(session)
         since, until = quality.period_of(period, now)
         scope = Scope(since=since, until=until, sender=sender, visible=web.caller.visible)
-        said = quality.agreement(readings.list_readings(session, scope))
+        said = agreement.agreement(readings.list_readings(session, scope))
     web.note(Action.LIST_EXPORTED, details={"list": "numbers", "format": "csv", "period": period, "sender": sender})
     rows = [_numbers(title, square) for title, squares in said.groups for square in squares]
     headers = {"Content-Disposition": f'attachment; filename="{file_name("numbers", "csv", now)}"'}
@@ -106,14 +124,14 @@ def _counts(session: Session, scope: Scope) -> dict[str, object]:
 
 def _readings(session: Session, scope: Scope) -> dict[str, object]:
     covered = readings.coverage(session, scope)
-    said = quality.agreement(readings.list_readings(session, scope))
+    said = agreement.agreement(readings.list_readings(session, scope))
     marks = [
         charts.Mark(label=week.label, n=week.readings, share=week.share, low=week.low, high=week.high)
         for week in said.weeks
     ]
     return {
         "agreement": said,
-        "over_time": charts.over_time(marks, quality.weeks_text(said.weeks)),
-        "coverage": [(quality.COVERAGE[row.answer], row) for row in covered if row.studies],
-        "coverage_text": quality.coverage_text(covered),
+        "over_time": charts.over_time(marks, agreement.weeks_text(said.weeks)),
+        "coverage": [(agreement.COVERAGE[row.answer], row) for row in covered if row.studies],
+        "coverage_text": agreement.coverage_text(covered),
     }

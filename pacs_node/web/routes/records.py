@@ -9,11 +9,12 @@ from fastapi import APIRouter
 from db import facts
 from db.engine import db_now, read_scope
 from pacs_node.web.access import Role, requires
+from pacs_node.web.admin_schemas import Done
 from pacs_node.web.context import WebContext
 from pacs_node.web.listing import Listed, OfDeliveries, OfReports, OfResults, OfWarnings, page_of
 from pacs_node.web.problems import documented
 from pacs_node.web.routes import API
-from pacs_node.web.schemas import DeliveryDetail, Done, Page, ReportLine, ResultOut, WarningLine
+from pacs_node.web.schemas import DeliveryDetail, Page, ReportLine, ResultOut, WarningLine
 
 router = APIRouter(
     prefix=API,

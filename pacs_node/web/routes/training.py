@@ -10,10 +10,10 @@ from fastapi.responses import StreamingResponse
 from db.audit import Action
 from db.engine import db_now, read_scope
 from pacs_node.web.access import Role, requires
+from pacs_node.web.admin_schemas import NewTrainingExport, TrainingExportOut
 from pacs_node.web.context import WebContext
 from pacs_node.web.problems import documented
 from pacs_node.web.routes import API
-from pacs_node.web.schemas import NewTrainingExport, TrainingExportOut
 from pacs_node.web.training_export import ExportRuns, Wanted, zipped
 
 router = APIRouter(

@@ -11,11 +11,12 @@ from db import facts, queue
 from db.engine import db_now, read_scope
 from db.queue import JobKind, JobState
 from pacs_node.web.access import Role, requires
+from pacs_node.web.admin_schemas import Done, JobOut, QuarantinedOut
 from pacs_node.web.context import WebContext
 from pacs_node.web.problems import documented
 from pacs_node.web.query import Cursor, Limit, cursor_out
 from pacs_node.web.routes import API
-from pacs_node.web.schemas import Done, JobOut, Page, QuarantinedOut
+from pacs_node.web.schemas import Page
 
 router = APIRouter(prefix=API, tags=["work"], responses=documented(404, 422), dependencies=[requires(Role.ADMIN)])
 
