@@ -89,7 +89,7 @@ def export(
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     size = recipe.stage_of(epochs - 1).size
     _, seen_ND = outputs_of(network, training, size, device, title="training images")
-    logit_NL, feature_ND = outputs_of(network, validation, size, device, title="validation images", is_exact=True)
+    logit_NL, feature_ND = outputs_of(network, validation, size, device, title="validation images", precision="fp32")
     populations, figures, refused = claimed_populations(recipe, spoken, Judged(images=validation, logit_NL=logit_NL))
     weights = safetensors.torch.save(halved)
     features, out_of_distribution = _out_of_distribution(seen_ND, feature_ND)

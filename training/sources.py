@@ -265,12 +265,16 @@ def _rows(path: Path, columns: Mapping[str, str]) -> Iterable[tuple[int, dict[st
     """Yield line number and cells by the manifest's column names, stripped."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f'{path}: not UTF-8 ({error}); a spreadsheet saves it as "CSV UTF-8"') from error
     reader = csv.DictReader(io.StringIO(text, newline=""))
     header = {(name or "").strip().lower(): name for name in reader.fieldnames or []}
     if missing := [columns[name] for name in _NEEDED if columns[name] not in header]:
-        raise DataError(f"{path}: no column {', '.join(missing)}; the header has {', '.join(header) or 'nothing'}")
+        hint = "; cells are parted by commas, not by semicolons" if any(";" in name for name in header) else ""
+        found = ", ".join(header) or "nothing"
+        raise DataError(f"{path}: no column {', '.join(missing)}; the header has {found}{hint}")
     if columns is _MANIFEST and (unknown := sorted(set(header) - set(columns))):
         logger.warning("%s: columns ignored: %s; known: %s", path, ", ".join(unknown), ", ".join(columns))
     for row in reader:

@@ -126,6 +126,11 @@ def _warn(recipe: Recipe, everything: Sequence[Item], split: Split) -> None:
                 source,
                 recipe.outputs[labels.pop()],
             )
+    labels_of: dict[str, set[int]] = {}
+    for item in everything:
+        labels_of.setdefault(item.sha256, set()).add(item.label)
+    if torn := [item for item in everything if len(labels_of[item.sha256]) > 1]:
+        logger.warning("%d rows or files give one image several labels, the first is %s", len(torn), torn[0].path)
     for sentence in uneven_shares(split, recipe):
         logger.warning("%s", sentence)
     weights = Path(recipe.weights)
