@@ -14,7 +14,7 @@ from scipy.stats import binomtest, norm, rankdata
 
 from training import metrics
 from training.answers import Answers, is_in_subgroup
-from training.sources import DataError
+from training.items import DataError
 
 FEW = 20  # positives or negatives: with fewer, a difference says little
 LABELS = {"accuracy": None, "sensitivity": 1, "specificity": 0}  # whose right answers each counts; None is all

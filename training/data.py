@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from models import preprocess
 from models.preprocess import UNREADABLE, ImageUnfit, from_array, read_radiograph, squash
+from training.items import DataError, Item
 from training.settings import Recipe
-from training.sources import DataError, Item
 
 logger = logging.getLogger("training")
 

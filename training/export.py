@@ -34,9 +34,9 @@ from models.networks import make_network
 from training.about import About, read_about
 from training.claims import NEVER, ExportRefused, Judged, claimed_populations
 from training.data import Images, data_sha256
+from training.items import DataError, Item
 from training.monai_bundle import write_monai_bundle
 from training.settings import Recipe, RecipeError, recipe_from
-from training.sources import DataError, Item
 from training.train import CHECKPOINT, images_of
 from training.validation import outputs_of
 

@@ -26,10 +26,11 @@ from models.errors import CardError, WeightsUnavailable
 from models.networks import Classifier, make_network
 from models.weights import load_backbone
 from training.data import Images, Split, load_images, recipe_split, uneven_shares
+from training.items import DataError, Item
 from training.processes import Processes
 from training.seen import seen_by
 from training.settings import Recipe, RecipeError, load_recipe
-from training.sources import DataError, Item, read_items
+from training.sources import read_items
 from training.trainer import Trainer, TrainingStopped
 from training.validation import Line
 

@@ -28,8 +28,9 @@ from training import settings, train
 from training.augment import Augment, Mix
 from training.batches import Batches, class_weights
 from training.data import load_images
+from training.items import Item
 from training.settings import RECIPES, Augmentation, Recipe, RecipeError, Stage, load_recipe, recipe_from
-from training.sources import Item, read_items
+from training.sources import read_items
 from training.trainer import Trainer, TrainingStopped, cosine
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from tests.builders import data_folder
-from training.sources import DataError, Item, patient_of, read_items
+from training.items import DataError, Item
+from training.sources import patient_of, read_items
 
 OUTPUTS = ("normal", "pneumonia")
 FINER = ("normal", "bacterial", "viral")
