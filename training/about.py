@@ -13,7 +13,7 @@ from pathlib import Path
 
 from models.errors import CardError
 from models.tables import TableReader
-from training.sources import Item
+from training.items import Item
 
 CODED = ("name", "display", "code_value", "coding_scheme_designator", "code_meaning")
 

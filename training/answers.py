@@ -19,7 +19,7 @@ from models.card import Limits, ModelCard
 from models.predictor import Prediction, Predictor
 from training import metrics
 from training.data import Images
-from training.sources import Item
+from training.items import Item
 
 BATCH = 32
 AGE_BANDS = ((0, 0), (1, 5), (6, 17), (18, 39), (40, 64), (65, 150))  # completed years, both ends included

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from training.augment import Augment
 from training.data import Images
+from training.items import Item
 from training.settings import Recipe, Stage
-from training.sources import Item
 
 Place = tuple[int, int]  # index of an image, seed of its augmentation
 

@@ -31,7 +31,7 @@ def balanced_threshold(truth_N: np.ndarray, probability_N: np.ndarray) -> float:
     Youden, Cancer 1950; 3: 32-35
     Fluss, Faraggi, Reiser, Biometrical Journal 2005; 47: 458-472 (the kernel estimate)
     """
-    positive, negative = (_log_odds(probability_N[truth_N == label]) for label in (1, 0))
+    positive, negative = (log_odds(probability_N[truth_N == label]) for label in (1, 0))
     if not len(positive) or not len(negative):
         raise ValueError("a threshold needs images with and without the finding")
     cuts = np.linspace(min(positive.min(), negative.min()), max(positive.max(), negative.max()), CUTS)
@@ -74,13 +74,14 @@ def abstain_band(probability_N: np.ndarray, threshold: float, share: float) -> t
 
     The band is never narrower than .02 to either side: bf16 may move a probability by that much.
     """
-    distance_N = np.abs(_log_odds(probability_N) - _log_odds(np.array(threshold)))
+    distance_N = np.abs(log_odds(probability_N) - log_odds(np.array(threshold)))
     width = float(np.quantile(distance_N, share))
-    low, high = (1 / (1 + np.exp(-(_log_odds(np.array(threshold)) + side * width))) for side in (-1, 1))
+    low, high = (1 / (1 + np.exp(-(log_odds(np.array(threshold)) + side * width))) for side in (-1, 1))
     return max(0.0, min(float(low), threshold - 0.02)), min(1.0, max(float(high), threshold + 0.02))
 
 
-def _log_odds(probability: np.ndarray) -> np.ndarray:
+def log_odds(probability: np.ndarray) -> np.ndarray:
+    """Return the natural logarithm of p / (1 - p), finite for 0 and 1 too."""
     clipped = np.clip(probability, 1e-9, 1 - 1e-9)
     return np.asarray(np.log(clipped / (1 - clipped)))
 

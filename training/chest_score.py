@@ -21,8 +21,8 @@ from torch import Tensor
 from models.chest import SIDE, STATISTICS_FILE, ChestStatistics, coarse_features
 from models.feature_statistics import fit_statistics
 from training.data import Images
+from training.items import DataError
 from training.settings import RecipeError, load_recipe
-from training.sources import DataError
 from training.train import images_of
 
 DIRECTIONS = 32

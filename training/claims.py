@@ -18,8 +18,8 @@ from models.card import BALANCED
 from training import calibration, metrics
 from training.about import About, Described
 from training.data import Images
+from training.items import Item
 from training.settings import Recipe
-from training.sources import Item
 
 NEVER = "Never use on"  # how the limitation begins that a population which is not claimed leaves in the card
 ABSTAIN_SHARE = 0.05  # of a population's validation images lie in the band

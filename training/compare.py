@@ -14,7 +14,7 @@ from scipy.stats import binomtest, norm, rankdata
 
 from training import metrics
 from training.answers import Answers, is_in_subgroup
-from training.sources import DataError
+from training.items import DataError
 
 FEW = 20  # positives or negatives: with fewer, a difference says little
 LABELS = {"accuracy": None, "sensitivity": 1, "specificity": 0}  # whose right answers each counts; None is all
@@ -126,12 +126,12 @@ def verdict(auc: dict[str, Any]) -> str:
 
 
 def _worse(subgroups: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
-    """Return the subgroups, large enough to say so, on which the first model is worse."""
+    """Return the subgroups, true parts and large enough to say so, on which the first model is worse."""
     return [
         f"{grouping} {value}"
         for grouping, values in subgroups.items()
         for value, auc in values.items()
-        if verdict(auc) == "worse" and is_large_enough(auc)
+        if len(values) > 1 and verdict(auc) == "worse" and is_large_enough(auc)
     ]
 
 

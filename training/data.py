@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from models import preprocess
 from models.preprocess import UNREADABLE, ImageUnfit, from_array, read_radiograph, squash
+from training.items import DataError, Item
 from training.settings import Recipe
-from training.sources import DataError, Item
 
 logger = logging.getLogger("training")
 
@@ -61,7 +61,8 @@ def split_items(
 
     The official test split is held out. All others, an official val folder included, are split again: a group goes to
     validation if the hash of the salt and its patient lies below the share. Nothing else counts, so data that is added
-    later moves nobody. The share of every source and class is therefore met by the law of large numbers, within a few
+    later moves nobody; quotas by class would, and so put patients whom the last model learned from among those who
+    judge the next. The share of every source and class is therefore met by the law of large numbers, within a few
     points from some hundred patients on (`uneven_shares` says where it is not); `shares` gives a source (the one that
     a group is named after) a share of its own.
     """

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from training.sources import DataError
+from training.items import DataError
 
 KAGGLE_URL = "https://www.kaggle.com/api/v1/datasets/download/paultimothymooney/chest-xray-pneumonia"
 KAGGLE_COUNTS = {

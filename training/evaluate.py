@@ -33,10 +33,11 @@ from training import gallery, plots
 from training.answers import Answers, answers_of, called_outputs, describe, is_in_subgroup, name_of
 from training.compare import compared
 from training.data import Images, data_sha256, load_images
+from training.items import DataError, Item
 from training.report import estimate, write_report
 from training.seen import Seen, seen_by, split_of
 from training.settings import RecipeError, load_recipe
-from training.sources import DataError, Item, read_items
+from training.sources import read_items
 from training.wording import trained_on
 
 SPLITS = ("test", "validation", "train", "all")

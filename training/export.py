@@ -34,9 +34,9 @@ from models.networks import make_network
 from training.about import About, read_about
 from training.claims import NEVER, ExportRefused, Judged, claimed_populations
 from training.data import Images, data_sha256
+from training.items import DataError, Item
 from training.monai_bundle import write_monai_bundle
 from training.settings import Recipe, RecipeError, recipe_from
-from training.sources import DataError, Item
 from training.train import CHECKPOINT, images_of
 from training.validation import outputs_of
 
@@ -89,7 +89,7 @@ def export(
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     size = recipe.stage_of(epochs - 1).size
     _, seen_ND = outputs_of(network, training, size, device, title="training images")
-    logit_NL, feature_ND = outputs_of(network, validation, size, device, title="validation images", is_exact=True)
+    logit_NL, feature_ND = outputs_of(network, validation, size, device, title="validation images", precision="fp32")
     populations, figures, refused = claimed_populations(recipe, spoken, Judged(images=validation, logit_NL=logit_NL))
     weights = safetensors.torch.save(halved)
     features, out_of_distribution = _out_of_distribution(seen_ND, feature_ND)

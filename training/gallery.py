@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from models.card import ModelCard
 from models.explain import grad_cam
 from training.answers import Answers
+from training.calibration import log_odds
 from training.data import Images
 from training.plots import STYLE
 
@@ -26,7 +27,7 @@ STRENGTH = 0.45  # of the map over the image, where it is hottest
 
 def chosen(answers: Answers) -> dict[str, list[int]]:
     """Return the images of each row: right (surest, both classes in turn), wrong (surest), least sure."""
-    distance_N = _log_odds(answers.probability_N) - _log_odds(answers.threshold_N[answers.default_point])
+    distance_N = log_odds(answers.probability_N) - log_odds(answers.threshold_N[answers.default_point])
     is_right_N = answers.is_called() == (answers.truth_N == 1)
     surest = [int(index) for index in np.argsort(-np.abs(distance_N), kind="stable")]
     right = [[index for index in surest if is_right_N[index] and answers.truth_N[index] == label] for label in (1, 0)]
@@ -36,11 +37,6 @@ def chosen(answers: Answers) -> dict[str, list[int]]:
         "Wrong, and sure": [index for index in surest if not is_right_N[index]][:COLUMNS],
         "Least sure": surest[::-1][:COLUMNS],
     }
-
-
-def _log_odds(probability_N: np.ndarray) -> np.ndarray:
-    clipped_N = np.clip(probability_N, 1e-9, 1 - 1e-9)
-    return np.asarray(np.log(clipped_N / (1 - clipped_N)))
 
 
 def draw(path: Path, card: ModelCard, images: Images, answers: Answers) -> None:

@@ -60,9 +60,23 @@ def figures_at(truth_N: np.ndarray, is_called_N: np.ndarray, weight_DN: np.ndarr
 
 def calibration_error(truth_N: np.ndarray, probability_N: np.ndarray, weight_DN: np.ndarray) -> np.ndarray:
     """Return the expected calibration error over equally wide bins of P(finding), shape (D,)."""
+    return np.asarray(np.abs(_calibration_gaps(truth_N, probability_N, weight_DN)).sum(1))
+
+
+def calibration_noise(truth_N: np.ndarray, probability_N: np.ndarray, weight_DN: np.ndarray) -> np.ndarray:
+    """Return how far each draw's gaps lie from those of all images, shape (D,).
+
+    Over many draws: the calibration error that so many patients show by chance alone, with perfect probabilities too.
+    """
+    of_all_1B = _calibration_gaps(truth_N, probability_N, np.ones((1, len(truth_N))))
+    return np.asarray(np.abs(_calibration_gaps(truth_N, probability_N, weight_DN) - of_all_1B).sum(1))
+
+
+def _calibration_gaps(truth_N: np.ndarray, probability_N: np.ndarray, weight_DN: np.ndarray) -> np.ndarray:
+    """Return by how much the positives of each bin exceed its probabilities, in shares of all images: (D, BINS)."""
     bin_N = np.minimum((probability_N * BINS).astype(int), BINS - 1)
     gap_DB = weight_DN @ (np.eye(BINS)[bin_N] * (truth_N - probability_N)[:, None])
-    return ratio(np.abs(gap_DB).sum(1), weight_DN.sum(1))
+    return ratio(gap_DB, weight_DN.sum(1, keepdims=True))
 
 
 def reliability(truth_N: np.ndarray, probability_N: np.ndarray) -> list[dict[str, float | int]]:
@@ -136,9 +150,10 @@ def judged(
     Returns
     -------
     dict
-        Counts; each figure as {"value", "low", "high"}; "reliability" by tenths of the probability, which the page
-        quotes; "operating_points" by name; "abstained". Rounded to four
-        digits; None where a figure does not exist, and for the interval where there are fewer than two patients.
+        Counts; each figure as {"value", "low", "high"}, "ece" with "by_chance" too: what perfect probabilities would
+        show on so many patients; "reliability" by tenths of the probability, which the page quotes;
+        "operating_points" by name; "abstained". Rounded to four digits; None where a figure does not exist, and for
+        the interval where there are fewer than two patients.
     """
     called = {name: probability_N >= threshold for name, threshold in points.items()}
     value, drawn = _with_draws(truth_N, probability_N, group_N, called, draws)
@@ -146,6 +161,7 @@ def judged(
     figures = {key: _estimate(value[key][0], drawn[key] if has_interval else np.array([])) for key in value}
     if has_interval:
         _widen_without_errors(figures, truth_N, called, np.asarray(group_N))
+        figures["ece"] |= _chance_of_calibration(value["ece"][0], drawn["ece_by_chance"])
     result: dict[str, Any] = {"images": len(truth_N), "patients": len(set(group_N)), "positive": int(truth_N.sum())}
     result |= {name: figures[name] for name in ("auc", "average_precision")}
     result |= {name: figures[f"{next(iter(points))}/{name}"] for name in AT_THRESHOLD}
@@ -173,7 +189,7 @@ def _with_draws(
         for name, is_called_N in called.items():
             at_point = figures_at(truth_N, is_called_N, weight_DN)
             figures |= {f"{name}/{key}": value_D for key, value_D in at_point.items()}
-        return figures
+        return figures | {"ece_by_chance": calibration_noise(truth_N, probability_N, weight_DN)}
 
     value = of(np.ones((1, len(truth_N))))
     blocks = [of(weight_DN) for weight_DN in draws_of(group_N, draws=draws)]
@@ -204,6 +220,16 @@ def _widen_without_errors(
             figures[key]["low"] = _plain(lowest_share_without_errors(count))
         elif figures[key]["value"] == 0.0:
             figures[key]["high"] = _plain(1 - lowest_share_without_errors(count))
+
+
+def _chance_of_calibration(error: float, noise_D: np.ndarray) -> dict[str, float | None]:
+    """Return the lower end of the calibration error's interval, and the error by chance.
+
+    Draws add noise to noise: with perfect probabilities most of theirs lie above the error that was read, and all of
+    them above the true one, 0. What remains after the noise of 97.5 % of the draws is the lower end; it errs on the
+    side of good calibration.
+    """
+    return {"low": _plain(max(0.0, error - np.percentile(noise_D, 97.5))), "by_chance": _plain(np.mean(noise_D))}
 
 
 def lowest_share_without_errors(count: int) -> float:

@@ -21,7 +21,7 @@ from sklearn.metrics import precision_recall_curve
 
 from training import metrics
 from training.answers import Answers
-from training.sources import DataError
+from training.items import DataError
 
 BLUE, ORANGE, GREY, LIGHT = "#2b6cb0", "#c05621", "#718096", "#e2e8f0"
 SECOND = "#805ad5"  # the model that the first is compared with

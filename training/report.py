@@ -75,7 +75,9 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(estimate=estimate, number=number, p_value=p_value, difference=difference)
+    environment.filters.update(
+        estimate=estimate, number=number, p_value=p_value, difference=difference, telling=_telling
+    )
     findings = _by_finding(figures)
     display = {finding.name: finding.display for finding in cards[0].findings}
     page = environment.get_template(TEMPLATE).render(
@@ -83,7 +85,6 @@ def write_report(
         rival=cards[1] if len(cards) > 1 else None,
         figures=figures,
         findings=findings,
-        subgroups={name: _telling(of["subgroups"]) for name, of in findings.items()},
         rivals=_by_finding(figures["compared_with"]) if len(cards) > 1 else {},
         display=display,
         verdicts={name: verdict_in_words(cards[0], display[name], figures, of) for name, of in findings.items()},

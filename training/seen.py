@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from models.card import ModelCard
 from training.data import Split, data_sha256, split_items
+from training.items import Item
 from training.settings import Recipe, RecipeError, load_recipe
-from training.sources import Item
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

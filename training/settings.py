@@ -93,9 +93,7 @@ class Recipe:
     label_smoothing: float = 0.05
     clip_norm: float = 1.0
     ema_decay: float = 0.998  # per step, of the averaged weights that are judged and exported; 0 averages nothing
-    early_stop_epochs: int = (
-        0  # stop after so many without progress and keep the best; 0 runs to the end, keeps the last
-    )
+    early_stop_epochs: int = 0  # without progress; then the best is kept. 0 runs to the end and keeps the last
     mixup: float = 0.0  # alpha of the beta distribution; 0 is off
     cutmix: float = 0.0  # likewise; where both are on, each batch draws one
     precision: str = "auto"  # bf16 | fp32 | auto: bf16 where that is faster

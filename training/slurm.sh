@@ -7,7 +7,6 @@
 #SBATCH --gpus-per-node=4
 #SBATCH --cpus-per-task=32
 #SBATCH --time=08:00:00
-#SBATCH --signal=TERM@60
 #SBATCH --requeue
 #SBATCH --output=%x-%j.log
 set -euo pipefail
@@ -18,7 +17,8 @@ gpus=${SLURM_GPUS_ON_NODE:-1}
 resume=()
 [ -e "$out/checkpoint.pt" ] && resume=(--resume)
 
-srun .venv/bin/python -m torch.distributed.run \
+# srun does not inherit --cpus-per-task (Slurm 22.05 and later): without it all processes would share one core.
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" .venv/bin/python -m torch.distributed.run \
     --nnodes="$SLURM_NNODES" --nproc-per-node="$gpus" \
     --rdzv-id="$SLURM_JOB_ID" --rdzv-backend=c10d --rdzv-endpoint="$head:29500" \
     -m training.train --recipe "$recipe" --data "$@" --out "$out" \

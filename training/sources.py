@@ -7,7 +7,7 @@ folder with train, val, test, each with CLASS folders   from the file name: pers
 folder with CLASS folders                               prefix; a name that says neither is a patient of its own
 folder with labels.csv (the NIH subset)                 the column patient_id
 NAME.npz (PneumoniaMNIST, of any size)                  unknown: every image is a patient of its own
-NAME.csv (a manifest)                                   the column patient
+NAME.csv (`training.manifest`)                          the column patient
 ======================================================  =============================================================
 
 CLASS is an output of the recipe, whatever its case. Where the recipe's outputs are finer than the folders (normal,
@@ -16,37 +16,16 @@ manifest's column subgroup. Images are JPEG, PNG (8 bits) or DICOM files.
 
 Sources are told apart by name and joined by identical bytes only: PneumoniaMNIST and the Kermany folders are the same
 radiographs at other sizes, which nothing here can see. Never train on one and judge on the other.
-
-The manifest
-------------
-UTF-8, comma separated (RFC 4180), one header line, one row per image. Column names in any order and case; columns
-that are not listed here are ignored, with one warning that names them. An empty cell says nothing.
-
-========  ========  =================================================================================================
-column    needed    value
-========  ========  =================================================================================================
-path      yes       the image, relative to the CSV file (or absolute)
-label     yes       one of the recipe's outputs, in any case
-patient   yes       any name, unique within the source; the same patient never stands on both sides of a split
-split     -         train, val or test; test is held out, all others are split again by patient
-age       -         whole or decimal years, 0 to 120
-sex       -         F, M or O
-view      -         PA or AP
-source    -         where the image comes from; without it, the name of the CSV file's folder
-subgroup  -         a finer label, for judging it apart (bacterial, viral, ...)
-========  ========  =================================================================================================
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -54,65 +33,18 @@ import numpy as np
 from tqdm import tqdm
 
 from models.preprocess import UNREADABLE
+from training.items import SPLITS, DataError, Item, group_of, label_of, sha256_of
+from training.manifest import MANIFEST, NIH, read_table
 
 logger = logging.getLogger("training")
 
-SPLITS = ("train", "val", "test")
 _SUFFIXES = {".jpeg", ".jpg", ".png", ".dcm", ".dicom"}
 _PERSON = re.compile(r"person(\d+)", re.IGNORECASE)
 _IM_NUMBER = re.compile(r"IM-(\d+)", re.IGNORECASE)
 _CAUSE = re.compile(r"person\d+_(bacteria|virus)", re.IGNORECASE)
 _SUBGROUPS = {"bacteria": "bacterial", "virus": "viral"}
-_NEEDED = ("path", "label", "patient")
-_OPTIONAL = ("split", "age", "sex", "view", "source", "subgroup")
-_MANIFEST = {name: name for name in (*_NEEDED, *_OPTIONAL)}
-_NIH = {"path": "file", "label": "folder_label", "patient": "patient_id", "age": "age", "sex": "sex", "view": "view"}
 _MEDMNIST_CLASSES = ("normal", "pneumonia")  # label 0, label 1
-_AGE_MAX = 120  # years
 _BROKEN: tuple[type[Exception], ...] = (*UNREADABLE, BadZipFile)  # what a broken npz raises
-
-
-class DataError(Exception):
-    """The images cannot be used for training; the message names the file, row or folder."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
-    """One labelled image.
-
-    Attributes
-    ----------
-    path
-        Image or DICOM file; for an npz, the npz itself.
-    index
-        Row of `{split}_images` in an npz, else None.
-    label
-        Index into the recipe's outputs.
-    sha256
-        Of the file's bytes; for an npz, of the row's shape and bytes.
-    group
-        `source/patient NAME`, joined with the patients of byte-identical images; never on both sides of a split.
-    source
-        Name of the data set.
-    split
-        "train", "val", "test", or "" where the source says nothing.
-    subgroup
-        The finer label that the file name or manifest knows, or "".
-    age_years, sex, view
-        None or "" where unknown; sex is "F", "M" or "O", view "PA" or "AP".
-    """
-
-    path: Path
-    index: int | None = None
-    label: int
-    sha256: str
-    group: str
-    source: str
-    split: str = ""
-    subgroup: str = ""
-    age_years: int | None = None
-    sex: str = ""
-    view: str = ""
 
 
 def read_items(data: Sequence[Path], outputs: tuple[str, ...]) -> list[Item]:
@@ -162,9 +94,9 @@ def _read(path: Path, source: str, outputs: tuple[str, ...]) -> list[Item]:
     if path.is_file() and path.suffix.lower() == ".npz":
         return _read_npz(path, source, outputs)
     if path.is_file() and path.suffix.lower() == ".csv":
-        return _read_table(path, source, outputs, _MANIFEST)
+        return read_table(path, source, outputs, MANIFEST)
     if (path / "labels.csv").is_file():
-        return _read_table(path / "labels.csv", source, outputs, _NIH)
+        return read_table(path / "labels.csv", source, outputs, NIH)
     if path.is_dir():
         return _read_folders(path, source, outputs)
     reason = "no reader for this file" if path.exists() else "there is no such file or folder"
@@ -182,9 +114,9 @@ def _read_folders(root: Path, source: str, outputs: tuple[str, ...]) -> list[Ite
                 items.append(
                     Item(
                         path=path,
-                        label=_label(folder.name, subgroup, outputs, str(path)),
-                        sha256=_sha256_of(path),
-                        group=_group(source, patient_of(path.relative_to(root).as_posix())),
+                        label=label_of(folder.name, subgroup, outputs, str(path)),
+                        sha256=sha256_of(path),
+                        group=group_of(source, patient_of(path.relative_to(root).as_posix())),
                         source=source,
                         split=split,
                         subgroup=subgroup,
@@ -238,107 +170,14 @@ def _read_npz(path: Path, source: str, outputs: tuple[str, ...]) -> list[Item]:
                 Item(
                     path=path,
                     index=index,
-                    label=_label(name, "", outputs, where),
+                    label=label_of(name, "", outputs, where),
                     sha256=hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest(),
-                    group=_group(source, f"{split} {index}"),
+                    group=group_of(source, f"{split} {index}"),
                     source=source,
                     split=split,
                 )
             )
     return items
-
-
-def _read_table(path: Path, source: str, outputs: tuple[str, ...], columns: Mapping[str, str]) -> list[Item]:
-    """Return one item per row; `columns` names this table's column for each column of the manifest."""
-    items: list[Item] = []
-    for line, row in _rows(path, columns):
-        try:
-            items.append(_item_of_row(path.parent, source, outputs, row))
-        except DataError as error:
-            raise DataError(f"{path}, line {line}: {error}") from error
-    if not items:
-        raise DataError(f"{path}: no image: the table has no rows")
-    return items
-
-
-def _rows(path: Path, columns: Mapping[str, str]) -> Iterable[tuple[int, dict[str, str]]]:
-    """Yield line number and cells by the manifest's column names, stripped."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: {error}") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    header = {(name or "").strip().lower(): name for name in reader.fieldnames or []}
-    if missing := [columns[name] for name in _NEEDED if columns[name] not in header]:
-        raise DataError(f"{path}: no column {', '.join(missing)}; the header has {', '.join(header) or 'nothing'}")
-    if columns is _MANIFEST and (unknown := sorted(set(header) - set(columns))):
-        logger.warning("%s: columns ignored: %s; known: %s", path, ", ".join(unknown), ", ".join(columns))
-    for row in reader:
-        if None in row:
-            raise DataError(f"{path}, line {reader.line_num}: more cells than the header has columns")
-        cells = {name: row.get(header.get(column, "")) or "" for name, column in columns.items()}
-        yield reader.line_num, {name: cell.strip() for name, cell in cells.items()}
-
-
-def _item_of_row(folder: Path, source: str, outputs: tuple[str, ...], row: Mapping[str, str]) -> Item:
-    """Return the item of one row; the caller adds file and line to what is raised."""
-    for name in _NEEDED:
-        if not row[name]:
-            raise DataError(f"{name} is empty")
-    path = folder / row["path"]
-    source = row.get("source") or source
-    subgroup = row.get("subgroup", "").lower()
-    return Item(
-        path=path,
-        label=_label(row["label"], subgroup, outputs, row["path"]),
-        sha256=_sha256_of(path),
-        group=_group(source, row["patient"]),
-        source=source,
-        split=_one_of("split", row.get("split", "").lower(), SPLITS),
-        subgroup=subgroup,
-        age_years=_age_years(row.get("age", "")),
-        sex=_one_of("sex", row.get("sex", "").upper(), ("F", "M", "O")),
-        view=_one_of("view", row.get("view", "").upper(), ("PA", "AP")),
-    )
-
-
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> str:
-    if value and value not in known:
-        raise DataError(f"{name} is {value!r}; known: {', '.join(known)}, or empty")
-    return value
-
-
-def _age_years(text: str) -> int | None:
-    if not text:
-        return None
-    try:
-        years = float(text)
-    except ValueError:
-        years = -1.0
-    if not 0 <= years <= _AGE_MAX:
-        raise DataError(f"age is {text!r}; years from 0 to {_AGE_MAX} are needed, or an empty cell")
-    return int(years)
-
-
-def _label(name: str, subgroup: str, outputs: tuple[str, ...], where: str) -> int:
-    """Return the output that a label names, or else the one that the finer label names."""
-    known = [output.lower() for output in outputs]
-    for candidate in (name.lower(), subgroup):
-        if candidate in known:
-            return known.index(candidate)
-    finer = f" (finer label {subgroup!r})" if subgroup else ""
-    raise DataError(f"{where}: label {name!r}{finer} is none of the recipe's outputs: {', '.join(outputs)}")
-
-
-def _sha256_of(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
-
-
-def _group(source: str, patient: str) -> str:
-    return f"{source.replace('/', '_')}/patient {patient}"
 
 
 def _joined(items: list[Item]) -> list[Item]:

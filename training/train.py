@@ -26,10 +26,11 @@ from models.errors import CardError, WeightsUnavailable
 from models.networks import Classifier, make_network
 from models.weights import load_backbone
 from training.data import Images, Split, load_images, recipe_split, uneven_shares
+from training.items import DataError, Item
 from training.processes import Processes
 from training.seen import seen_by
 from training.settings import Recipe, RecipeError, load_recipe
-from training.sources import DataError, Item, read_items
+from training.sources import read_items
 from training.trainer import Trainer, TrainingStopped
 from training.validation import Line
 
@@ -126,6 +127,11 @@ def _warn(recipe: Recipe, everything: Sequence[Item], split: Split) -> None:
                 source,
                 recipe.outputs[labels.pop()],
             )
+    labels_of: dict[str, set[int]] = {}
+    for item in everything:
+        labels_of.setdefault(item.sha256, set()).add(item.label)
+    if torn := [item for item in everything if len(labels_of[item.sha256]) > 1]:
+        logger.warning("%d rows or files give one image several labels, the first is %s", len(torn), torn[0].path)
     for sentence in uneven_shares(split, recipe):
         logger.warning("%s", sentence)
     weights = Path(recipe.weights)

@@ -15,6 +15,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from models.networks import Classifier
+from models.serving import precision_of
 from training import metrics
 from training.batches import resized
 from training.data import Images
@@ -31,24 +32,27 @@ def outputs_of(
     device: torch.device,
     indices: range | None = None,
     *,
-    is_exact: bool = False,
+    precision: str = "auto",
     title: str = "",
 ) -> tuple[Tensor, Tensor]:
-    """Return (logit_NL, feature_ND) on the CPU, float32, as served: the backbone in bf16 unless exact.
+    """Return (logit_NL, feature_ND) on the CPU, float32.
 
     Parameters
     ----------
     indices
         Of the images; all of them unless given.
+    precision
+        Of the backbone, as the Predictor takes it: bf16 is emulated, four times slower, where the hardware lacks it.
     title
         Of a progress bar; none without.
     """
     network.eval()
+    is_bf16 = precision_of(precision, device) == "bf16"
     logits, features = [], []
     parts = torch.split(torch.tensor(indices or range(len(images.items)), dtype=torch.int64), 32)
     for part in tqdm(parts, desc=title, unit="batch", disable=not title):
         image_B1HW = resized(torch.stack([images[int(index)] for index in part]), size).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=not is_exact):
+        with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16):
             feature_BD = network.backbone(Classifier.to_three_channels(image_B1HW))
         features.append(feature_BD.float().cpu())
         logits.append(network.head(feature_BD.float()).float().cpu())

@@ -85,8 +85,15 @@ def _how_good(name: str, of: dict[str, Any]) -> list[str]:
             f" of the other answers {_percent(abstained['accuracy_outside'])} are right."
         )
     if of["ece"]["value"] is not None:
-        lines.append(f"A probability is off by {100 * of['ece']['value']:.1f} percentage points on average.")
+        lines.append(_calibration(of["ece"]))
     return [line for line in lines if line]
+
+
+def _calibration(error: dict[str, float | None]) -> str:
+    """Say how far the probabilities are off, and how far perfect ones would seem to be: few images exaggerate it."""
+    text = f"A probability is off by {100 * (error['value'] or 0):.1f} percentage points on average"
+    chance = error.get("by_chance")
+    return f"{text}{'' if chance is None else f'; by chance, perfect ones would seem off by {100 * chance:.1f}'}."
 
 
 def _at_point(point: str, values: dict[str, Any], name: str) -> str:

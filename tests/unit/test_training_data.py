@@ -17,8 +17,9 @@ from models.preprocess import from_array, read_radiograph, squash
 from tests.builders import as_bytes, data_folder, draw_chest, make_radiograph
 from training import data
 from training.data import Images, Split, data_sha256, load_images, split_items, uneven_shares
+from training.items import DataError, Item
 from training.settings import Recipe
-from training.sources import DataError, Item, patient_of, read_items
+from training.sources import patient_of, read_items
 
 OUTPUTS = ("normal", "pneumonia")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from training import download
-from training.sources import DataError
+from training.items import DataError
 
 BODY = bytes(range(256)) * 400
 

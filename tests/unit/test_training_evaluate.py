@@ -24,7 +24,8 @@ from training import evaluate, gallery, plots, report
 from training.answers import Answers, _thresholds, age_band, called_outputs, is_in_subgroup, name_of
 from training.compare import compared, verdict
 from training.data import data_sha256, split_items
-from training.sources import DataError, Item, read_items
+from training.items import DataError, Item
+from training.sources import read_items
 from training.wording import comparison_in_words, verdict_in_words
 
 SIZE = 64

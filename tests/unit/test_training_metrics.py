@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,6 +134,30 @@ def test_interval_holds_the_truth_about_as_often_as_it_says() -> None:
         figures = metrics.judged(truth_N.astype(int), np.ones(300), alone(300), {"balanced": 0.5}, draws=300)
         hits += figures["accuracy"]["low"] <= 0.8 <= figures["accuracy"]["high"]
     assert 52 <= hits <= 60
+
+
+def calibrated_figures(seed: int, sharpness: float, images: int = 135) -> dict[str, Any]:
+    """Return the figures of probabilities that are right with a sharpness of 1, too sure above."""
+    random = np.random.default_rng(seed)
+    log_odds_N = random.normal(0, 1.6, images)
+    truth_N = (random.random(images) < 1 / (1 + np.exp(-log_odds_N))).astype(int)
+    return metrics.judged(
+        truth_N, 1 / (1 + np.exp(-sharpness * log_odds_N)), alone(images), {"balanced": 0.5}, draws=200
+    )
+
+
+def test_interval_of_the_calibration_error_holds_zero_for_perfect_probabilities() -> None:
+    errors = [calibrated_figures(seed, 1.0)["ece"] for seed in range(40)]
+    assert sum(error["low"] == 0.0 for error in errors) >= 36
+    assert all(error["low"] <= error["value"] <= error["high"] for error in errors)
+    read, chance = (float(np.mean([error[key] for error in errors])) for key in ("value", "by_chance"))
+    assert 0.08 < read < 0.13
+    assert chance == pytest.approx(read, rel=0.15)
+
+
+def test_interval_of_the_calibration_error_shows_probabilities_that_are_too_sure() -> None:
+    errors = [calibrated_figures(seed, 4.0, images=685)["ece"] for seed in range(10)]
+    assert all(error["low"] > 0.05 for error in errors)
 
 
 def test_intervals_are_quick_and_repeatable() -> None:

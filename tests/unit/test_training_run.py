@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,8 +28,9 @@ from training import settings, train
 from training.augment import Augment, Mix
 from training.batches import Batches, class_weights
 from training.data import load_images
+from training.items import Item
 from training.settings import RECIPES, Augmentation, Recipe, RecipeError, Stage, load_recipe, recipe_from
-from training.sources import Item, read_items
+from training.sources import read_items
 from training.trainer import Trainer, TrainingStopped, cosine
 
 ROOT = Path(__file__).parents[2]
@@ -333,6 +335,17 @@ def test_batch_that_cannot_be_shared_is_refused(
     monkeypatch.setattr(train, "Processes", lambda: SimpleNamespace(world_size=3, is_first=True))
     assert main(recipe_file, data, tmp_path / "run") == 2
     assert "batch_size 4 cannot be shared evenly by 3 processes" in capsys.readouterr().err
+
+
+def test_image_with_two_labels_is_named(tmp_path: Path, data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recipe = replace(load_recipe("default", ["validation_share=0.4"]), stages=(Stage(epochs=1, size=32),))
+    train.images_of(recipe, [data], tmp_path / "cache")
+    assert "several labels" not in caplog.text
+    folder = shutil.copytree(data / "train", tmp_path / "relabelled")
+    normal = min((folder / "NORMAL").iterdir())
+    shutil.copy(normal, folder / "PNEUMONIA" / normal.name)
+    train.images_of(recipe, [folder], tmp_path / "cache")
+    assert "2 rows or files give one image several labels" in caplog.text
 
 
 def test_weights_that_have_seen_the_validation_images_are_named(

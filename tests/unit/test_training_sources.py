@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from tests.builders import data_folder
-from training.sources import DataError, Item, patient_of, read_items
+from training.items import DataError, Item
+from training.sources import patient_of, read_items
 
 OUTPUTS = ("normal", "pneumonia")
 FINER = ("normal", "bacterial", "viral")
@@ -213,7 +214,8 @@ def test_mistake_in_a_manifest_names_file_and_line(manifest: Path, row: str, mes
         (b"path,label\na.png,normal\n", "no column patient; the header has path, label"),
         (b"", "no column path, label, patient; the header has nothing"),
         (b"path,label,patient\n", "no rows"),
-        (b"\xff\xfe\x00", "utf-8"),
+        (b"path;label;patient\na.png;normal;p1\n", "commas, not by semicolons"),
+        ("path,label,patient\nGröße.png,normal,p1\n".encode("latin-1"), "not UTF-8"),
     ],
 )
 def test_table_that_is_no_manifest_is_named(manifest: Path, content: bytes, message: str) -> None:
