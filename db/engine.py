@@ -48,8 +48,9 @@ __all__ = [
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "alembic"
 BUSY_TIMEOUT_MS = 30_000
-AWAY_SQLSTATES = ("08", "53", "57", "58", "40", "55P03")
-"""PostgreSQL: connection, resources, operator intervention, system error, rollback, lock not available (Appendix A)."""
+AWAY_SQLSTATES = ("08", "28", "3D", "53", "57", "58", "40", "55P03")
+"""PostgreSQL: connection, login, no such database, resources, operator intervention, system error, rollback, lock not
+available (Appendix A)."""
 ADDRESS = "address"
 """Key of a session's own notes: from where somebody asked for its transaction."""
 FILE_GONE = "the database file was taken away: stop the node, then restore a backup"
@@ -217,11 +218,20 @@ def _reason_away(error: DBAPIError) -> str | None:
     if isinstance(origin, sqlite3.Error):
         is_away = isinstance(origin, sqlite3.OperationalError) and origin.sqlite_errorcode != SQLITE_BUG
         return str(origin) if is_away else None
-    server_says = origin.args[0] if origin is not None and origin.args else None
-    if isinstance(server_says, dict):
+    if (server_says := _server_says(origin)) is not None:
         is_away = str(server_says.get("C", "")).startswith(AWAY_SQLSTATES)
         return str(server_says.get("M", "")) if is_away or error.connection_invalidated else None
-    return str(origin) if error.connection_invalidated or _is_interface_error(origin) else None
+    is_away = error.connection_invalidated or _is_interface_error(origin)
+    return f"no connection to database.url ({origin})" if is_away else None
+
+
+def _server_says(origin: BaseException | None) -> dict[str, Any] | None:
+    """Return the server's own words; the driver may have failed anew when it hung up on them."""
+    while origin is not None:
+        if origin.args and isinstance(origin.args[0], dict):
+            return origin.args[0]
+        origin = origin.__context__
+    return None
 
 
 def _is_interface_error(origin: BaseException | None) -> bool:

@@ -278,10 +278,11 @@ def reclaim_expired(session: Session, *, kind: JobKind | None = None, policy: Qu
 
 
 def retry(session: Session, job_id: UUID, *, now: datetime) -> Job | None:
-    """Make a failed job ready again, with its attempts and crashes forgiven; None if it is not a failed job."""
+    """Make a job that failed, or waits for its next try, due now, its attempts forgiven; None if it is neither."""
+    is_delayed = (JOBS.c.state == JobState.READY) & (JOBS.c.attempts > 0) & (JOBS.c.due_at > now)
     again = (
         update(JOBS)
-        .where(JOBS.c.id == job_id, JOBS.c.state == JobState.FAILED)
+        .where(JOBS.c.id == job_id, (JOBS.c.state == JobState.FAILED) | is_delayed)
         .values(state=JobState.READY, due_at=now, **_FRESH)
         .returning(*COLUMNS)
     )

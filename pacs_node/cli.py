@@ -17,7 +17,7 @@ from pathlib import Path
 
 from db.engine import DatabaseAway, NoSuchRecord
 from pacs_node import log
-from pacs_node.commands import accounts, admin
+from pacs_node.commands import accounts, admin, studies
 from pacs_node.errors import ErrorOutcome, PacsNodeError, outcome_of
 from pacs_node.settings import Settings, load_settings
 from pacs_node.supervisor import stop_when_parent_is_gone
@@ -30,7 +30,7 @@ A node in three commands:
   pacs-node run                everything, supervised; Ctrl-C drains and stops
   pacs-node send FOLDER --to PACS_NODE@127.0.0.1:11112
 At night:
-  pacs-node check              settings, database, model, store, C-ECHO to every destination
+  pacs-node check              settings, running or not, database, model, store, C-ECHO to every destination
   pacs-node jobs list          what failed, and why;  pacs-node jobs retry ID (or --all)
   pacs-node studies list       every study with its state and answer
 
@@ -44,9 +44,14 @@ def main(arguments: list[str] | None = None) -> int:
     log.to_terminal(options.command.__name__.strip("_"))
     try:
         settings = load_settings(options.config)
-        return int(options.command(settings, options) or 0)
+        code = int(options.command(settings, options) or 0)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # `pacs-node jobs list | head`: whoever read has enough; nothing is left to flush at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:  # noqa: BLE001 - the last resort: one line, and no library's words about a patient
         return _last_words(error)
 
@@ -54,7 +59,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _last_words(error: Exception) -> int:
     """Say on the terminal, and of a bug in the log too, why this process ends; return its exit code."""
     outcome = outcome_of(error)
-    if outcome is ErrorOutcome.EXIT or isinstance(error, PacsNodeError | NoSuchRecord | DatabaseAway):
+    if isinstance(error, DatabaseAway):
+        print(f"pacs-node: the database is away: {error}", file=sys.stderr)
+        return 1
+    if outcome is ErrorOutcome.EXIT or isinstance(error, PacsNodeError | NoSuchRecord):
         print(f"pacs-node: {error}", file=sys.stderr)
         return 2 if outcome is ErrorOutcome.EXIT else 1
     logger.critical("The process ends by an error it did not expect", exc_info=error, extra={"action": "died"})
@@ -86,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         role.add_argument("--process-name", default=name, help=argparse.SUPPRESS)
         role.add_argument("--socket-fd", type=int, help=argparse.SUPPRESS)
     admin.add_commands(commands, _add)
+    studies.add_commands(commands, _add)
     accounts.add_commands(commands, _add)
     return parser
 

@@ -33,6 +33,8 @@ QUIET = (
 QUOTING = ("pynetdicom.utils", "pynetdicom.dul")
 """Their errors print the bytes of a PDU that could not be decoded."""
 PATIENT_KEYS = ("patient", "accession", "birth", "referring", "physician", "study_description", "name_of")
+SELDOM_S = 60.0
+"""An outage is told once a minute in each sentence: a night of it must not push everything else out of the log."""
 STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -60,12 +62,36 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        for key, value in vars(record).items():
-            if key not in STANDARD and not any(word in key.lower() for word in PATIENT_KEYS):
-                line[key] = value
+        line |= _extras(record)
         if record.exc_info and record.exc_info[1]:
             line["error"] = describe(record.exc_info[1])
         return json.dumps(line, default=str)
+
+
+def _extras(record: logging.LogRecord) -> dict[str, object]:
+    """Return what stands in `extra`, but what may name a patient."""
+    return {
+        key: value
+        for key, value in vars(record).items()
+        if key not in STANDARD and not any(word in key.lower() for word in PATIENT_KEYS)
+    }
+
+
+class Seldom(logging.Filter):
+    """Lets each `database_away` sentence through once in `SELDOM_S`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told_at: dict[tuple[str, ...], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if getattr(record, "action", "") != "database_away":
+            return True
+        what = (record.name, record.getMessage(), str(getattr(record, "task", "")))
+        if record.created - self._told_at.get(what, -SELDOM_S) < SELDOM_S:
+            return False
+        self._told_at[what] = record.created
+        return True
 
 
 def to_terminal(role: str) -> logging.Handler:
@@ -73,6 +99,7 @@ def to_terminal(role: str) -> logging.Handler:
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setLevel(logging.WARNING)
     terminal.setFormatter(PlainFormatter(role))
+    terminal.addFilter(Seldom())
     logging.getLogger().handlers[:] = [terminal]
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -88,13 +115,15 @@ def configure(settings: LogSettings, role: str, log_dir: Path) -> None:
         log_dir / f"{role}.log", maxBytes=int(settings.max_mb * 1e6), backupCount=settings.files - 1, encoding="utf-8"
     )
     file.setFormatter(JsonFormatter(role))
+    file.addFilter(Seldom())
+    logging.raiseExceptions = False  # a full disk is said once, by who met it, and not by a trace for each line lost
     root = logging.getLogger()
     root.handlers[:] = [file, to_terminal(role)]
     root.setLevel(settings.level)
 
 
 class PlainFormatter(logging.Formatter):
-    """`role: sentence (action)` for a person at the terminal."""
+    """`role: sentence (key value, ...)` for a person at the terminal."""
 
     def __init__(self, role: str) -> None:
         super().__init__()
@@ -102,4 +131,5 @@ class PlainFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         error = f": {describe(record.exc_info[1])}" if record.exc_info and record.exc_info[1] else ""
-        return f"{self.role}: {record.getMessage()}{error}"
+        said = ", ".join(f"{key} {value}" for key, value in _extras(record).items() if key != "action")
+        return f"{self.role}: {record.getMessage()}{f' ({said})' if said else ''}{error}"

@@ -120,7 +120,7 @@ def _tend(role: Role, now: float, audit_restart: Callable[[str, int], None]) -> 
     )
     audit_restart(role.name, code)
     if delay_s >= BACKOFF_S[-1]:
-        logger.error("A role keeps dying", extra={"action": "role_keeps_dying", "died": role.name})
+        logger.error("A role keeps dying: its log says why", extra={"action": "role_keeps_dying", "died": role.name})
 
 
 def _stop_all(roles: list[Role], patience_s: float = 45.0) -> None:

@@ -19,16 +19,16 @@ def installation_id(session: Session) -> UUID:
 
 
 def retry_job(session: Session, job_id: UUID, *, actor: str, now: datetime) -> queue.Job:
-    """Run a failed job again: its subject waits again, and that is audited.
+    """Run a job again that failed, or waits for its next try: its subject waits again, and that is audited.
 
     Raises
     ------
     NoSuchRecord
-        There is no such job, or it has not failed.
+        There is no such job, or it is neither.
     """
     job = queue.retry(session, job_id, now=now)
     if job is None:
-        raise NoSuchRecord(f"no failed job {job_id}")
+        raise NoSuchRecord(f"no job {job_id} that failed or waits for its next try")
     instances, deliveries = rows_of(Instance), rows_of(Delivery)
     if job.kind is JobKind.INFER:
         failed = (instances.c.id == job.subject_id) & (instances.c.state == InstanceState.FAILED)

@@ -6,18 +6,14 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from datetime import date, datetime
+from datetime import datetime
 from pathlib import Path
 from uuid import UUID
 
 from db import audit, facts, queue
-from db.engine import check_revision, db_now, make_engine, read_scope, session_scope
+from db.engine import Session, check_revision, db_now, make_engine, read_scope, session_scope
 from db.tables import JobState
-from models.codes import CODES
-from pacs_node.commands.reconcile import reconcile, reconcile_with
-from pacs_node.commands.terminal import person as _person
-from pacs_node.commands.terminal import table as _table
-from pacs_node.commands.terminal import time_text as _time
+from pacs_node.commands.terminal import instant_of, needed_id, person, table, time_text
 from pacs_node.errors import ConfigError
 from pacs_node.settings import Settings
 from pacs_node.wiring import audit_key
@@ -37,36 +33,26 @@ def add_commands(commands: object, add: Add) -> None:
 
     jobs = add(commands, "jobs", _jobs, "list, show or retry jobs; failed ones are the dead letters")
     jobs.add_argument("action", choices=["list", "show", "retry"])
-    jobs.add_argument("id", nargs="?", type=UUID)
+    jobs.add_argument("id", nargs="?", type=UUID, help="of the job to show or retry")
     jobs.add_argument("--state", type=JobState, choices=list(JobState), help="list only these (default: all but done)")
-    jobs.add_argument("--all", action="store_true", help="retry every failed job")
-
-    studies = add(
-        commands,
-        "studies",
-        _studies,
-        "list, show, release (a held study leaves the node only then) or reconcile: do the sums add up?",
-    )
-    studies.add_argument("action", choices=["list", "show", "release", "reconcile"])
-    studies.add_argument("id", nargs="?", type=UUID)
-    studies.add_argument("--limit", type=int, default=50)
-    studies.add_argument("--state", choices=facts.STUDY_STATES, help="list only these")
-    span = studies.add_mutually_exclusive_group()
-    span.add_argument("--day", type=date.fromisoformat, help="reconcile one local day, 2026-11-24")
-    span.add_argument("--since", type=date.fromisoformat, help="reconcile since that day (default: a week)")
-    studies.add_argument("--against", metavar="NAME", help="reconcile with what this destination has, by C-FIND")
+    jobs.add_argument("--all", action="store_true", help="retry every job that failed or waits for its next try")
 
     quarantine = add(
         commands, "quarantine", _quarantine, "list objects that were kept apart: unreadable, or other content"
     )
     quarantine.add_argument("action", choices=["list"])
-    quarantine.add_argument("--limit", type=int, default=50)
+    quarantine.add_argument("--limit", type=int, default=50, help="how many, the newest first (default: %(default)s)")
 
     trail = add(commands, "audit", _audit, "verify the sealed audit chain, or show its end")
     trail.add_argument("action", choices=["verify", "tail"])
-    trail.add_argument("--limit", type=int, default=20)
+    trail.add_argument("--limit", type=int, default=20, help="how many events `tail` shows (default: %(default)s)")
 
-    add(commands, "check", _check, "show settings (secrets masked) and test database, model, store and destinations")
+    add(
+        commands,
+        "check",
+        _check,
+        "show settings (secrets masked); test node, database, model, store and destinations",
+    )
     add(
         commands,
         "migrate",
@@ -74,7 +60,9 @@ def add_commands(commands: object, add: Add) -> None:
         "create the database or bring it to this version (an SQLite file is copied first)",
     )
 
-    backup = add(commands, "backup", _backup, "copy the SQLite database online, then the store, into a new folder")
+    backup = add(
+        commands, "backup", _backup, "copy database (SQLite, online), store, added models and secrets into a new folder"
+    )
     backup.add_argument("folder", type=Path)
     restore = add(commands, "restore", _restore, "put a backup into an empty data folder (the node must be stopped)")
     restore.add_argument("folder", type=Path)
@@ -84,7 +72,7 @@ def add_commands(commands: object, add: Add) -> None:
     )
     export.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder")
     export.add_argument(
-        "--since", type=_instant, metavar="TIME", help="reviewed since 2026-11-01, or 2026-11-01T12:00 (default: all)"
+        "--since", type=instant_of, metavar="TIME", help="reviewed since 2026-11-01, or 2026-11-01T12:00 (default: all)"
     )
     export.add_argument(
         "--accept-unstated",
@@ -94,7 +82,7 @@ def add_commands(commands: object, add: Add) -> None:
 
     taken_back = add(commands, "recall", _recall, "take back what a model version said, everywhere it was sent")
     taken_back.add_argument("--model", required=True, metavar="NAME/VERSION")
-    taken_back.add_argument("--since", type=_instant, metavar="TIME", help="only reports since then (default: all)")
+    taken_back.add_argument("--since", type=instant_of, metavar="TIME", help="only reports since then (default: all)")
     taken_back.add_argument("--no-replacement", action="store_true", help="reject only: judge nothing anew")
     taken_back.add_argument("--dry-run", action="store_true", help="say what would be done")
 
@@ -124,7 +112,7 @@ def _recall(settings: Settings, options: argparse.Namespace) -> int:
         settings,
         options.model,
         since=options.since,
-        actor=_person(),
+        actor=person(),
         dry_run=options.dry_run,
         replace=not options.no_replacement,
     )
@@ -134,7 +122,7 @@ def _fetch(settings: Settings, options: argparse.Namespace) -> int:
     from pacs_node.commands.fetch import KEYS, fetch
 
     keys = {key: value for key in KEYS if (value := getattr(options, key))}
-    return fetch(settings, options.source, keys, actor=_person(), dry_run=options.dry_run)
+    return fetch(settings, options.source, keys, actor=person(), dry_run=options.dry_run)
 
 
 def _jobs(settings: Settings, options: argparse.Namespace) -> int:
@@ -144,10 +132,10 @@ def _jobs(settings: Settings, options: argparse.Namespace) -> int:
             jobs = queue.list_jobs(session, state=options.state, limit=1000, offset=0)
             counts = queue.counts(session)
         shown = [job for job in jobs if options.state or job.state is not JobState.DONE]
-        _table(
+        table(
             ["job", "kind", "state", "attempts", "crashes", "due", "study", "error"],
             [
-                [j.id, j.kind, j.state, j.attempts, j.crashes, _time(j.due_at), j.study_id, (j.error or "")[:60]]
+                [j.id, j.kind, j.state, j.attempts, j.crashes, time_text(j.due_at), j.study_id, (j.error or "")[:60]]
                 for j in shown
             ],
         )
@@ -155,76 +143,36 @@ def _jobs(settings: Settings, options: argparse.Namespace) -> int:
         return 0
     if options.action == "show":
         with read_scope(engine) as session:
-            _pairs(vars_of(queue.show(session, _needed(options))))
+            job = queue.show(session, needed_id(options))
+        for name in type(job).__dataclass_fields__:
+            print(f"{name:24} {getattr(job, name)}")
         return 0
     with session_scope(engine) as session:
         now = db_now(session)
-        if options.all:
-            wanted = [job.id for job in queue.list_jobs(session, state=JobState.FAILED, limit=100_000, offset=0)]
-        else:
-            wanted = [_needed(options)]
+        wanted = _stopped(session, now) if options.all else [needed_id(options)]
         for job_id in wanted:
-            facts.retry_job(session, job_id, actor=_person(), now=now)
-    print(f"{len(wanted)} job(s) ready again")
+            facts.retry_job(session, job_id, actor=person(), now=now)
+    print(f"{len(wanted)} job(s) due now")
     return 0
 
 
-def _studies(settings: Settings, options: argparse.Namespace) -> int:
-    engine = _engine(settings)
-    if options.action == "list":
-        with read_scope(engine) as session:
-            rows, _ = facts.list_studies(session, state=options.state, limit=options.limit)
-        _table(
-            ["study", "received", "from", "state", "answer", "probability", "images", "deliveries"],
-            [
-                [
-                    s.study_id,
-                    _time(s.received_at),
-                    s.calling_ae_title,
-                    f"held: {s.hold}" if s.hold else s.state,
-                    s.answer or "-",
-                    "-" if s.probability is None else f"{s.probability:.2f}",
-                    s.images,
-                    " ".join(f"{name}:{state}" for name, state, _ in s.deliveries) or "-",
-                ]
-                for s in rows
-            ],
-        )
-    elif options.action == "show":
-        with read_scope(engine) as session:
-            study_id = _needed(options)
-            failed_job_id = facts.study_detail(session, study_id).summary.failed_job_id
-            study = facts.study_facts(session, study_id, lock=False)
-            _pairs(vars_of(study))
-            for code in sorted({warning.code for image in study.images for warning in image.warnings} & CODES.keys()):
-                print(f"{'what to do':24} {code}: {CODES[code].advice}")
-            if failed_job_id is not None:
-                print(f"{'failed':24} its report could not be built: {queue.show(session, failed_job_id).error}")
-                print(f"{'':24} mend the cause, then: pacs-node jobs retry {failed_job_id}")
-    elif options.action == "reconcile":
-        try:
-            fault = reconcile(engine, day=options.day, since=options.since)
-            if options.against:
-                fault |= reconcile_with(settings, engine, options.against, day=options.day, since=options.since)
-            return fault
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-    else:
-        with session_scope(engine) as session:
-            released = facts.release_study(session, _needed(options), actor=_person(), now=db_now(session))
-        print(f"released; {released} report deliver{'y is' if released == 1 else 'ies are'} on the way")
-    return 0
+def _stopped(session: Session, now: datetime) -> list[UUID]:
+    """Return the jobs that failed, and those that wait for their next try."""
+    failed, ready = (
+        queue.list_jobs(session, state=state, limit=100_000) for state in (JobState.FAILED, JobState.READY)
+    )
+    return [job.id for job in failed] + [job.id for job in ready if job.attempts and job.due_at > now]
 
 
 def _quarantine(settings: Settings, options: argparse.Namespace) -> int:
     with read_scope(_engine(settings)) as session:
         kept, _ = facts.list_quarantined(session, limit=options.limit)
-    _table(
+    table(
         ["object", "received", "bytes", "reason", "first copy", "file"],
         [
             [
                 q.receipt_id,
-                _time(q.received_at),
+                time_text(q.received_at),
                 q.size_bytes,
                 q.reason,
                 q.instance_id or "-",
@@ -240,10 +188,10 @@ def _audit(settings: Settings, options: argparse.Namespace) -> int:
     with read_scope(_engine(settings)) as session:
         if options.action == "tail":
             rows = audit.tail(session, options.limit)
-            _table(
+            table(
                 ["number", "time", "action", "actor", "subject", "details"],
                 [
-                    [r.sequence or "-", _time(r.at), r.action, r.actor, r.subject_id or "-", json.dumps(r.details)]
+                    [r.sequence or "-", time_text(r.at), r.action, r.actor, r.subject_id or "-", json.dumps(r.details)]
                     for r in rows
                 ],
             )
@@ -267,14 +215,14 @@ def _check(settings: Settings, options: argparse.Namespace) -> int:
 def _migrate(settings: Settings, options: argparse.Namespace) -> int:
     from pacs_node.commands.upkeep import migrate_database
 
-    print(migrate_database(settings, actor=_person()))
+    print(migrate_database(settings, actor=person()))
     return 0
 
 
 def _backup(settings: Settings, options: argparse.Namespace) -> int:
     from pacs_node.commands.upkeep import make_backup
 
-    print(make_backup(settings, options.folder, actor=_person()))
+    print(make_backup(settings, options.folder, actor=person()))
     return 0
 
 
@@ -293,16 +241,11 @@ def _export_reviews(settings: Settings, options: argparse.Namespace) -> int:
         _engine(settings),
         options.out,
         since=options.since,
-        actor=_person(),
+        actor=person(),
         accept_unstated=options.accept_unstated,
     )
     print(exported)
     return 0
-
-
-def _instant(text: str) -> datetime:
-    """Read an ISO 8601 date or time; local where it does not say otherwise."""
-    return datetime.fromisoformat(text).astimezone()
 
 
 def _models(settings: Settings, options: argparse.Namespace) -> int:
@@ -314,13 +257,13 @@ def _models(settings: Settings, options: argparse.Namespace) -> int:
         )
     match options.action:
         case "list":
-            _table(["", "model", "version", "added", "active since", "weights"], rollout.listing(settings))
+            table(["", "model", "version", "added", "active since", "weights"], rollout.listing(settings))
         case "add":
-            print(rollout.add(settings, Path(options.what), actor=_person()))
+            print(rollout.add(settings, Path(options.what), actor=person()))
         case "activate":
-            print(rollout.activate(settings, options.what, actor=_person()))
+            print(rollout.activate(settings, options.what, actor=person()))
         case "rollback":
-            print(rollout.roll_back(settings, actor=_person()))
+            print(rollout.roll_back(settings, actor=person()))
     return 0
 
 
@@ -328,24 +271,3 @@ def _engine(settings: Settings):  # type: ignore[no-untyped-def]  # an Engine: s
     engine = make_engine(settings.database_url)
     check_revision(engine)
     return engine
-
-
-def _needed(options: argparse.Namespace) -> UUID:
-    if options.id is None:
-        raise ConfigError(f"`{options.action}` needs an id; `list` shows them")
-    return UUID(str(options.id))
-
-
-def vars_of(record: object) -> dict[str, object]:
-    """Return the fields of a slotted dataclass."""
-    return {name: getattr(record, name) for name in getattr(type(record), "__dataclass_fields__", {})}
-
-
-def _pairs(values: dict[str, object]) -> None:
-    for key, value in values.items():
-        if isinstance(value, tuple):
-            print(f"{key}:")
-            for item in value:
-                print("   ", item)
-        else:
-            print(f"{key:24} {value}")

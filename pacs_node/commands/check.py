@@ -8,8 +8,10 @@ import uuid
 from collections.abc import Callable, Iterator
 
 from db.engine import current_revision, head_revision, make_engine
+from pacs_node.commands.readiness import is_ready, ready_url
 from pacs_node.dimse.storage import echo
-from pacs_node.errors import DeliveryFailed
+from pacs_node.errors import ConfigError
+from pacs_node.log import OUR_PACKAGES
 from pacs_node.settings import DestinationSettings, Settings
 from pacs_node.store import ObjectStore
 from pacs_node.wiring import active_card, registry_of, require_findings
@@ -32,6 +34,7 @@ def masked(settings: Settings) -> str:
 
 
 def _findings(settings: Settings) -> Iterator[Finding]:
+    yield _node(settings)
     yield _try("database revision", lambda: _revision(settings))
     yield _try("model checksum", lambda: _model(settings))
     yield _try("store writable", lambda: _store(settings))
@@ -48,14 +51,26 @@ def _try(what: str, step: Callable[[], str]) -> Finding:
     try:
         return what, True, step()
     except Exception as error:  # noqa: BLE001 - a check reports whatever is wrong and goes on with the next
-        return what, False, f"{type(error).__name__}: {error}".splitlines()[0]
+        is_ours = type(error).__module__.split(".")[0] in OUR_PACKAGES
+        return what, False, (str(error) if is_ours else f"{type(error).__name__}: {error}").splitlines()[0]
+
+
+def _node(settings: Settings) -> Finding:
+    """A node that does not run is no fault: what it needs is checked before its start too."""
+    said = {
+        True: "runs, and is ready",
+        False: f"runs, and is not ready: {ready_url(settings.web)} says why",
+        None: f"nobody answers at {ready_url(settings.web)}: `pacs-node run` starts it",
+    }
+    answer = is_ready(settings.web)
+    return "node", answer is not False, said[answer]
 
 
 def _revision(settings: Settings) -> str:
     engine = make_engine(settings.database_url)
     found, wanted = current_revision(engine), head_revision()
     if found != wanted:
-        raise DeliveryFailed("database", f"at revision {found}, this version needs {wanted}: run `pacs-node migrate`")
+        raise ConfigError(f"at revision {found}, this version needs {wanted}: run `pacs-node migrate`")
     return f"{found} (newest)"
 
 
@@ -72,9 +87,10 @@ def _store(settings: Settings) -> str:
     probe = settings.store_dir / f".check-{uuid.uuid4().hex}"
     probe.write_bytes(b"check")
     probe.unlink()
-    return (
-        f"{settings.store_dir}, {store.free_bytes() / 1e9:.1f} GB free, refuses below {settings.store.min_free_gb:g} GB"
-    )
+    free_gb, least_gb = store.free_bytes() / 1e9, settings.store.min_free_gb
+    if free_gb < least_gb:
+        raise ConfigError(f"{free_gb:.1f} GB free, below store.min_free_gb ({least_gb:g}): senders get A700")
+    return f"{settings.store_dir}, {free_gb:.1f} GB free, refuses below {least_gb:g} GB"
 
 
 def _echo(settings: Settings, destination: DestinationSettings) -> str:

@@ -10,7 +10,7 @@ from db.engine import check_revision, make_engine
 from pacs_node.errors import ConfigError
 from pacs_node.recall import Order, Plan, StudyPlan, noting_destinations, recall_model, sums_of
 from pacs_node.settings import Settings
-from pacs_node.wiring import registry_of
+from pacs_node.wiring import active_card, registry_of
 
 
 def recall(
@@ -39,9 +39,12 @@ def recall(
         raise ConfigError(f"--model {model!r}: write NAME/VERSION, as `pacs-node models list` shows it")
     engine = make_engine(settings.database_url)
     check_revision(engine)
-    noting = noting_destinations(settings)
+    noting, registry = noting_destinations(settings), registry_of(settings)
     order = Order(model=(name, version), since=since, actor=actor, noting=noting, is_replacing=replace)
-    studies = recall_model(engine, registry_of(settings), order, dry_run=dry_run)
+    studies = recall_model(engine, registry, order, dry_run=dry_run)
+    active = active_card(engine, registry)
+    if dry_run and replace and (active.name, active.version) == order.model:
+        print(f"{model} still answers: activate another version before the recall", file=sys.stderr)
     engine.dispose()
     return _summary(studies, dry_run=dry_run)
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 import socket
-import ssl
 import sys
 import threading
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from db import audit
 from db.audit import Action
 from db.engine import DatabaseAway, Engine, check_revision, db_now, make_engine, session_scope
+from pacs_node.commands.readiness import is_ready, ready_url
 from pacs_node.dimse.tls import require_certificates
 from pacs_node.errors import ConfigError
 from pacs_node.invitations import LINK_HOURS, first_link
@@ -113,7 +111,7 @@ PACS node, research software: not a medical device.
   keeps      everything in {settings.node.data_dir}, logs in {settings.log_dir}
 
   Send:  pacs-node send FILES --to {dicom.ae_title}@{dicom.host}:{port}
-    or:  storescu -aec {dicom.ae_title} {dicom.host} {port} FILES
+    or:  dcmsend -aec {dicom.ae_title} {dicom.host} {port} FILES
   Stop:  Ctrl-C
 
 Starting ..."""
@@ -135,19 +133,12 @@ def _print_first_link(engine: Engine, web: WebSettings) -> None:
 
 
 def _announce_ready(settings: Settings, stop: threading.Event) -> None:
-    web = settings.web
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(web.host, f"[{web.host}]" if ":" in web.host else web.host)
-    url = f"{'https' if web.is_tls else 'http'}://{host}:{web.port}/ready"
-    context = ssl._create_unverified_context() if web.is_tls else None  # it is our own port
     waited_s = 0.0
     while not stop.wait(0.5) and waited_s < READY_S:
         waited_s += 0.5
-        try:
-            with urllib.request.urlopen(url, timeout=2, context=context) as response:
-                if response.status == 200:
-                    print("Ready.", flush=True)
-                    return
-        except (urllib.error.URLError, OSError):
-            continue
+        if is_ready(settings.web):
+            print("Ready.", flush=True)
+            return
     if not stop.is_set():
-        print(f"Not ready after {READY_S:g} s: see {url} and the logs.", file=sys.stderr, flush=True)
+        where = ready_url(settings.web)
+        print(f"Not ready after {READY_S:g} s: see {where} and the logs.", file=sys.stderr, flush=True)

@@ -1,10 +1,14 @@
-"""What the commands say on a terminal: a table, an instant in local time, and who is typing."""
+"""What the commands say on a terminal and read from it: a table, an instant in local time, and who is typing."""
 
 from __future__ import annotations
 
 import getpass
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import date, datetime
+from uuid import UUID
+
+from pacs_node.errors import ConfigError
 
 
 def person() -> str:
@@ -20,3 +24,32 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     widths = [max([len(head), *(len(line[i]) for line in lines)]) for i, head in enumerate(heads)]
     for line in [list(heads), *lines]:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def day_of(text: str) -> date:
+    """Read an argument that is a local day."""
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is no date: write 2026-11-01") from None
+
+
+def instant_of(text: str) -> datetime:
+    """Read an argument that is an ISO 8601 date or time; local where it does not say otherwise."""
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is no date: write 2026-11-01, or 2026-11-01T12:00") from None
+
+
+def needed_id(options: Namespace) -> UUID:
+    """Return the id that an action needs.
+
+    Raises
+    ------
+    ConfigError
+        None was given.
+    """
+    if options.id is None:
+        raise ConfigError(f"`{options.action}` needs an id; `list` shows them")
+    return UUID(str(options.id))

@@ -20,6 +20,7 @@ from pacs_node.wiring import worker_name
 
 DATABASE_NAME = "node.sqlite"
 STORE_NAME = "store"
+MODELS_NAME = "models"
 SECRETS_NAME = "secrets"
 BACKUP_LOCK_S = 6 * 3600.0
 
@@ -45,7 +46,9 @@ def migrate_database(settings: Settings, *, actor: str) -> str:
 
 
 def make_backup(settings: Settings, folder: Path, *, actor: str) -> str:
-    """Copy the database, then the store: every file a copied row names is in the copy, and the purge waits meanwhile.
+    """Copy secrets, added models and the database, then the store: every file a copied row names is in the copy.
+
+    The purge waits meanwhile.
 
     Raises
     ------
@@ -54,7 +57,7 @@ def make_backup(settings: Settings, folder: Path, *, actor: str) -> str:
     """
     path = _sqlite_path(settings)
     if path is None:
-        raise ConfigError("the database is PostgreSQL: back it up with pg_dump first, then copy the store folder")
+        raise ConfigError(f"the database is PostgreSQL: back it up with pg_dump first, then copy {_folders(settings)}")
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder}: not empty; name a new folder for each backup")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -62,8 +65,9 @@ def make_backup(settings: Settings, folder: Path, *, actor: str) -> str:
     with task_lock(engine, "purge", holder=worker_name(), for_s=BACKUP_LOCK_S) as is_ours:
         if not is_ours:
             raise ConfigError("the node is purging old images at this moment: try again in a minute")
-        if settings.node.secrets_dir.exists():
-            shutil.copytree(settings.node.secrets_dir, folder / SECRETS_NAME)
+        for source, name in ((settings.node.secrets_dir, SECRETS_NAME), (settings.model_dir, MODELS_NAME)):
+            if source.exists():
+                shutil.copytree(source, folder / name)
         _copy_sqlite(path, folder / DATABASE_NAME)
         if settings.store_dir.exists():
             shutil.copytree(
@@ -75,7 +79,10 @@ def make_backup(settings: Settings, folder: Path, *, actor: str) -> str:
         with session_scope(engine) as session:
             audit.append(session, Action.BACKUP_MADE, actor=actor, now=db_now(session))
     files = sum(1 for file in (folder / STORE_NAME).rglob("*") if file.is_file())
-    return f"Backed up to {folder}: database, {files} stored objects, secrets (keep this folder as safe as the node)."
+    return (
+        f"Backed up to {folder}: database, {files} stored objects, added models, secrets. Keep this folder as safe as "
+        "the node; its configuration file is not in it."
+    )
 
 
 def restore_backup(settings: Settings, folder: Path) -> str:
@@ -88,18 +95,26 @@ def restore_backup(settings: Settings, folder: Path) -> str:
     """
     path = _sqlite_path(settings)
     if path is None:
-        raise ConfigError("the database is PostgreSQL: restore it with pg_restore, then copy the store folder back")
+        raise ConfigError(f"the database is PostgreSQL: restore it by pg_restore, then copy back {_folders(settings)}")
     if not (folder / DATABASE_NAME).is_file():
         raise ConfigError(f"{folder}: no {DATABASE_NAME} in it; not a backup made by `pacs-node backup`")
     with only_node(settings.node.data_dir):
         if path.exists():
             raise ConfigError(f"{path}: a database is there already; move it away first, nothing is overwritten")
-        if (folder / STORE_NAME).exists():
-            shutil.copytree(folder / STORE_NAME, settings.store_dir, dirs_exist_ok=True)
-        if (folder / SECRETS_NAME).exists():
-            shutil.copytree(folder / SECRETS_NAME, settings.node.secrets_dir, dirs_exist_ok=True)
+        targets = {
+            STORE_NAME: settings.store_dir,
+            MODELS_NAME: settings.model_dir,
+            SECRETS_NAME: settings.node.secrets_dir,
+        }
+        for name, target in targets.items():
+            if (folder / name).exists():
+                shutil.copytree(folder / name, target, dirs_exist_ok=True)
         _copy_sqlite(folder / DATABASE_NAME, path)
     return f"Restored from {folder}. Run `pacs-node check`, then `pacs-node run`."
+
+
+def _folders(settings: Settings) -> str:
+    return f"{settings.store_dir}, {settings.model_dir} (if there) and {settings.node.secrets_dir}"
 
 
 def _sqlite_path(settings: Settings) -> Path | None:

@@ -170,7 +170,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 def test_run_says_what_is_running_and_how_to_send(house: House) -> None:
     said = house.node.said()
-    for part in (str(house.node.dicom_port), "PACS_NODE", house.node.url, "storescu", "Ctrl-C", "not a medical device"):
+    for part in (str(house.node.dicom_port), "PACS_NODE", house.node.url, "dcmsend", "Ctrl-C", "not a medical device"):
         assert part in said
     until(lambda: "Ready." in house.node.said(), timeout_s=30, what="the word Ready on the terminal")
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -14,7 +19,12 @@ from db.queue import JobKind
 from db.tables import Answer
 from models.codes import CODES
 from pacs_node import cli
-from tests.listening import settings_for
+from pacs_node.commands.check import check
+from pacs_node.commands.readiness import is_ready
+from pacs_node.commands.upkeep import make_backup, migrate_database, restore_backup
+from pacs_node.settings import Settings
+from pacs_node.wiring import registry_of
+from tests.listening import ROOT, settings_for
 from tests.records import POLICY, add_image, freeze, judge
 
 
@@ -65,3 +75,75 @@ def test_study_says_what_to_do_about_what_was_not_judged(told, sqlite_engine: En
         turned = WarningFacts(code="turned", severity="forbids", text="The stored image is rotated.")
         facts.record_judgement(session, accepted.instance_id, predictions=[], warnings=[turned], voi=None, now=now)
     assert f"turned: {CODES['turned'].advice}" in told("studies", "show", str(accepted.study_id))
+
+
+def own_node(folder: Path, **sections: dict) -> Settings:
+    """Settings as shipped, with everything in `folder`."""
+    return Settings(node={"data_dir": folder, "secrets_dir": folder / "secrets"}, **sections)
+
+
+def test_backup_brings_the_models_that_an_operator_added(tmp_path: Path) -> None:
+    """Without them a node whose active model is not a bundled one would not start again."""
+    node, other = own_node(tmp_path / "node"), own_node(tmp_path / "other")
+    migrate_database(node, actor="test")
+    card = node.model_dir / "chest-pneumonia" / "9.9.9" / "card.toml"
+    card.parent.mkdir(parents=True)
+    card.write_text("the card", encoding="utf-8")
+    make_backup(node, tmp_path / "backup", actor="test")
+    restore_backup(other, tmp_path / "backup")
+    assert (other.model_dir / "chest-pneumonia" / "9.9.9" / "card.toml").read_text(encoding="utf-8") == "the card"
+
+
+def test_check_fails_when_the_disk_is_below_its_watermark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    node = own_node(tmp_path, store={"min_free_gb": 1e6})
+    migrate_database(node, actor="test")
+    assert check(node) == 1
+    assert "below store.min_free_gb (1e+06): senders get A700" in capsys.readouterr().out
+
+
+def test_check_says_whether_the_node_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked without the hospital's proxy, which knows no way back to this machine."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    answers = [200, 503]
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(answers.pop(0) if self.path == "/ready" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        node = own_node(tmp_path, web={"port": server.server_port})
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert [is_ready(node.web) for _ in range(2)] == [True, False]
+        server.shutdown()
+    assert is_ready(node.web) is None
+
+
+def test_a_day_that_is_none_is_said_with_an_example(told, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (("recall", "--model", "a/1", "--since", "yesterday"), ("studies", "reconcile", "--day", "1.12.")):
+        with pytest.raises(SystemExit):
+            told(*words)
+        assert f"{words[-1]!r} is no date: write 2026-11-01" in capsys.readouterr().err
+
+
+def test_dry_run_says_that_the_recall_of_the_answering_model_must_wait(
+    told, sqlite_engine: Engine, tmp_path: Path, sqlite_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = registry_of(settings_for(tmp_path, sqlite_url)).newest()
+    options = cli._parser().parse_args(["recall", "--model", f"{card.name}/{card.version}", "--dry-run"])
+    assert options.command(settings_for(tmp_path, sqlite_url), options) == 0
+    assert "still answers: activate another version" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_enough_ends_a_command_without_a_word(tmp_path: Path) -> None:
+    """As `pacs-node --config FILE jobs list | head -1` does, with a pipe that nobody reads any more."""
+    (tmp_path / "config.toml").touch()
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "pacs_node.cli", "--config", str(tmp_path / "config.toml"), "check"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=120)
+    os.close(writer)
+    assert done.stderr == ""

@@ -16,7 +16,7 @@ from uuid import uuid4
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import func, inspect, select, text, update
+from sqlalchemy import func, inspect, make_url, select, text, update
 
 from db import audit, facts, locks, queue
 from db import engine as database
@@ -218,6 +218,17 @@ def test_unreachable_database_is_away(url: str) -> None:
     for scope in (session_scope, read_scope):
         with pytest.raises(DatabaseAway), scope(make_engine(url)) as session:
             session.execute(text("SELECT 1"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [({"database": "no_such"}, '"no_such" does not exist'), ({"username": "no_one"}, '"no_one"')]
+)
+def test_server_that_lets_nobody_in_is_away_in_its_own_words(
+    postgresql_url: str, change: dict[str, str], said: str
+) -> None:
+    url = make_url(postgresql_url).set(**change).render_as_string(hide_password=False)
+    with pytest.raises(DatabaseAway, match=said):
+        database.current_revision(make_engine(url))
 
 
 def test_full_database_is_away(sqlite_url: str) -> None:

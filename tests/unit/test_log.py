@@ -4,8 +4,10 @@ import json
 import logging
 import sys
 
+import pytest
+
 from pacs_node.errors import DeliveryDelayed
-from pacs_node.log import JsonFormatter, describe
+from pacs_node.log import SELDOM_S, JsonFormatter, PlainFormatter, Seldom, describe
 
 
 def record(**extra: object) -> logging.LogRecord:
@@ -26,10 +28,14 @@ def test_line_is_json_with_extras() -> None:
     )
 
 
-def test_patient_attributes_are_dropped() -> None:
-    text = JsonFormatter("work").format(
-        record(patient_name="Doe", PatientID="7", accession_number="A1", study_description="x")
-    )
+def test_terminal_says_which_one_and_why() -> None:
+    text = PlainFormatter("run").format(record(action="role_restarted", died="work-1", exit_code=-9))
+    assert text == "run: An image was stored (died work-1, exit_code -9)"
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter("work"), PlainFormatter("work")])
+def test_patient_attributes_are_dropped(formatter: logging.Formatter) -> None:
+    text = formatter.format(record(patient_name="Doe", PatientID="7", accession_number="A1", study_description="x"))
     assert not any(word in text for word in ("Doe", "PatientID", "A1", "study_description"))
 
 
@@ -50,3 +56,17 @@ def test_library_error_is_named_without_its_message() -> None:
 
 def test_our_error_keeps_its_message() -> None:
     assert "PACS: no association" in describe(DeliveryDelayed("PACS", "no association"))
+
+
+def test_an_outage_is_told_once_a_minute_and_all_else_each_time() -> None:
+    seldom = Seldom()
+
+    def tells(created: float, **extra: object) -> bool:
+        return bool(seldom.filter(record(created=created, **extra)))
+
+    assert tells(0, action="database_away", task="settle")
+    assert not tells(1, action="database_away", task="settle")
+    assert tells(1, action="database_away", task="seal")
+    assert tells(1, action="store_refused")
+    assert tells(1, action="store_refused")
+    assert tells(SELDOM_S, action="database_away", task="settle")

@@ -275,6 +275,20 @@ def test_retry_forgives_a_failed_job_and_no_other(session: Session, study_id: UU
     assert (again.state, again.attempts, again.crashes, again.error) == (JobState.READY, 0, 0, None)
 
 
+def test_retry_brings_the_next_try_forward(session: Session, study_id: UUID) -> None:
+    """Who has mended the destination need not wait for the delay; what was only put off at first keeps its time."""
+    put(session, study_id)
+    job = take(session)[0]
+    queue.fail(session, job, error="away", now=NOON, policy=POLICY, retry_in_s=900)
+    again = queue.retry(session, job.id, now=NOON)
+    assert again is not None
+    assert (again.state, again.attempts, again.due_at) == (JobState.READY, 0, NOON)
+    assert queue.retry(session, job.id, now=NOON) is None
+    later = put(session, study_id, now=NOON + MINUTE)
+    (put_off,) = [one for one in queue.list_jobs(session, state=JobState.READY, limit=9) if one.subject_id == later]
+    assert queue.retry(session, put_off.id, now=NOON) is None
+
+
 def test_requeue_runs_work_again_that_is_over(session: Session, study_id: UUID) -> None:
     subject_id = put(session, study_id)
     job = take(session)[0]

@@ -35,7 +35,7 @@ def list_jobs(
 
 @router.post("/jobs/{job_id}/retry", summary="Run a failed job again", status_code=202)
 def retry_job(web: WebContext, job_id: UUID) -> Done:
-    """Make a failed job ready again, with its attempts forgiven; audited. 404 where it has not failed."""
+    """Make a job due now that failed or waits for its next try; audited. 404 where it is neither."""
     with web.change() as session:
         job = facts.retry_job(session, job_id, actor=web.caller.actor, now=db_now(session))
     return Done(study_id=job.study_id, subject_id=job.subject_id, detail="The job waits for its turn.")

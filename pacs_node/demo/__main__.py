@@ -7,7 +7,6 @@ the model's card was analysed and the report of every chest study was stored by 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import socket
 import subprocess
 import sys
@@ -15,19 +14,13 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
 
-import numpy as np
-from PIL import Image
 from pydicom import dcmread
-from pydicom.data import get_testdata_file
-from pydicom.data.download import get_url
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import Comprehensive3DSRStorage, Verification
 from tqdm import tqdm
@@ -37,28 +30,17 @@ from db.audit import Action
 from db.engine import make_engine, read_scope
 from db.tables import DeliveryState, InstanceState
 from pacs_node.commands.sending import destination_of
+from pacs_node.demo.images import gather_images
 from pacs_node.dimse.storage import SentFile, find_files, send_files
 from pacs_node.errors import ConfigError
-from pacs_node.phantom import make_radiograph
 from pacs_node.report.answer import NOT_FOR_THIS_MODEL
 from pacs_node.settings import Settings, load_settings
 
-SAMPLE = "RG1_UNCR.dcm"
-"""An adult's chest radiograph among pydicom's test data (NEMA sample)."""
-PHANTOMS = 4
 START_S = 120.0
 FINISH_S = 180.0
-PICTURES = {".jpeg", ".jpg", ".png"}
 NOT_NEGOTIATED = ("no presentation context", "the peer accepts none")
 """What no radiograph is refused for: the node takes radiographs only."""
 EXPECTED_REFUSALS = NOT_FOR_THIS_MODEL | {"age_outside_card"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Images:
-    folder: Path
-    said: str
-    age_policy: str = "refuse"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +87,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="pacs-node-demo-") as scratch:
         base = Path(scratch)
         try:
-            images = _images(options.folder, base / "images")
+            images = gather_images(options.folder, base / "images")
         except (ConfigError, OSError) as error:
             print(f"demo: {error}", file=sys.stderr)
             return 2
@@ -113,7 +95,7 @@ def main() -> int:
         (base / "pacs").mkdir()
         pacs = ReceivingPacs(base / "pacs")
         try:
-            with _node(base, images, pacs.port) as settings:
+            with _node(base, pacs.port) as settings:
                 sent = _send(settings, images.folder)
                 is_done = _wait(settings)
                 is_good = _print_table(settings, sent, pacs) and is_done
@@ -130,76 +112,8 @@ def main() -> int:
     return 0 if is_good else 1
 
 
-def _images(folder: Path | None, scratch: Path) -> Images:
-    scratch.mkdir()
-    if folder is not None:
-        if not folder.is_dir():
-            raise ConfigError(f"{folder}: no such folder")
-        count = _gather(folder, scratch)
-        if not count:
-            raise ConfigError(f"{folder}: no DICOM, JPEG or PNG file in it")
-        return Images(folder=scratch, said=f"{count} images from {folder}.")
-    sample = _sample()
-    if sample:
-        (scratch / SAMPLE).write_bytes(sample.read_bytes())
-        said = (
-            f"A real radiograph: {SAMPLE} of pydicom's test data. It is an adult's; the model knows children:\n"
-            "the demo sets age_policy = warn, so that it is answered with a warning. The answer means nothing."
-        )
-        return Images(folder=scratch, said=said, age_policy="warn")
-    for seed in range(PHANTOMS):
-        make_radiograph(seed=seed + 1, rows=2048, columns=1680).save_as(
-            scratch / f"phantom-{seed + 1}.dcm", enforce_file_format=True
-        )
-    said = (
-        f"{PHANTOMS} drawn PHANTOMS (no network for a real radiograph): the answers show that the line works, no more."
-    )
-    return Images(folder=scratch, said=said)
-
-
-def _sample() -> Path | None:
-    """Return the sample from pydicom's cache, else from where pydicom keeps it if that can be reached."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom warns at length when it cannot download
-        known = get_testdata_file(SAMPLE, download=False)
-        if known is None and _is_reachable(urlsplit(get_url(SAMPLE))):
-            with contextlib.suppress(OSError, RuntimeError, ValueError):
-                known = get_testdata_file(SAMPLE, download=True)
-    return Path(str(known)) if known else None
-
-
-def _is_reachable(url: SplitResult) -> bool:
-    try:
-        socket.create_connection((url.hostname or "", url.port or 443), timeout=3).close()
-    except OSError:
-        return False
-    return True
-
-
-def _gather(folder: Path, scratch: Path) -> int:
-    """Link DICOM files and wrap pictures as radiographs of unknown age; return how many."""
-    count = 0
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        target = scratch / f"{count:04d}-{path.stem[:40]}.dcm"
-        if path.suffix.lower() in PICTURES:
-            grey_HW = np.asarray(Image.open(path).convert("L"), dtype=np.float32) / 255
-            made = make_radiograph(seed=count + 1, modality="CR", bits_stored=8, pixels=grey_HW, patient_age=None)
-            made.save_as(target, enforce_file_format=True)
-        elif _is_dicom(path):
-            target.write_bytes(path.read_bytes())
-        else:
-            continue
-        count += 1
-    return count
-
-
-def _is_dicom(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
-
-
 @contextmanager
-def _node(base: Path, images: Images, pacs_port: int) -> Iterator[Settings]:
+def _node(base: Path, pacs_port: int) -> Iterator[Settings]:
     config = base / "config.toml"
     config.write_text(
         f"""\
@@ -212,8 +126,6 @@ listeners = 1
 [web]
 port = {_free_port()}
 authentication = "off"
-[model]
-age_policy = "{images.age_policy}"
 [study]
 max_study_age_days = 36500
 [[destinations]]

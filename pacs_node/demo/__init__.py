@@ -1,0 +1,1 @@
+"""`make demo`: a node, a receiving PACS and real images, in a minute."""
