@@ -37,7 +37,8 @@ def figures_without_threshold(truth_N: np.ndarray, probability_N: np.ndarray, we
     squared_D = weight_DN @ (probability_N - truth_N) ** 2
     return {
         "auc": ratio(below_DU.sum(1), positive_D * negative_D),
-        "average_precision": ratio((new_DU * precision_DU).sum(1), positive_D),
+        # Without negatives it is 1 whatever the model says.
+        "average_precision": ratio((new_DU * precision_DU).sum(1), np.where(negative_D > 0, positive_D, 0)),
         "brier": ratio(squared_D, weight_DN.sum(1)),
         "ece": calibration_error(truth_N, probability_N, weight_DN),
     }

@@ -229,7 +229,7 @@ def history(path: Path, run: Path) -> None:
         for axes, title in ((loss, "Loss"), (accuracy, "Accuracy and AUC"), (rate, "Learning rate")):
             _mark_sizes(axes, epochs)
             axes.set(title=title, xlabel="Epoch")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             axes.legend()
         figure.savefig(path)
 

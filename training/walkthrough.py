@@ -19,7 +19,8 @@ data = [Path(os.environ.get("PACS_NODE_DATA", "../shared/data")) / "kermany224"]
 out = Path(tempfile.mkdtemp(prefix="walkthrough-"))
 
 # %% A recipe decides everything; here a published one, cut short
-recipe = replace(load_recipe("mobilenet-v2-recall"), weights="none", stages=(Stage(epochs=1, size=64, batch_size=64),))
+short = Stage(epochs=1, size=64, batch_size=64)
+recipe = replace(load_recipe("mobilenet-v2-recall"), weights="none", precision="fp32", stages=(short,))
 print(recipe)
 
 # %% Images: split by patient, preprocessed once by the code that serves

@@ -77,7 +77,10 @@ def test_calibration_error_of_known_cases() -> None:
 
 @pytest.mark.parametrize(
     ("truth", "missing"),
-    [([1, 1, 1], {"auc", "specificity"}), ([0, 0, 0], {"auc", "average_precision", "sensitivity", "precision", "f1"})],
+    [
+        ([1, 1, 1], {"auc", "average_precision", "specificity"}),
+        ([0, 0, 0], {"auc", "average_precision", "sensitivity", "precision", "f1"}),
+    ],
 )
 def test_figure_that_does_not_exist_is_null(truth: list[int], missing: set[str]) -> None:
     figures = judged(truth, [0.1, 0.2, 0.3])
