@@ -2,7 +2,7 @@
 
 Takes reviewed studies; gives a folder that `python -m training.train --data DIR/manifest.csv` reads as it is:
 
-    manifest.csv     path, label, patient, age, sex, view, source: see `training/sources.py`
+    manifest.csv     path, label, patient, age, sex, view, source: see `training/manifest.py`
     images/UID.dcm   one file per image, de-identified by `pacs_node.export.deidentify`
     excluded.csv     study, image, reason, why: what was reviewed and is not in the manifest; our own ids, no patient
 
