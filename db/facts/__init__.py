@@ -13,15 +13,8 @@ from db.facts.associations import (
     open_association,
 )
 from db.facts.commitments import (
-    OpenRequest,
     Question,
-    add_commitment_request,
-    claim_commitment_request,
-    close_commitment_request,
     commitments_due,
-    count_waiting_requests,
-    is_commitment_requested,
-    kept_classes,
     open_commitment,
     postpone_commitment,
     record_commitment,
@@ -49,6 +42,15 @@ from db.facts.judgements import (
     instance_files,
     record_failure,
     record_judgement,
+)
+from db.facts.keeping import (
+    OpenRequest,
+    add_commitment_request,
+    claim_commitment_request,
+    close_commitment_request,
+    count_waiting_requests,
+    is_commitment_requested,
+    kept_classes,
 )
 from db.facts.lists import (
     Asked,
