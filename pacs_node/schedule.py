@@ -25,6 +25,7 @@ from db.locks import task_lock
 from db.tables import DeliveryState, JobKind
 from models.registry import Registry
 from pacs_node.report.answer import answer_of
+from pacs_node.report.plan import is_for_others
 from pacs_node.settings import Settings
 from pacs_node.store import ObjectStore
 from pacs_node.wiring import active_card, audit_key, queue_policy, registry_of, worker_name
@@ -98,7 +99,7 @@ class Tasks:
             if recalled:  # no report repeats the word of a recalled model
                 facts.judge_anew(session, recalled, actor=ACTOR, now=now)
                 return
-            answer = answer_of(study.images)
+            answer, predecessor = answer_of(study.images), facts.next_predecessor(session, study_id)
             facts.freeze_report(
                 session,
                 study_id,
@@ -107,7 +108,7 @@ class Tasks:
                 contents=answer.contents,
                 model_name=card.name,
                 model_version=card.version,
-                is_sent=answer.is_chest,
+                is_sent=is_for_others(answer, predecessor, self._settings),
                 now=now,
                 codes=self._settings.codes.said(),
             )

@@ -19,7 +19,7 @@ from models.card import ModelCard
 from models.suitability import CODES
 from pacs_node.report.answer import answer_of
 from pacs_node.report.source import SafeHeader, safe_header
-from pacs_node.report.tree import NodeIdentity, StudyReport, Verification
+from pacs_node.report.study import NodeIdentity, StudyReport, Verification
 from tests.builders import as_bytes, make_card, make_population, make_radiograph
 
 HERE = UUID("0f4a1c1e-2f5b-4f0c-8a53-6a1d2c3b4e5f")

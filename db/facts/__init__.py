@@ -13,15 +13,8 @@ from db.facts.associations import (
     open_association,
 )
 from db.facts.commitments import (
-    OpenRequest,
     Question,
-    add_commitment_request,
-    claim_commitment_request,
-    close_commitment_request,
     commitments_due,
-    count_waiting_requests,
-    is_commitment_requested,
-    kept_classes,
     open_commitment,
     postpone_commitment,
     record_commitment,
@@ -49,6 +42,15 @@ from db.facts.judgements import (
     instance_files,
     record_failure,
     record_judgement,
+)
+from db.facts.keeping import (
+    OpenRequest,
+    add_commitment_request,
+    claim_commitment_request,
+    close_commitment_request,
+    count_waiting_requests,
+    is_commitment_requested,
+    kept_classes,
 )
 from db.facts.lists import (
     Asked,
@@ -102,6 +104,7 @@ from db.facts.reports import (
     freeze_report,
     frozen_images,
     is_own_object,
+    next_predecessor,
     objects_of,
     record_report_built,
     record_report_failed,
@@ -257,6 +260,7 @@ __all__ = [
     "list_warnings",
     "lose_associations",
     "mark_purged",
+    "next_predecessor",
     "note_devices",
     "note_rejection",
     "objects_of",

@@ -60,7 +60,7 @@ class ReportFacts:
     content_at: datetime
     """ContentDate and ContentTime."""
     is_sent: bool
-    """False when the answer stays in the house."""
+    """False when the answer stays in the house: of no chest, or wanted at no destination."""
     built_at: datetime | None
     review_id: UUID | None = None
     """Whose word it is; None = the model's."""
@@ -134,6 +134,12 @@ def next_revision(session: Session, study_id: UUID) -> int:
     """Return the revision that the study's next report bears, readers' reports counted; hold the study's lock."""
     highest = select(func.max(_REPORTS.c.revision)).where(_REPORTS.c.study_id == study_id)
     return (session.execute(highest).scalar_one() or 0) + 1
+
+
+def next_predecessor(session: Session, study_id: UUID) -> PredecessorFacts | None:
+    """Return what the study's next report would name: the newest in which the model speaks and that did not stay in."""
+    row = _row_of_current(session, study_id)
+    return None if row is None else _predecessor(session, row.id)
 
 
 def report_facts(session: Session, report_id: UUID) -> ReportFacts:

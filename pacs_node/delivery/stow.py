@@ -129,7 +129,7 @@ def _failure_reasons(body: bytes) -> list[int] | None:
         told = told[0] if isinstance(told, list) else told
         items = told.get(FAILED_SOP_SEQUENCE, {}).get("Value", [])
         return [int(item[FAILURE_REASON]["Value"][0]) for item in items]
-    except (ValueError, AttributeError, KeyError, IndexError, TypeError, RecursionError):
+    except (ValueError, AttributeError, KeyError, IndexError, TypeError, OverflowError, RecursionError):
         return None
 
 

@@ -19,7 +19,7 @@ from pacs_node import __version__
 from pacs_node.errors import DeliveryRejected
 from pacs_node.report.document import to_bytes
 from pacs_node.report.rejection import DESCRIPTION, READERS_DESCRIPTION, build_rejection_note
-from pacs_node.report.tree import NodeIdentity
+from pacs_node.report.study import NodeIdentity
 from pacs_node.settings import Settings
 from pacs_node.store import ObjectStore
 

@@ -28,6 +28,8 @@ RESPONSE_TIMEOUT_S = 60.0
 PERMANENT = 1
 """Result of an A-ASSOCIATE-RJ (PS3.8 Table 9-21)."""
 NO_REASON = 1
+WORDS_LENGTH = 64
+"""Of a peer's own words: the longest LO, as which an Error Comment is sent (PS3.5 6.2, PS3.7 E.1)."""
 
 
 def associate(
@@ -122,6 +124,11 @@ def _raise_for_association(destination: DestinationSettings, association: Associ
     if answer.result == PERMANENT and answer.diagnostic != NO_REASON:
         raise DeliveryRejected(destination.name, text)
     raise DeliveryDelayed(destination.name, text)
+
+
+def words_of(value: object) -> str:
+    """Return what a peer says, fit to be shown: no controls that a terminal obeys, and no more than it may send."""
+    return "".join(character for character in str(value or "") if character.isprintable())[:WORDS_LENGTH]
 
 
 def _send_at_once(event: evt.Event) -> None:

@@ -21,7 +21,7 @@ from pacs_node.conformance import (
     STUDY_ROOT_FIND,
     STUDY_ROOT_MOVE,
 )
-from pacs_node.dimse.association import CONNECT_TIMEOUT_S, RESPONSE_TIMEOUT_S, associate
+from pacs_node.dimse.association import CONNECT_TIMEOUT_S, RESPONSE_TIMEOUT_S, associate, words_of
 from pacs_node.errors import DeliveryDelayed, DeliveryRejected
 from pacs_node.settings import DestinationSettings
 
@@ -174,12 +174,8 @@ def _study_of(match: Dataset) -> FoundStudy:
     counted = str(match.get("NumberOfStudyRelatedInstances") or "")
     return FoundStudy(
         study_instance_uid=str(match.get("StudyInstanceUID", "")),
-        study_date=_printable(match.get("StudyDate")),
-        accession_number=_printable(match.get("AccessionNumber")),
-        modalities=tuple(map(_printable, (modalities,) if isinstance(modalities, str) else modalities)),
+        study_date=words_of(match.get("StudyDate")),
+        accession_number=words_of(match.get("AccessionNumber")),
+        modalities=tuple(map(words_of, (modalities,) if isinstance(modalities, str) else modalities)),
         instances=int(counted) if counted.isdigit() else None,
     )
-
-
-def _printable(value: object) -> str:
-    return "".join(character for character in str(value or "") if character.isprintable())

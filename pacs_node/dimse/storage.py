@@ -22,7 +22,7 @@ from pacs_node.conformance import (
     UNCOMPRESSED_TRANSFER_SYNTAXES,
     VERIFICATION,
 )
-from pacs_node.dimse.association import CONNECT_TIMEOUT_S, RESPONSE_TIMEOUT_S, associate
+from pacs_node.dimse.association import CONNECT_TIMEOUT_S, RESPONSE_TIMEOUT_S, associate, words_of
 from pacs_node.errors import DeliveryDelayed, DeliveryFailed, DeliveryRejected
 from pacs_node.settings import DestinationSettings
 
@@ -168,7 +168,7 @@ class SendSession:
             raise DeliveryDelayed(self._name, "the association was lost") from error
         except ValueError as error:
             raise DeliveryRejected(self._name, "the object cannot be encoded for the accepted context") from error
-        self._raise_for(answer.get("Status"), str(answer.get("ErrorComment", "")))
+        self._raise_for(answer.get("Status"), words_of(answer.get("ErrorComment")))
         return StoreResult(
             sop_class_uid=sop_class, sop_instance_uid=str(meta.MediaStorageSOPInstanceUID), status=answer.Status
         )

@@ -23,7 +23,7 @@ from models.card import ModelCard
 from pacs_node.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, MANUFACTURER, device_uid
 from pacs_node.report import codes
 from pacs_node.report.source import TYPE_2, TYPE_3, SafeHeader
-from pacs_node.report.tree import NodeIdentity, StudyReport, own_uid
+from pacs_node.report.study import NodeIdentity, StudyReport, own_uid
 
 NODE_MODEL_NAME = "pacs-node"
 _COPIED = (*TYPE_2, *TYPE_3, "ProcedureCodeSequence", "OtherPatientIDsSequence")

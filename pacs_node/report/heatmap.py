@@ -19,7 +19,7 @@ from db.facts import ImageFacts, PredictionFacts
 from pacs_node.report import codes
 from pacs_node.report.document import coded, finish, general_equipment, header_of, made_at, picture_series_uid
 from pacs_node.report.picture import Picture
-from pacs_node.report.tree import StudyReport, own_uid
+from pacs_node.report.study import StudyReport, own_uid
 
 SERIES_NUMBER = 9101
 SHOWN_FROM = 0.15

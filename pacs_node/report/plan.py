@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from db.facts import ReportFacts, StudyFacts
+from db.facts import PredecessorFacts, ReportFacts, StudyFacts
 from db.tables import PRIOR, Answer, DeliveryState
-from pacs_node.settings import Settings
+from pacs_node.report.answer import StudyAnswer
+from pacs_node.settings import DestinationSettings, Settings
 
 
 class PlannedDelivery(NamedTuple):
@@ -17,15 +18,28 @@ class PlannedDelivery(NamedTuple):
     reason: str
 
 
-def delivery_plan(study: StudyFacts, report: ReportFacts, settings: Settings) -> tuple[PlannedDelivery, ...]:
-    """Return where the report goes; a destination that is not to have it is left out.
+def is_for_others(answer: StudyAnswer, predecessor: PredecessorFacts | None, settings: Settings) -> bool:
+    """Whether a report leaves the house: of a chest, and wanted somewhere. No later one names what nobody got."""
+    return answer.is_chest and (not settings.destinations or bool(_wanting(answer.answer, predecessor, settings)))
 
-    A report that says NOT ANALYSED may be unwanted at a destination; one that replaces a result never is: the PACS
-    would go on showing what is no longer said.
+
+def _wanting(
+    answer: Answer, predecessor: PredecessorFacts | None, settings: Settings
+) -> tuple[DestinationSettings, ...]:
+    """Return the destinations that want a report with this answer.
+
+    One that says NOT ANALYSED may be unwanted; one that replaces a result never is: the PACS would go on showing what
+    is no longer said.
     """
+    is_replacing = predecessor is not None and predecessor.answer is not Answer.NOT_ANALYSED
+    is_wanted = answer is not Answer.NOT_ANALYSED or is_replacing
+    return tuple(one for one in settings.destinations if is_wanted or one.send_not_analysed)
+
+
+def delivery_plan(study: StudyFacts, report: ReportFacts, settings: Settings) -> tuple[PlannedDelivery, ...]:
+    """Return where the report goes; a destination that is not to have it is left out."""
     if not report.is_sent:
         return ()
-    is_replacing = report.predecessor is not None and report.predecessor.answer is not Answer.NOT_ANALYSED
     reason = _held_because(study, settings)
     return tuple(
         PlannedDelivery(
@@ -33,8 +47,7 @@ def delivery_plan(study: StudyFacts, report: ReportFacts, settings: Settings) ->
             state=DeliveryState.HELD if reason else DeliveryState.WAITING,
             reason=reason,
         )
-        for destination in settings.destinations
-        if report.answer is not Answer.NOT_ANALYSED or destination.send_not_analysed or is_replacing
+        for destination in _wanting(report.answer, report.predecessor, settings)
     )
 
 

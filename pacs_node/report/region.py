@@ -22,7 +22,7 @@ from pacs_node.report import codes, wording
 from pacs_node.report.document import finish, general_equipment, header_of, made_at, reference_to
 from pacs_node.report.heatmap import name_body_part, picture_number, picture_uids
 from pacs_node.report.picture import Picture
-from pacs_node.report.tree import StudyReport, own_uid
+from pacs_node.report.study import StudyReport, own_uid
 
 GSPS_SERIES_NUMBER = 9103
 SEG_SERIES_NUMBER = 9105

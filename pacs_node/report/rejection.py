@@ -23,7 +23,7 @@ from pacs_node.identity import MANUFACTURER, device_uid
 from pacs_node.report import codes
 from pacs_node.report.document import finish, general_equipment, picture_series_uid, zone_of
 from pacs_node.report.source import TYPE_2
-from pacs_node.report.tree import NodeIdentity, own_uid
+from pacs_node.report.study import NodeIdentity, own_uid
 
 SERIES_NUMBER = 9003
 DESCRIPTION = "This AI result is withdrawn. Do not use it."

@@ -19,7 +19,8 @@ from db.tables import Answer
 from models.card import ModelCard
 from pacs_node.report import codes
 from pacs_node.report.document import coded, finish, general_equipment, header_of, made_at, reference_to, to_bytes
-from pacs_node.report.tree import StudyReport, own_uid, root_item
+from pacs_node.report.study import StudyReport, own_uid
+from pacs_node.report.tree import root_item
 
 __all__ = ["SR_CLASSES", "build_sr", "series_instance_uid", "sop_instance_uid", "to_bytes"]
 

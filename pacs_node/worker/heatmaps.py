@@ -32,7 +32,7 @@ from pacs_node.report.document import to_bytes
 from pacs_node.report.heatmap import build_heatmap
 from pacs_node.report.picture import Picture, read_picture
 from pacs_node.report.region import build_gsps, build_seg
-from pacs_node.report.tree import StudyReport
+from pacs_node.report.study import StudyReport
 from pacs_node.store import ObjectStore
 
 logger = logging.getLogger(__name__)

@@ -33,7 +33,7 @@ from pacs_node.report.codes import QUALITY
 from pacs_node.report.plan import delivery_plan
 from pacs_node.report.source import SafeHeader, read_safe_header, safe_header
 from pacs_node.report.sr import SR_CLASSES, build_sr, sop_instance_uid, to_bytes
-from pacs_node.report.tree import NodeIdentity, StudyReport, Verification
+from pacs_node.report.study import NodeIdentity, StudyReport, Verification
 from pacs_node.settings import Settings
 from pacs_node.store import ObjectStore
 from pacs_node.worker.heatmaps import PictureMaker, Pictures

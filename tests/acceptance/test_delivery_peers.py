@@ -27,7 +27,7 @@ from pacs_node.conformance import SECONDARY_CAPTURE
 from pacs_node.delivery.courier import run_delivery
 from pacs_node.report.codes import SR_SOP_CLASSES
 from pacs_node.report.sr import build_sr, sop_instance_uid, to_bytes
-from pacs_node.report.tree import StudyReport
+from pacs_node.report.study import StudyReport
 from pacs_node.settings import Settings
 from pacs_node.store import ObjectStore
 from tests import records

@@ -26,7 +26,7 @@ from pacs_node.dimse.storage import echo
 from pacs_node.errors import DeliveryFailed
 from pacs_node.report.document import to_bytes
 from pacs_node.report.rejection import build_rejection_note
-from pacs_node.report.tree import NodeIdentity
+from pacs_node.report.study import NodeIdentity
 from pacs_node.settings import DestinationSettings, Settings
 from tests.acceptance.certificates import Authority, Certificate
 from tests.acceptance.node import free_port, until

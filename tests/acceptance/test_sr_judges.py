@@ -29,7 +29,7 @@ from pacs_node.report.region import build_gsps, build_seg
 from pacs_node.report.rejection import build_rejection_note
 from pacs_node.report.source import TYPE_2
 from pacs_node.report.sr import SR_CLASSES, build_sr, to_bytes
-from pacs_node.report.tree import StudyReport
+from pacs_node.report.study import StudyReport
 from tests.acceptance import judges
 from tests.builders import as_bytes, make_radiograph
 from tests.reports import HERE, NOON, changed, make_image, make_predecessor, make_study_report, reviewed, revised

@@ -173,6 +173,17 @@ def test_the_peers_own_words_reach_the_operator(radiograph: Path) -> None:
         session.send(radiograph)
 
 
+def test_the_peers_own_words_command_no_terminal_and_end(radiograph: Path) -> None:
+    def chatty(_: evt.Event) -> Dataset:
+        answer = Dataset()
+        answer.Status, answer.ErrorComment = 0xA700, "\x1b[2J" + "x" * 5000
+        return answer
+
+    with pacs(chatty) as peer, open_session(peer) as session, pytest.raises(DeliveryDelayed) as told:
+        session.send(radiograph)
+    assert told.value.reason == "C-STORE answered A700: [2J" + "x" * 61
+
+
 def abort(event: evt.Event) -> int:
     event.assoc.abort()
     return 0

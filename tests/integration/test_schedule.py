@@ -14,12 +14,13 @@ from sqlalchemy import Engine, select, update
 
 from db import audit, facts, queue
 from db.engine import Session, db_now, read_scope, session_scope
+from db.facts.reports import reports_of_study
 from db.tables import Answer, Association, Hold, JobKind, Receipt, Study
 from pacs_node.schedule import Tasks
 from pacs_node.settings import Settings
 from pacs_node.store import ObjectStore
 from tests.builders import make_bundle
-from tests.records import POLICY, judge, make_instance
+from tests.records import LATERAL, POLICY, end_jobs, judge, make_instance
 
 DAY_S = 86_400
 
@@ -103,6 +104,33 @@ def test_study_that_cannot_be_settled_is_told_once_a_minute_and_keeps_nobody_wai
     tasks.settle()
     with read_scope(engine) as session:
         assert facts.study_facts(session, broken.study_id, lock=False).revision == 0, "its minute is not over"
+
+
+@pytest.mark.parametrize("others_want_it", [False, True])
+def test_report_that_nobody_got_is_not_what_the_next_one_replaces(
+    tmp_path: Path, store: ObjectStore, engine: Engine, others_want_it: bool
+) -> None:
+    wants = [False, others_want_it]
+    destinations = [
+        {"name": str(n), "ae_title": "A", "host": "h", "port": 104, "send_not_analysed": one}
+        for n, one in enumerate(wants)
+    ]
+    tasks = make_tasks(tmp_path, engine, destinations=destinations)
+    with session_scope(engine) as session:
+        lateral, now = receive(session, store), db_now(session)
+        facts.record_judgement(session, lateral.instance_id, predictions=[], warnings=[LATERAL], voi=None, now=now)
+        end_jobs(session, lateral.instance_id)
+    time.sleep(0.05)
+    tasks.settle()
+    with session_scope(engine) as session:
+        frontal = receive(session, store, 2)
+        judge(session, frontal.instance_id, now=db_now(session))
+    time.sleep(0.05)
+    tasks.settle()
+    with read_scope(engine) as session:
+        first, second = reports_of_study(session, lateral.study_id)
+    assert (first.is_sent, second.is_sent) == (others_want_it, True)
+    assert (second.predecessor is not None) is others_want_it
 
 
 def test_orphan_is_swept_and_named_files_stay(tasks: Tasks, store: ObjectStore, engine: Engine) -> None:

@@ -24,7 +24,7 @@ from pydicom.uid import (
 from db.tables import Answer, InstanceState
 from pacs_node.identity import IMPLEMENTATION_CLASS_UID, device_uid
 from pacs_node.report.sr import SR_CLASSES, build_sr, sop_instance_uid, to_bytes
-from pacs_node.report.tree import StudyReport
+from pacs_node.report.study import StudyReport
 from pacs_node.settings.codes import CodesSettings
 from tests.reports import (
     CARD,

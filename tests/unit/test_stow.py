@@ -123,6 +123,12 @@ def test_answer_that_is_no_json_counts_by_its_status_alone(service: Service, fil
         send(service.destination(), file)
 
 
+def test_failure_reason_that_is_no_number_counts_as_none(service: Service, file: Path) -> None:
+    service.status, service.body = 409, b'{"00081198": {"Value": [{"00081197": {"Value": [Infinity]}}]}}'
+    with pytest.raises(DeliveryRejected, match="409"):
+        send(service.destination(), file)
+
+
 def test_answer_that_does_not_end_delays_and_closes_the_session(
     service: Service, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
