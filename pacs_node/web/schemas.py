@@ -256,8 +256,8 @@ class NewReview(Body):
 class ModelName(Schema):
     """One version of a model."""
 
-    name: str = Field(examples=["chest-pneumonia"])
-    version: str = Field(examples=["0.1.0"])
+    name: str = Field(max_length=64, examples=["chest-pneumonia"])
+    version: str = Field(max_length=32, examples=["0.1.0"])
 
 
 class ResultOut(PredictionOut):

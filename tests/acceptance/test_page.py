@@ -212,6 +212,20 @@ def test_node_that_is_gone_is_said_and_takes_no_answer(site: Site, page: Page) -
     assert site.reviews_of(study_id) == []
 
 
+def test_tablet_shows_every_column_of_the_worklist_and_a_scale_to_read(site: Site) -> None:
+    urgent = site.study(60, priority=1, patient_name="EXTRAORDINARILY^Long")
+    warned = site.world.receive(61)
+    site.world.judge(warned.instance_id, 0.55)
+    site.world.report(warned.study_id)
+    with reader_at(site.browser, site.url, width=820, height=1180, touch=True) as (page, complaints):
+        page.goto("/?view=all")
+        list_ = page.locator(".scroll").first
+        assert list_.evaluate("list => list.scrollWidth <= list.clientWidth")
+        for study_id in (urgent, warned.study_id):
+            assert page.locator(f"tr[data-id='{study_id}'] .scale").bounding_box()["width"] > 60
+    assert unexpected(complaints) == []
+
+
 def test_keys_are_listed_and_can_be_switched_off(site: Site, page: Page) -> None:
     open_study(page, site.study(14))
     page.keyboard.press("?")

@@ -106,6 +106,17 @@ def test_nobody_else_changes_which_version_answers(node: World, path: str) -> No
     assert [one.details["version"] for one in node.audited(Action.MODEL_ACTIVATED)] == ["0.0.1"]
 
 
+@pytest.mark.parametrize(
+    "path", ["<script>/1.2.3", "%2e%2e/%2e%2e", "a%00b/1.2.3", "drawn/0.0.2%0A", f"{'a' * 65}/1.2.3", "x/1.2"]
+)
+@pytest.mark.parametrize("what", ["activate", "recall"])
+def test_what_no_model_is_called_is_refused_and_not_quoted(node: World, path: str, what: str) -> None:
+    refused = node.logged_in("ada", Role.ADMIN).post(f"/api/v1/models/{path}/{what}", json={})
+    assert (refused.status_code, refused.headers["content-type"]) == (422, PROBLEM)
+    assert "script" not in refused.text
+    assert "a" * 65 not in refused.text
+
+
 def test_page_offers_what_can_be_done_with_each_version(node: World) -> None:
     admin = node.logged_in("ada", Role.ADMIN)
     page = admin.get("/admin").text

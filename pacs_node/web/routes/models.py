@@ -12,6 +12,7 @@ from fastapi import APIRouter, HTTPException, Path
 from db import facts
 from db.engine import read_scope
 from db.tables import ModelState
+from models.card import NAME, VERSION
 from models.errors import ModelError, UnknownModel
 from pacs_node import rollout
 from pacs_node.errors import ConfigError
@@ -30,8 +31,8 @@ router = APIRouter(
     dependencies=[requires(Role.RADIOLOGIST, Role.ADMIN, Role.SERVICE)],
 )
 
-Name = Annotated[str, Path(examples=["chest-pneumonia"])]
-Version = Annotated[str, Path(examples=["0.2.0"])]
+Name = Annotated[str, Path(pattern=f"^{NAME}$", examples=["chest-pneumonia"])]
+Version = Annotated[str, Path(max_length=32, pattern=f"^{VERSION}$", examples=["0.2.0"])]
 CHANGING: dict[str, Any] = {"dependencies": [requires(Role.ADMIN)], "responses": documented(404, 409)}
 
 
