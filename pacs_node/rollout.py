@@ -132,12 +132,12 @@ def roll_back(
     Raises
     ------
     ConfigError
-        No other version ever answered, or not the one that is expected. And as `activate`.
+        No other version answered before that was not recalled, or not the one that is expected. And as `activate`.
     """
     with read_scope(engine) as session:
         previous = facts.previous_active(session)
     if previous is None:
-        raise ConfigError("no other version answered before: nothing to roll back to")
+        raise ConfigError("no other version answered before that was not recalled: nothing to roll back to")
     if to not in (None, previous):
         raise ConfigError(f"the version that answered before is {' '.join(previous)}")
     before = activate(engine, registry, previous, actor=actor, address=address, action=Action.MODEL_ROLLED_BACK)

@@ -78,7 +78,7 @@ __all__ = [
 EVERYONE = frozenset(Role)
 NO_LOGIN = "Log in, or send an API token (Authorization: Bearer ...)."
 BEARER = {"WWW-Authenticate": "Bearer"}
-NOT_YOURS = "This is not among what your account may do."
+NOT_YOURS = "This is not among what your account may do: it wants the role {roles}."
 OPEN_MOUNTS = frozenset({"/static", "/reference", "/openapi.json"})
 """Files of this program and the description of its API: nothing of a patient, and the login page needs them."""
 SUBJECTS = ("study_id", "instance_id", "report_id", "delivery_id", "review_id", "job_id")
@@ -151,7 +151,7 @@ class Requires:
         caller, web = caller_of(request.scope), request.app.state.web
         if not self.takes(caller, web.settings.web):
             if caller.is_known:
-                raise HTTPException(403, NOT_YOURS)
+                raise HTTPException(403, NOT_YOURS.format(roles=" or ".join(sorted(self.roles - {Role.PUBLIC}))))
             raise _to_login(request) if is_page(request) else HTTPException(401, NO_LOGIN, BEARER)
         for name in SUBJECTS if caller.visible is not None and caller.is_known else ():
             if name in request.path_params:

@@ -207,11 +207,24 @@ def test_admin_page_shows_what_needs_a_person_and_no_patient(small_world: World)
     assert client.post("/admin/destinations/nobody/echo").status_code == 404
 
 
+def test_admin_page_names_held_studies(small_world: World) -> None:
+    small_world.receive(1)
+    client = small_world.client()
+    assert "Nothing waits for a person." in client.get("/admin").text
+    other = small_world.receive(2, study="1.2.1", patient_id="SYN-OTHER")
+    assert other.hold is not None
+    page = client.get("/admin").text
+    assert "1 held study" in page
+    assert "studies list --state held" in page
+
+
 def test_pages_are_for_those_who_may_see_them(sqlite_engine: Engine, tmp_path: Path, models_folder: Path) -> None:
     world = make_world(sqlite_engine, tmp_path / "var", models_folder, WebSettings())
     reader, program = world.logged_in("reader", Role.RADIOLOGIST), world.with_token("program", Role.SERVICE)
     assert reader.get("/quality").status_code == 200
-    assert reader.get("/admin").status_code == 403
+    refused = reader.get("/admin")
+    assert refused.status_code == 403
+    assert "role admin" in refused.text
     assert 'href="/admin"' not in reader.get("/").text
     assert program.get("/quality").status_code == 403
     assert world.client().get("/quality", follow_redirects=False).status_code in (303, 401)

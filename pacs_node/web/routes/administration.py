@@ -84,6 +84,7 @@ def show_administration(web: WebContext, request: Request) -> HTMLResponse:
             "jobs": [(STATES.get(state, state.value), n) for state, n in _job_states(session).items()],
             "failed": [_failed(job, now) for job in _failed_jobs(session)],
             "peers": _peers(web.settings, seen, now),
+            "held": facts.count_stuck_studies(session)["held"],
             "previous": facts.previous_active(session),
             "accounts": people,
             "tokens": tokens,

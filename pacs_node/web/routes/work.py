@@ -33,7 +33,7 @@ def list_jobs(
     return [JobOut.model_validate(job) for job in jobs]
 
 
-@router.post("/jobs/{job_id}/retry", summary="Run a failed job again", status_code=202)
+@router.post("/jobs/{job_id}/retry", summary="Run a job now that failed or waits for its next try", status_code=202)
 def retry_job(web: WebContext, job_id: UUID) -> Done:
     """Make a job due now that failed or waits for its next try; audited. 404 where it is neither."""
     with web.change() as session:
