@@ -84,7 +84,7 @@ def _warning(code: str) -> WarningFacts:
     if code not in CODES:
         return WarningFacts(code=code, severity="forbids", text=f"It is {code}.")
     row = CODES[code]
-    text = row.text.format(low=40, high=60, ages="1 to 5 years")
+    text = row.text.format(low=40, high=60, ages="1 to 5 years", population="children")
     return WarningFacts(code=code, severity=row.severity.value, text=text)
 
 

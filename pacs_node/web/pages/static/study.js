@@ -159,7 +159,13 @@ keys([
   ["H", "Heat map on or off", () => say(toggleHeat())], [", or ;", "Heat map fainter", () => say(moreHeat(-1))], [". or :", "Heat map stronger", () => say(moreHeat(1))],
   ["B", "Hide the model's answer until you have looked", reveal], ["V", "Open in the hospital's viewer", () => $("#viewer")?.click()],
 ]);
-listen({ changed: (study) => { ready.delete(study); if (study === me()) refresh(); }, poll: () => main().dataset.settled === "no" && refresh(), contact });
+function changed(study) {
+  const wasReady = ready.delete(study);
+  if (study === me()) refresh();
+  else if (wasReady) fetchNext();
+}
+
+listen({ changed, poll: () => main().dataset.settled === "no" && refresh(), contact });
 draw().then(fetchNext);
 resume();
 setTimeout(() => $("#saved")?.remove(), 8000);
