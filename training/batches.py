@@ -7,6 +7,7 @@ Shapes: B images, H rows, W columns, L outputs.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -60,7 +61,7 @@ class Batches:
                 _Augmented(self._images, self._targets(), Augment(self._recipe.augmentation, stage.size), stage.size),
                 batch_sampler=_Fixed(places),
                 num_workers=self._workers,
-                worker_init_fn=_one_thread,
+                worker_init_fn=_in_the_background,
                 prefetch_factor=4 if self._workers else None,
                 pin_memory=torch.cuda.is_available(),
                 generator=torch.Generator(),  # or it would draw from the generator that a resumed run takes up again
@@ -119,5 +120,7 @@ def resized(image_B1HW: Tensor, size: int) -> Tensor:
     return functional.interpolate(image_B1HW, (size, size), mode="area")
 
 
-def _one_thread(_: int) -> None:
+def _in_the_background(_: int) -> None:
+    """Load in the time that the network leaves: its threads wait for each other where one loses its core."""
     torch.set_num_threads(1)
+    os.nice(10)
