@@ -16,12 +16,13 @@ from PIL import Image
 from db.engine import make_engine, migrate
 from db.facts import WarningFacts
 from db.tables import DeliveryState
+from models.codes import CODES
 from pacs_node.settings import NodeSettings, Settings
 from pacs_node.settings.web import WebSettings
 from pacs_node.wiring import active_card, registry_of
 from tests.browser import folder_of_pictures, is_shown, reader_at, running_browser, until
 from tests.builders import as_bytes, data_folder, radiograph_from_jpeg
-from tests.web_world import LATERAL, World, free_port, make_world, serving
+from tests.web_world import LATERAL, UNKNOWN_VIEW, World, free_port, make_world, serving
 
 POINT = {"threshold": 0.52, "abstain_low": 0.40, "abstain_high": 0.62}
 COLOURS, BYTES_MAX = (128, 64, 32, 16), 150_000
@@ -39,21 +40,25 @@ class Case(NamedTuple):
     file: str
     probability: float | None
     minutes: int
-    note: str = ""
+    note: WarningFacts | None = None
+    age: int = 3
     is_urgent: bool = False
     delivery: DeliveryState = DeliveryState.SENT
 
 
-VIEW = "The view is not stated; the model judges frontal views only."
-AGE = "The patient's age is outside the 1 to 5 years of the validation."
+AGE = WarningFacts(
+    code="age_outside_card",
+    severity="forbids",
+    text=CODES["age_outside_card"].text.format(ages="1 to 5 and 18 to 90 years"),
+)
 CASES = (
-    Case("ALDER^Demo", "PNEUMONIA/person1147_virus_1917.jpeg", 0.94, 11, VIEW, is_urgent=True),
-    Case("ELM^Demo", "NORMAL/IM-0552-0001.jpeg", None, 6, AGE, is_urgent=True),
+    Case("ALDER^Demo", "PNEUMONIA/person1147_virus_1917.jpeg", 0.94, 11, UNKNOWN_VIEW, is_urgent=True),
+    Case("ELM^Demo", "NORMAL/IM-0552-0001.jpeg", None, 6, AGE, age=9, is_urgent=True),
     Case("CEDAR^Demo", "PNEUMONIA/person1343_bacteria_3415.jpeg", 0.97, 46),
     Case("BIRCH^Demo", "PNEUMONIA/person279_bacteria_1315.jpeg", 0.88, 30, delivery=DeliveryState.FAILED),
     Case("DOGWOOD^Demo", "PNEUMONIA/person1488_virus_2592.jpeg", 0.71, 24, delivery=DeliveryState.WAITING),
     Case("FIR^Demo", "PNEUMONIA/person849_virus_1494.jpeg", 0.55, 39),
-    Case("GINKGO^Demo", "PNEUMONIA/person1449_bacteria_3743.jpeg", None, 27, LATERAL.text),
+    Case("GINKGO^Demo", "PNEUMONIA/person1449_bacteria_3743.jpeg", None, 27, LATERAL),
     Case("LARCH^Demo", "PNEUMONIA/person438_bacteria_1893.jpeg", 0.19, 50),
     Case("MAPLE^Demo", "NORMAL/IM-0552-0001.jpeg", 0.09, 33),
 )
@@ -83,7 +88,7 @@ def main() -> None:
 
 
 def _add(world: World, number: int, case: Case, model: dict[str, str]) -> object:
-    born = f"{datetime.now(UTC).year - 3}0412"
+    born = f"{datetime.now(UTC).year - case.age}0412"
     who = {"patient_name": case.name, "patient_id": f"SYN-{400 + number}", "accession_number": f"A-2204{number:02}"}
     path = data_folder("originals") / case.file
     common = who | {
@@ -94,9 +99,7 @@ def _add(world: World, number: int, case: Case, model: dict[str, str]) -> object
     common |= {"priority": int(case.is_urgent), "minutes_ago": case.minutes, "study_description": "XR chest"}
     common |= {"study_date": datetime.now(UTC).date()}
     received = world.receive(number, data=as_bytes(radiograph_from_jpeg(path, seed=number)), **common)
-    severity = "forbids" if case.probability is None else "warning"
-    notes = [WarningFacts(code="noted", severity=severity, text=case.note)] if case.note else []
-    world.judge(received.instance_id, case.probability, notes, **POINT, **model)
+    world.judge(received.instance_id, case.probability, [case.note] if case.note else [], **POINT, **model)
     if number == 1:
         lateral = data_folder("originals") / CASES[6].file
         other = world.receive(100, data=as_bytes(radiograph_from_jpeg(lateral, seed=100)), **common)
