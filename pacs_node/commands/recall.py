@@ -42,9 +42,10 @@ def recall(
     noting, registry = noting_destinations(settings), registry_of(settings)
     order = Order(model=(name, version), since=since, actor=actor, noting=noting, is_replacing=replace)
     studies = recall_model(engine, registry, order, dry_run=dry_run)
-    active = active_card(engine, registry)
-    if dry_run and replace and (active.name, active.version) == order.model:
-        print(f"{model} still answers: activate another version before the recall", file=sys.stderr)
+    if dry_run and replace:
+        active = active_card(engine, registry)
+        if (active.name, active.version) == order.model:
+            print(f"{model} still answers: activate another version before the recall", file=sys.stderr)
     engine.dispose()
     return _summary(studies, dry_run=dry_run)
 

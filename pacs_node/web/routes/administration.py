@@ -91,7 +91,7 @@ def show_administration(web: WebContext, request: Request) -> HTMLResponse:
             "actors": [
                 *(one.actor for one in people),
                 *(one.actor for one in tokens),
-                *(f"ae:{title}" for title in seen),
+                *map(audit.peer, seen),
             ],
             "events": events,
             "older": cursor_out(older) or "",
