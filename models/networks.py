@@ -9,12 +9,16 @@ Shapes: B images, H rows, W columns, D features, L outputs. Every network takes 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from models.vision import torchvision
+
+LEAST_DEVIATION = 0.01
+"""Of grey levels in [0, 1]: an image without contrast is not blown up to noise."""
 
 Frozen = Literal["all", "partial", "none"]
 """How much of a backbone keeps its weights in training."""
@@ -34,12 +38,16 @@ class Layout:
         Names of the submodules that hold all its parameters, from input to output.
     trained
         How many of the last stages are trained where a recipe freezes it partially.
+    margin
+        Share of the image's side that is not looked at, on each of the four; what is left is standardised. None: the
+        whole image is looked at, with its own grey levels.
     """
 
     architecture: str
     input_size: int
     stages: tuple[str, ...]
     trained: int
+    margin: float | None = None
 
 
 class Classifier(nn.Module):
@@ -48,7 +56,7 @@ class Classifier(nn.Module):
     Attributes
     ----------
     backbone
-        Takes image_B3HW around zero, gives the pooled feature_BD.
+        Takes image_B3HW as `seen` returns it, gives the pooled feature_BD.
     head
         Takes feature_BD, gives logit_BL.
     layout
@@ -64,13 +72,27 @@ class Classifier(nn.Module):
 
     def forward(self, image_B1HW: Tensor) -> Tensor:
         """Return logit_BL for grey images in [0, 1]."""
-        logit_BL: Tensor = self.head(self.backbone(self.to_three_channels(image_B1HW)))
+        logit_BL: Tensor = self.head(self.backbone(self.seen(image_B1HW)))
         return logit_BL
 
-    @staticmethod
-    def to_three_channels(image_B1HW: Tensor) -> Tensor:
-        """Return the grey channel, centred around zero, repeated to the backbone's three."""
-        return ((image_B1HW - 0.5) / 0.25).expand(-1, 3, -1, -1)
+    def seen(self, image_B1HW: Tensor) -> Tensor:
+        """Return what the backbone looks at: image_B3HW, one grey channel around zero repeated to its three.
+
+        With a margin, H and W are those of the inner part, and its grey levels have the mean 0 and the standard
+        deviation 1: neither letters and collimators at the border nor the exposure decide.
+        """
+        if self.layout.margin is None:
+            return ((image_B1HW - 0.5) / 0.25).expand(-1, 3, -1, -1)
+        rows, columns = self.margin_of(image_B1HW)
+        inner_B1HW = image_B1HW[..., rows : image_B1HW.shape[-2] - rows, columns : image_B1HW.shape[-1] - columns]
+        deviation_B111, mean_B111 = torch.std_mean(inner_B1HW, dim=(1, 2, 3), keepdim=True, correction=0)
+        return ((inner_B1HW - mean_B111) / deviation_B111.clamp(min=LEAST_DEVIATION)).expand(-1, 3, -1, -1)
+
+    def margin_of(self, image_B1HW: Tensor) -> tuple[int, int]:
+        """Return how many rows and columns are not looked at on each side, pixels."""
+        rows, columns = image_B1HW.shape[-2:]
+        margin = self.layout.margin or 0.0
+        return round(margin * rows), round(margin * columns)
 
     @property
     def input_size(self) -> int:
@@ -113,7 +135,7 @@ class Classifier(nn.Module):
         return self
 
 
-def resnet50(output_count: int) -> Classifier:
+def resnet50(output_count: int, *, margin: float | None = None) -> Classifier:
     """Return ResNet50 with a head of two layers: 24,559,170 parameters for two outputs.
 
     Partially frozen, conv1, bn1, layer1 and layer2 keep their weights: 1,444,928 parameters.
@@ -127,7 +149,12 @@ def resnet50(output_count: int) -> Classifier:
         nn.Dropout(0.3),
         nn.Linear(512, output_count),
     )
-    return Classifier(backbone, head, _resnet50_layout(trained=2))
+    return Classifier(backbone, head, replace(_resnet50_layout(trained=2), margin=margin))
+
+
+def resnet50_inner(output_count: int) -> Classifier:
+    """Return the same network, which looks at the inner 90 % of the image's height and width, standardised."""
+    return resnet50(output_count, margin=0.05)
 
 
 def resnet50_two_stage(output_count: int) -> Classifier:
@@ -205,6 +232,7 @@ NETWORKS: dict[str, Callable[[int], Classifier]] = {
     "inception_v3": inception_v3,
     "mobilenet_v2": mobilenet_v2,
     "resnet50": resnet50,
+    "resnet50_inner": resnet50_inner,
     "resnet50_two_stage": resnet50_two_stage,
 }
 

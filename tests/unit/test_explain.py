@@ -62,11 +62,12 @@ class Brightness(nn.Module):
         return self.stage(image_B3HW).mean((2, 3))  # type: ignore[no-any-return]
 
 
-def seeing_brightness() -> Classifier:
+def seeing_brightness(margin: float | None = None) -> Classifier:
     """Return a network whose second output is raised by brightness and whose first is lowered by it."""
     head = nn.Linear(2, 2, bias=False)
     head.weight.data = torch.tensor([[-1.0, 0.0], [1.0, 0.5]])
-    return Classifier(Brightness(), head, Layout(architecture="toy", input_size=64, stages=("stage",), trained=1))
+    layout = Layout(architecture="toy", input_size=64, stages=("stage",), trained=1, margin=margin)
+    return Classifier(Brightness(), head, layout)
 
 
 def test_map_shows_what_raises_the_output_where_it_lies() -> None:
@@ -76,6 +77,16 @@ def test_map_shows_what_raises_the_output_where_it_lies() -> None:
     np.testing.assert_allclose([centre_of(first_HW), centre_of(second_HW)], [[15.5, 39.5], [47.5, 15.5]], atol=0.5)
     assert (first_HW.max(), first_HW.min(), nothing_HW.max()) == (1, 0, 0)
     assert not grad_cam(seeing_brightness(), image_B1HW, 0).any()
+
+
+def test_map_of_a_network_with_a_margin_lies_where_the_network_looked() -> None:
+    image_B1HW = np.full((1, 1, 80, 80), 0.5, np.float32)
+    image_B1HW[0, :, 24:40, 48:64] = 1.0
+    image_B1HW[0, :, :8] = 1.0  # in the margin
+    (heatmap_HW,) = grad_cam(seeing_brightness(margin=0.1), image_B1HW, 1)
+    np.testing.assert_allclose(centre_of(heatmap_HW), [31.5, 55.5], atol=0.5)
+    assert (heatmap_HW.shape, heatmap_HW.max()) == ((80, 80), 1)
+    assert not heatmap_HW[:8].any()
 
 
 def test_unknown_output_is_refused() -> None:
