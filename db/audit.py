@@ -77,6 +77,7 @@ class Action(enum.StrEnum):
     REVIEW_ADDED = "review_added"
     REVIEWS_EXPORTED = "reviews_exported"
     JOB_RETRIED = "job_retried"
+    JOB_CLOSED = "job_closed"
     INSTANCE_RERUN = "instance_rerun"
     DELIVERY_RESENT = "delivery_resent"
     LIST_EXPORTED = "list_exported"

@@ -6,7 +6,8 @@
              │ │ └─ fail (again) ──┘ │ │               │
              │ │    release          │ │               │
              │ └─── lease expired ───┘ └─ fail (for good), crashes used up ─▶ FAILED
-             └──── requeue, retry ────────────────────────────────┴──────────────┘
+             └──── requeue, retry ────────────────────────────────┴──────────────┤
+                                                                    close ──▶ CLOSED
 
 A claim takes what is ready and due, and what runs under an expired lease: its worker died or hung, which counts as a
 *crash*, apart from the *attempts* that ended by an error. A job that crashed is claimed alone from then on, so that an
@@ -69,6 +70,7 @@ __all__ = [
     "QueuePolicy",
     "backoff_s",
     "claim",
+    "close",
     "counts",
     "due_kinds",
     "enqueue",
@@ -120,8 +122,8 @@ def enqueue(
 
 
 def requeue(session: Session, kind: JobKind, subject_id: UUID, *, now: datetime) -> None:
-    """Make work that is done or failed ready again, with its attempts and crashes forgiven."""
-    is_over = JOBS.c.state.in_([JobState.DONE, JobState.FAILED])
+    """Make work that is over ready again, with its attempts and crashes forgiven."""
+    is_over = JOBS.c.state.in_([JobState.DONE, JobState.FAILED, JobState.CLOSED])
     session.execute(
         update(JOBS)
         .where(JOBS.c.kind == kind, JOBS.c.subject_id == subject_id, is_over)
@@ -278,15 +280,26 @@ def reclaim_expired(session: Session, *, kind: JobKind | None = None, policy: Qu
 
 
 def retry(session: Session, job_id: UUID, *, now: datetime) -> Job | None:
-    """Make a job that failed, or waits for its next try, due now, its attempts forgiven; None if it is neither."""
+    """Make a job that failed (closed or not), or waits for its next try, due now, its attempts forgiven; else None."""
     is_delayed = (JOBS.c.state == JobState.READY) & (JOBS.c.attempts > 0) & (JOBS.c.due_at > now)
     again = (
         update(JOBS)
-        .where(JOBS.c.id == job_id, (JOBS.c.state == JobState.FAILED) | is_delayed)
+        .where(JOBS.c.id == job_id, JOBS.c.state.in_([JobState.FAILED, JobState.CLOSED]) | is_delayed)
         .values(state=JobState.READY, due_at=now, **_FRESH)
         .returning(*COLUMNS)
     )
     return next(iter(jobs_in(session.execute(again).all())), None)
+
+
+def close(session: Session, job_id: UUID) -> Job | None:
+    """Let a job that failed rest for good, its error kept; None if it did not fail."""
+    closed = (
+        update(JOBS)
+        .where(JOBS.c.id == job_id, JOBS.c.state == JobState.FAILED)
+        .values(state=JobState.CLOSED)
+        .returning(*COLUMNS)
+    )
+    return next(iter(jobs_in(session.execute(closed).all())), None)
 
 
 def _is_suspect() -> ColumnElement[bool]:

@@ -130,6 +130,8 @@ class JobState(enum.StrEnum):
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
+    CLOSED = "closed"
+    """A person decided that it stays undone; its subject stays as the failure left it."""
 
 
 class Answer(enum.StrEnum):

@@ -31,7 +31,7 @@ A node in three commands:
   pacs-node send FOLDER --to PACS_NODE@127.0.0.1:11112
 At night:
   pacs-node check              settings, running or not, database, model, store, C-ECHO to every destination
-  pacs-node jobs list          what failed, and why;  pacs-node jobs retry ID (or --all)
+  pacs-node jobs list          what failed, and why;  pacs-node jobs retry ID (or --all), close ID --reason WHY
   pacs-node studies list       every study with its state and answer
 
 Research software, not a medical device.

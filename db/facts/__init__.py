@@ -76,7 +76,7 @@ from db.facts.models import (
     recall_model,
     recalled_models,
 )
-from db.facts.node import installation_id, retry_job
+from db.facts.node import close_job, installation_id, retry_job
 from db.facts.paging import ForeignCursor, read_cursor
 from db.facts.recalls import (
     RecallFacts,
@@ -216,6 +216,7 @@ __all__ = [
     "claim_commitment_request",
     "close_association",
     "close_commitment_request",
+    "close_job",
     "commitments_due",
     "count_deliveries",
     "count_open",

@@ -1,4 +1,4 @@
-"""Who this node is, and work that an operator starts again."""
+"""Who this node is, and failed work that an operator starts again or closes."""
 
 from __future__ import annotations
 
@@ -38,4 +38,20 @@ def retry_job(session: Session, job_id: UUID, *, actor: str, now: datetime) -> q
         session.execute(update(deliveries).where(refused).values(state=DeliveryState.WAITING, reason=""))
     details = {"kind": job.kind.value, "subject_id": str(job.subject_id)}
     audit.append(session, Action.JOB_RETRIED, actor=actor, subject_id=job_id, details=details, now=now)
+    return job
+
+
+def close_job(session: Session, job_id: UUID, *, reason: str, actor: str, now: datetime) -> queue.Job:
+    """Let a failed job rest: its subject stays as the failure left it; who decided that, and why, is audited.
+
+    Raises
+    ------
+    NoSuchRecord
+        There is no such job, or it did not fail.
+    """
+    job = queue.close(session, job_id)
+    if job is None:
+        raise NoSuchRecord(f"no job {job_id} that failed")
+    details = {"kind": job.kind.value, "subject_id": str(job.subject_id), "reason": reason}
+    audit.append(session, Action.JOB_CLOSED, actor=actor, subject_id=job_id, details=details, now=now)
     return job

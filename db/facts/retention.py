@@ -56,21 +56,29 @@ def purgeable_studies(
     """Return studies whose input bytes may be deleted, with the paths of these and their pictures; the oldest first.
 
     The last image came before `older_than`; nothing is held, unreported, waiting, failed or on its way (an image whose
-    bytes are gone keeps none of the others); every delivery was sent, or is that of a prior, which is not to be sent;
-    and the last reader with a verdict did not disagree (that keeps the images for the next training).
+    bytes are gone keeps none of the others, nor does what a person closed undone); every delivery was sent, or is that
+    of a prior, which is not to be sent; and the last reader with a verdict did not disagree (that keeps the images for
+    the next training).
     """
+    closed = select(_JOBS.c.subject_id).where(_JOBS.c.study_id == _STUDIES.c.id, _JOBS.c.state == JobState.CLOSED)
     unsent = exists().where(
         _DELIVERIES.c.report_id == _REPORTS.c.id,
         _REPORTS.c.study_id == _STUDIES.c.id,
         _DELIVERIES.c.state != DeliveryState.SENT,
+        _DELIVERIES.c.id.not_in(closed),
         ~and_(_DELIVERIES.c.state == DeliveryState.HELD, _DELIVERIES.c.reason == PRIOR),
     )
     of_study = _INSTANCES.c.study_id == _STUDIES.c.id
     gone = select(_INSTANCES.c.id).where(of_study, _INSTANCES.c.gone_at.is_not(None))
-    is_open = (_JOBS.c.state != JobState.DONE) & _JOBS.c.subject_id.not_in(gone)
+    is_open = _JOBS.c.state.not_in([JobState.DONE, JobState.CLOSED]) & _JOBS.c.subject_id.not_in(gone)
     unfinished = exists().where(_JOBS.c.study_id == _STUDIES.c.id, is_open)
     open_images = [InstanceState.WAITING, InstanceState.FAILED]
-    unjudged = exists().where(of_study, _INSTANCES.c.state.in_(open_images), _INSTANCES.c.gone_at.is_(None))
+    unjudged = exists().where(
+        of_study,
+        _INSTANCES.c.state.in_(open_images),
+        _INSTANCES.c.gone_at.is_(None),
+        _INSTANCES.c.id.not_in(closed),
+    )
     last_verdict = (
         select(_REVIEWS.c.verdict)
         .where(_REVIEWS.c.study_id == _STUDIES.c.id, _REVIEWS.c.verdict != Verdict.COMMENT)

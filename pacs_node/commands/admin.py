@@ -21,6 +21,10 @@ from pacs_node.wiring import audit_key
 Command = Callable[[Settings, argparse.Namespace], int | None]
 Add = Callable[..., argparse.ArgumentParser]
 
+_OVER = (JobState.DONE, JobState.CLOSED)
+_LISTED = 1000
+"""Jobs of one state, the newest first."""
+
 
 def add_commands(commands: object, add: Add) -> None:
     """Declare every administrative command on the parser of `cli`."""
@@ -31,10 +35,13 @@ def add_commands(commands: object, add: Add) -> None:
     )
     send.add_argument("--calling", default="PACS_NODE_SEND", metavar="AET", help="our AE title (default: %(default)s)")
 
-    jobs = add(commands, "jobs", _jobs, "list, show or retry jobs; failed ones are the dead letters")
-    jobs.add_argument("action", choices=["list", "show", "retry"])
-    jobs.add_argument("id", nargs="?", type=UUID, help="of the job to show or retry")
-    jobs.add_argument("--state", type=JobState, choices=list(JobState), help="list only these (default: all but done)")
+    jobs = add(commands, "jobs", _jobs, "list, show, retry or close jobs; failed ones are the dead letters")
+    jobs.add_argument("action", choices=["list", "show", "retry", "close"])
+    jobs.add_argument("id", nargs="?", type=UUID, help="of the job to show, retry or close")
+    jobs.add_argument(
+        "--state", type=JobState, choices=list(JobState), help="list only these (default: what is not over)"
+    )
+    jobs.add_argument("--reason", help="why a failed job is closed undone; goes to the audit trail")
     jobs.add_argument("--all", action="store_true", help="retry every job that failed or waits for its next try")
 
     quarantine = add(
@@ -129,9 +136,9 @@ def _jobs(settings: Settings, options: argparse.Namespace) -> int:
     engine = _engine(settings)
     if options.action == "list":
         with read_scope(engine) as session:
-            jobs = queue.list_jobs(session, state=options.state, limit=1000, offset=0)
+            states = [options.state] if options.state else [state for state in JobState if state not in _OVER]
+            shown = [job for state in states for job in queue.list_jobs(session, state=state, limit=_LISTED)]
             counts = queue.counts(session)
-        shown = [job for job in jobs if options.state or job.state is not JobState.DONE]
         table(
             ["job", "kind", "state", "attempts", "crashes", "due", "study", "error"],
             [
@@ -146,6 +153,15 @@ def _jobs(settings: Settings, options: argparse.Namespace) -> int:
             job = queue.show(session, needed_id(options))
         for name in type(job).__dataclass_fields__:
             print(f"{name:24} {getattr(job, name)}")
+        return 0
+    if options.action == "close":
+        if not (options.reason or "").strip():
+            raise ConfigError("`close` needs --reason: why the job is not to be done")
+        with session_scope(engine) as session:
+            facts.close_job(
+                session, needed_id(options), reason=options.reason.strip(), actor=person(), now=db_now(session)
+            )
+        print("closed; `retry` opens it again")
         return 0
     with session_scope(engine) as session:
         now = db_now(session)

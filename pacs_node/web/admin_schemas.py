@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AwareDatetime, ConfigDict, Field
+from pydantic import AwareDatetime, ConfigDict, Field, StringConstraints
 
 from db.queue import JobKind, JobState
 from db.tables import ModelState
 from pacs_node.web.schemas import INSTANCE_ID, INSTANT, STUDY_ID, Body, ModelName, Schema
+
+ClosingReason = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500)]
 
 
 class ModelVersionOut(Schema):
@@ -109,6 +111,12 @@ class QuarantinedOut(Schema):
     size_bytes: int = Field(examples=[8_421_376])
     received_at: datetime
     is_purged: bool = Field(description="Its bytes are gone, after `store.quarantine_days`; this row stays.")
+
+
+class NewClosing(Body):
+    """Why a failed job is not to be done any more."""
+
+    reason: ClosingReason = Field(examples=["The sender has deleted the study."])
 
 
 class JobOut(Schema):

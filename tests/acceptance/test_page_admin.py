@@ -47,6 +47,20 @@ def test_failed_delivery_is_tried_again_from_the_admin_page(site: Site, page: Pa
     assert Action.JOB_RETRIED in site.world.actions()
 
 
+def test_failed_job_is_closed_with_a_reason(site: Site, page: Page) -> None:
+    study_id = site.study(2)
+    job_id = site.world.break_delivery(study_id)
+    page.goto("/admin")
+    page.locator(f"[data-close='{job_id}']").click()
+    page.get_by_label("Reason").fill("The archive has another copy")
+    page.get_by_role("button", name="Close it").click()
+    page.locator(".toast", has_text="The job is closed.").wait_for()
+    assert site.world.delivery_of(study_id) is DeliveryState.FAILED
+    assert Action.JOB_CLOSED in site.world.actions()
+    page.reload()
+    assert page.locator(f"[data-close='{job_id}']").count() == 0
+
+
 def test_lists_are_downloaded_from_the_pages(site: Site, page: Page) -> None:
     site.study(3)
     page.goto("/?view=all&sender=CR_ROOM_1")

@@ -55,6 +55,9 @@ def test_study_whose_report_could_not_be_built_says_why_and_what_to_do(told, sql
     shown = told("studies", "show", str(accepted.study_id))
     assert "its report could not be built: no model resnet50 1.0.0" in shown
     assert f"pacs-node jobs retry {job.id}" in shown
+    told("jobs", "close", str(job.id), "--reason", "the PACS has another report")
+    assert str(job.id) not in told("jobs", "list")
+    assert str(accepted.study_id) in told("studies", "list", "--state", "failed")
     told("jobs", "retry", str(job.id))
     assert "could not be built" not in told("studies", "show", str(accepted.study_id))
 
@@ -66,6 +69,21 @@ def test_quarantine_says_where_the_bytes_are(told, sqlite_engine: Engine, tmp_pa
     listed = told("quarantine", "list")
     assert "not DICOM" in listed
     assert str(tmp_path / "store" / "quarantine/ab/abc.dcm") in listed
+
+
+def test_failed_job_is_listed_however_much_was_done_since(
+    told, sqlite_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pacs_node.commands.admin._LISTED", 1)
+    with session_scope(sqlite_engine) as session:
+        now = db_now(session)
+        add_image(session, 1, now=now)
+        (job,) = queue.claim(session, JobKind.INFER, owner="a", limit=1, policy=POLICY, now=now)
+        queue.fail(session, job, error="no", now=now, policy=POLICY, permanent=True)
+        add_image(session, 2, now=now)
+        (later,) = queue.claim(session, JobKind.INFER, owner="a", limit=1, policy=POLICY, now=now)
+        queue.finish(session, later, now=now)
+    assert str(job.id) in told("jobs", "list")
 
 
 def test_study_says_what_to_do_about_what_was_not_judged(told, sqlite_engine: Engine) -> None:

@@ -189,6 +189,26 @@ def test_purge_of_a_study_that_came_alive_is_not_kept_back_by_an_image_that_is_g
     assert not store.absolute(path).exists()
 
 
+def test_purge_is_not_kept_back_by_an_image_whose_job_was_closed(
+    tmp_path: Path, store: ObjectStore, engine: Engine
+) -> None:
+    tasks = make_tasks(tmp_path, engine, store={"retention_days": 30})
+    with session_scope(engine) as session:
+        accepted, now = receive(session, store), db_now(session)
+        path = stored_path(session, accepted.instance_id)
+        (job,) = queue.claim(session, JobKind.INFER, owner="a", limit=8, policy=POLICY, now=now)
+        assert queue.fail(session, job, error="boom", now=now, policy=POLICY, permanent=True)
+        facts.record_failure(session, accepted.instance_id, error_text="boom", now=now)
+        _finish(session, accepted.study_id)
+        _received_days_ago(session, accepted.study_id, 40)
+    tasks.purge()
+    assert store.absolute(path).exists()
+    with session_scope(engine) as session:
+        facts.close_job(session, job.id, reason="no use", actor="user:ann", now=now)
+    tasks.purge()
+    assert not store.absolute(path).exists()
+
+
 def quarantine(session: Session, store: ObjectStore, days_ago: float, instance_id: UUID | None = None) -> str:
     path = store.place([b"unreadable"]).path
     now = db_now(session) - timedelta(days=days_ago)

@@ -173,6 +173,23 @@ def test_failed_job_is_run_again(small_world: World) -> None:
     assert client.post(f"/api/v1/jobs/{job.id}/retry").status_code == 404
 
 
+def test_failed_job_is_closed_with_a_reason(small_world: World) -> None:
+    small_world.receive(1)
+    client = small_world.client()
+    with session_scope(small_world.engine) as session:
+        now = db_now(session)
+        (job,) = queue.claim(session, JobKind.INFER, owner="test", limit=1, policy=POLICY, now=now)
+        queue.fail(session, job, error="broken", now=now, policy=POLICY, permanent=True)
+    for reason in ("", "   ", "x" * 501):
+        assert client.post(f"/api/v1/jobs/{job.id}/close", json={"reason": reason}).status_code == 422
+    assert client.post(f"/api/v1/jobs/{job.id}/close", json={"reason": " no use "}).status_code == 200
+    assert [one["id"] for one in client.get("/api/v1/jobs?state=closed").json()] == [str(job.id)]
+    assert client.get("/api/v1/jobs?state=failed").json() == []
+    told = client.get("/api/v1/audit?action=job_closed").json()["items"][0]["details"]
+    assert told["reason"] == "no use"
+    assert client.post(f"/api/v1/jobs/{job.id}/close", json={"reason": "again"}).status_code == 404
+
+
 def test_administrator_recalls_what_a_version_said(small_world: World) -> None:
     small_world.suspected()
     client = small_world.client_at("192.0.2.7")

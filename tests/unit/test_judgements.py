@@ -130,6 +130,21 @@ def test_retried_job_lets_its_image_wait_again(session: Session) -> None:
     assert actions(session)[-1] == Action.JOB_RETRIED
 
 
+def test_closed_job_leaves_its_image_failed_and_says_who_and_why(session: Session) -> None:
+    instance_id = add_image(session).instance_id
+    job_id = queue.list_jobs(session, limit=1)[0].id
+    with pytest.raises(NoSuchRecord):
+        facts.close_job(session, job_id, reason="no use", actor="user:ann", now=NOON)
+    session.execute(update(Job).values(state=JobState.FAILED))
+    facts.record_failure(session, instance_id, error_text="boom", now=NOON)
+    assert facts.close_job(session, job_id, reason="no use", actor="user:ann", now=NOON).state is JobState.CLOSED
+    assert state_of(session, instance_id) is InstanceState.FAILED
+    event = audit.tail(session, limit=1)[0]
+    assert (event.action, event.actor, event.details["reason"]) == (Action.JOB_CLOSED, "user:ann", "no use")
+    facts.retry_job(session, job_id, actor="user:ann", now=NOON)
+    assert state_of(session, instance_id) is InstanceState.WAITING
+
+
 def test_received_is_the_sum_of_all_ends(session: Session) -> None:
     ids = [add_image(session, number).instance_id for number in range(1, 5)]
     judge(session, ids[0])

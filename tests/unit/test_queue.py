@@ -289,6 +289,20 @@ def test_retry_brings_the_next_try_forward(session: Session, study_id: UUID) -> 
     assert queue.retry(session, put_off.id, now=NOON) is None
 
 
+def test_closed_job_rests_until_a_person_retries_it(session: Session, study_id: UUID) -> None:
+    put(session, study_id)
+    job = take(session)[0]
+    assert queue.close(session, job.id) is None
+    queue.fail(session, job, error="no", now=NOON, policy=POLICY, permanent=True)
+    closed = queue.close(session, job.id)
+    assert closed is not None
+    assert (closed.state, closed.error) == (JobState.CLOSED, "no")
+    assert queue.close(session, job.id) is None
+    assert take(session) == []
+    assert queue.retry(session, job.id, now=NOON) is not None
+    assert [again.id for again in take(session)] == [job.id]
+
+
 def test_requeue_runs_work_again_that_is_over(session: Session, study_id: UUID) -> None:
     subject_id = put(session, study_id)
     job = take(session)[0]

@@ -43,6 +43,7 @@ STATES = {
     JobState.READY: "wait for a worker",
     JobState.RUNNING: "being done",
     JobState.FAILED: "need a person",
+    JobState.CLOSED: "closed undone",
     JobState.DONE: "done",
 }
 

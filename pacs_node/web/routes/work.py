@@ -1,4 +1,4 @@
-"""The queue and the quarantine: to look at, and to run a failed job again."""
+"""The queue and the quarantine: to look at, and to run a failed job again or close it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from db import facts, queue
 from db.engine import db_now, read_scope
 from db.queue import JobKind, JobState
 from pacs_node.web.access import Role, requires
-from pacs_node.web.admin_schemas import Done, JobOut, QuarantinedOut
+from pacs_node.web.admin_schemas import Done, JobOut, NewClosing, QuarantinedOut
 from pacs_node.web.context import WebContext
 from pacs_node.web.problems import documented
 from pacs_node.web.query import Cursor, Limit, cursor_out
@@ -39,6 +39,17 @@ def retry_job(web: WebContext, job_id: UUID) -> Done:
     with web.change() as session:
         job = facts.retry_job(session, job_id, actor=web.caller.actor, now=db_now(session))
     return Done(study_id=job.study_id, subject_id=job.subject_id, detail="The job waits for its turn.")
+
+
+@router.post("/jobs/{job_id}/close", summary="Let a failed job rest undone", status_code=200)
+def close_job(web: WebContext, job_id: UUID, closing: NewClosing) -> Done:
+    """Take a failed job off the list of what waits for a person; audited with the reason. 404 where it did not fail.
+
+    Its study stays marked as not delivered or not analysed, until the job is retried after all.
+    """
+    with web.change() as session:
+        job = facts.close_job(session, job_id, reason=closing.reason, actor=web.caller.actor, now=db_now(session))
+    return Done(study_id=job.study_id, subject_id=job.subject_id, detail="The job is closed.")
 
 
 @router.get("/quarantine", summary="List quarantined objects")

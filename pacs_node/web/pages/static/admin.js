@@ -8,7 +8,7 @@ const EXPORT_LOOK_MS = 2000, LONG_MS = 300_000, EVENTS = 40;
 function confirmed(title, text, yes, { fields = "" } = {}) {
   const dialog = $("#ask");
   [$("#ask-title").textContent, $("#ask-text").textContent, $("#ask-yes").textContent] = [title, text, yes];
-  for (const id of ["ask-fields", "ask-export"]) $(`#${id}`).hidden = id !== fields;
+  for (const id of ["ask-fields", "ask-reason", "ask-export"]) $(`#${id}`).hidden = id !== fields;
   dialog.returnValue = "no";
   dialog.showModal();
   return new Promise((done) => {
@@ -40,6 +40,14 @@ const DO = {
     if (!answer.ok) return toast(why(answer));
     button.closest("td").textContent = "ready again";
     toast("The job is ready again; a worker takes it next.");
+  },
+  async close(button, id) {
+    const given = await confirmed("Close this job without doing it?", "The study stays marked as not delivered or not analysed. Your name and reason go to the audit trail.", "Close it", { fields: "ask-reason" });
+    if (!given) return;
+    const answer = await during(button, "closing …", () => ask("POST", `/api/v1/jobs/${id}/close`, { reason: given.reason }));
+    if (!answer.ok) return toast(answer.status === 422 ? "Nothing was closed: say why." : why(answer));
+    button.closest("td").textContent = "closed";
+    toast("The job is closed.");
   },
   async echo(button, name) {
     const answer = await during(button, "asking …", () => ask("POST", `/admin/destinations/${encodeURIComponent(name)}/echo`));
