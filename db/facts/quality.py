@@ -243,9 +243,3 @@ def step_times(session: Session, scope: Scope) -> list[StepTimes]:
 def _gaps(session: Session, query: Select[Any]) -> tuple[float, ...]:
     pairs: Sequence[Any] = session.execute(query.limit(SAMPLES_MAX)).all()
     return tuple(sorted(max((then - begun).total_seconds(), 0.0) for begun, then in pairs))
-
-
-def last_seen(session: Session) -> dict[str, datetime]:
-    """Return, by calling AE title, when a peer last opened an association."""
-    query = select(_ASSOCIATIONS.c.calling_ae_title, func.max(_ASSOCIATIONS.c.opened_at))
-    return dict(session.execute(query.group_by(_ASSOCIATIONS.c.calling_ae_title)).all())

@@ -50,6 +50,12 @@ CHUNK = 500
 """Paths asked for in one statement."""
 
 
+def bytes_received(session: Session, since: datetime) -> int:
+    """Return how many bytes of new images came since then."""
+    query = select(func.coalesce(func.sum(_INSTANCES.c.size_bytes), 0)).where(_INSTANCES.c.received_at >= since)
+    return int(session.execute(query).scalar_one())
+
+
 def purgeable_studies(
     session: Session, *, older_than: datetime, now: datetime, limit: int
 ) -> list[tuple[UUID, tuple[str, ...]]]:

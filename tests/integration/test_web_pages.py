@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from db import facts
 from db.audit import Action
 from db.engine import session_scope
 from db.tables import DeliveryState, Role
+from pacs_node.settings import Settings
+from pacs_node.settings.delivery import DestinationSettings
 from pacs_node.settings.web import GroupSettings, WebSettings
+from pacs_node.web.routes.administration import Disk
 from tests.records import NOON
 from tests.web_world import FORM, LATERAL, World, make_world
 
@@ -205,6 +209,32 @@ def test_admin_page_shows_what_needs_a_person_and_no_patient(small_world: World)
         assert hidden not in page
     assert client.post("/admin/chain").json()["unbroken"] is True
     assert client.post("/admin/destinations/nobody/echo").status_code == 404
+
+
+def test_admin_page_says_how_destinations_take_their_reports(
+    sqlite_engine: Engine, tmp_path: Path, models_folder: Path
+) -> None:
+    pacs = DestinationSettings(name="main", ae_title="PACS", host="127.0.0.1", port=104)
+    settings = Settings(
+        node={"data_dir": tmp_path / "var"},
+        web=WebSettings(authentication="off"),
+        predict={"is_preloaded": False},
+        destinations=(pacs,),
+    )
+    world = make_world(sqlite_engine, tmp_path / "var", models_folder, settings=settings)
+    assert "nothing sent yet" in world.client().get("/admin").text
+    study_id = world.suspected(1)
+    assert "takes reports" in world.client().get("/admin").text
+    world.break_delivery(study_id)
+    assert "✕ 1 failed" in world.client().get("/admin").text
+
+
+def test_disk_is_said_to_last_for_what_came_lately() -> None:
+    disk = Disk(used_gb=400, size_gb=500, floor_gb=20, daily_gb=2)
+    assert disk.days_left == 40
+    assert replace(disk, used_gb=490).days_left == 0
+    assert replace(disk, daily_gb=0.02).days_left is None
+    assert replace(disk, daily_gb=0).days_left is None
 
 
 def test_admin_page_names_held_studies(small_world: World) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request
@@ -18,7 +18,8 @@ from db import audit, facts, queue
 from db.audit import Action
 from db.engine import Session, db_now, read_scope
 from db.facts import accounts, credentials
-from db.facts.quality import last_seen
+from db.facts.peers import Standing, destination_standings, last_seen
+from db.facts.retention import bytes_received
 from db.queue import Job, JobKind, JobState
 from models.errors import ModelError
 from pacs_node.dimse.storage import echo
@@ -38,6 +39,8 @@ router = APIRouter(include_in_schema=False, dependencies=[requires(Role.ADMIN)])
 FAILED_SHOWN, EVENTS_SHOWN = 50, 40
 EXPORTS = ("studies", "results", "reviews", "deliveries")
 """Lists that can be had as files."""
+PACE_DAYS = 7
+"""Over which the filling of the disk is averaged."""
 STEPS = {JobKind.INFER: "Judge an image", JobKind.REPORT: "Build a report", JobKind.DELIVER: "Deliver a report"}
 STATES = {
     JobState.READY: "wait for a worker",
@@ -68,8 +71,11 @@ class Peer:
     does: str
     address: str
     transport: str
+    state: str
     seen: str
-    can_echo: bool
+    can_echo: bool = False
+    is_bad: bool = False
+    """Whether somebody should look there."""
 
 
 @router.get("/admin")
@@ -84,7 +90,11 @@ def show_administration(web: WebContext, request: Request) -> HTMLResponse:
         context = {
             "jobs": [(STATES.get(state, state.value), n) for state, n in _job_states(session).items()],
             "failed": [_failed(job, now) for job in _failed_jobs(session)],
-            "peers": _peers(web.settings, seen, now),
+            "peers": [
+                *_senders(web.settings, seen, now),
+                *_destinations(web.settings, destination_standings(session), now),
+            ],
+            "disk": _disk(web, bytes_received(session, now - timedelta(days=PACE_DAYS)) / PACE_DAYS),
             "held": facts.count_stuck_studies(session)["held"],
             "previous": facts.previous_active(session),
             "accounts": people,
@@ -101,7 +111,7 @@ def show_administration(web: WebContext, request: Request) -> HTMLResponse:
             "reviewed": len(facts.reviewed_studies(session, None)),
         }
     context |= {"training": web.training.standing(), "exports": EXPORTS, "actions": list(Action)} | _models(web)
-    context |= {"page": "admin", "checks": checks, "disk": _disk(web), "charts": charts, "now": now, "words": words}
+    context |= {"page": "admin", "checks": checks, "charts": charts, "now": now, "words": words}
     return show(web, request, "admin.html", context)
 
 
@@ -159,35 +169,44 @@ def _models(web: Web) -> dict[str, Any]:
         return {"models": [], "models_fault": str(error)}
 
 
-def _peers(settings: Settings, seen: dict[str, datetime], now: datetime) -> list[Peer]:
+def _senders(settings: Settings, seen: dict[str, datetime], now: datetime) -> list[Peer]:
     listed = [
         Peer(
             name=peer.ae_title,
             does="sends" if peer.may_store else "may only ask",
             address=", ".join(peer.addresses),
             transport="TLS" if settings.dicom.tls else "plain",
+            state="known" if peer.ae_title in seen else "has not come yet",
             seen=words.clock(seen[peer.ae_title], now) if peer.ae_title in seen else "never",
-            can_echo=False,
         )
         for peer in settings.dicom.peers
     ]
     known = {peer.ae_title for peer in settings.dicom.peers}
-    listed += [
-        Peer(name=title, does="sends", address="", transport="", seen=words.clock(at, now), can_echo=False)
+    return listed + [
+        Peer(name=title, does="sends", address="", transport="", state="not listed", seen=words.clock(at, now))
         for title, at in sorted(seen.items())
         if title not in known
     ]
-    return listed + [
-        Peer(
-            name=to.name,
-            does="gets reports",
-            address=to.url if to.kind == "stow" else f"{to.ae_title}@{to.host}:{to.port}",
-            transport="TLS" if to.tls or to.url.startswith("https://") else "plain",
-            seen="",
-            can_echo=to.kind == "dimse",
+
+
+def _destinations(settings: Settings, standings: dict[str, Standing], now: datetime) -> list[Peer]:
+    listed = []
+    for to in settings.destinations:
+        standing = standings.get(to.name, Standing(last_sent_at=None, put_off=0, failed=0))
+        missed = [f"{n} {word}" for n, word in ((standing.failed, "failed"), (standing.put_off, "tried again")) if n]
+        listed.append(
+            Peer(
+                name=to.name,
+                does="gets reports",
+                address=to.url if to.kind == "stow" else f"{to.ae_title}@{to.host}:{to.port}",
+                transport="TLS" if to.tls or to.url.startswith("https://") else "plain",
+                state=", ".join(missed) or ("takes reports" if standing.last_sent_at else "nothing sent yet"),
+                seen=f"took one {words.clock(standing.last_sent_at, now)}" if standing.last_sent_at else "never",
+                can_echo=to.kind == "dimse",
+                is_bad=bool(missed),
+            )
         )
-        for to in settings.destinations
-    ]
+    return listed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +216,8 @@ class Disk:
     used_gb: float
     size_gb: float
     floor_gb: float
+    daily_gb: float
+    """What came a day lately."""
 
     @property
     def share(self) -> float:
@@ -206,10 +227,21 @@ class Disk:
     def limit(self) -> float:
         return 1 - self.floor_gb / self.size_gb if self.size_gb else 1.0
 
+    @property
+    def days_left(self) -> int | None:
+        """Until senders are asked to wait, at the late pace and if nothing is purged; None = longer than ten years."""
+        left_gb = max(self.size_gb - self.used_gb - self.floor_gb, 0.0)
+        return int(left_gb / self.daily_gb) if left_gb < 3650 * self.daily_gb else None
 
-def _disk(web: Web) -> Disk | None:
+
+def _disk(web: Web, daily_bytes: float) -> Disk | None:
     try:
         usage = shutil.disk_usage(web.settings.store_dir)
     except OSError:
         return None  # the checks beside it say so in words
-    return Disk(used_gb=usage.used / 1e9, size_gb=usage.total / 1e9, floor_gb=web.settings.store.min_free_gb)
+    return Disk(
+        used_gb=usage.used / 1e9,
+        size_gb=usage.total / 1e9,
+        floor_gb=web.settings.store.min_free_gb,
+        daily_gb=daily_bytes / 1e9,
+    )
