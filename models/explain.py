@@ -52,7 +52,7 @@ def grad_cam(model: ModelCard | Classifier, image_B1HW: np.ndarray | Tensor, out
         network.train(was_training)
     weight_BC11 = gradient_BChw.mean(dim=(2, 3), keepdim=True)
     raised_B1hw = (weight_BC11 * activation_BChw).sum(dim=1, keepdim=True).relu()
-    rows, columns = network.margin_of(torch.as_tensor(image_B1HW))
+    rows, columns = network.layout.margin_of(torch.as_tensor(image_B1HW))
     seen = (image_B1HW.shape[2] - 2 * rows, image_B1HW.shape[3] - 2 * columns)
     heatmap_B1HW = functional.interpolate(raised_B1hw, seen, mode="bilinear")
     heatmap_B1HW = functional.pad(heatmap_B1HW, (columns, columns, rows, rows))  # nothing there was looked at

@@ -49,6 +49,25 @@ class Layout:
     trained: int
     margin: float | None = None
 
+    def seen(self, image_B1HW: Tensor) -> Tensor:
+        """Return what the backbone looks at: image_B3HW, one grey channel around zero repeated to its three.
+
+        With a margin, H and W are those of the inner part, and its grey levels have the mean 0 and the standard
+        deviation 1: neither letters and collimators at the border nor the exposure decide.
+        """
+        if self.margin is None:
+            return ((image_B1HW - 0.5) / 0.25).expand(-1, 3, -1, -1)
+        rows, columns = self.margin_of(image_B1HW)
+        inner_B1HW = image_B1HW[..., rows : image_B1HW.shape[-2] - rows, columns : image_B1HW.shape[-1] - columns]
+        deviation_B111, mean_B111 = torch.std_mean(inner_B1HW, dim=(1, 2, 3), keepdim=True, correction=0)
+        return ((inner_B1HW - mean_B111) / deviation_B111.clamp(min=LEAST_DEVIATION)).expand(-1, 3, -1, -1)
+
+    def margin_of(self, image_B1HW: Tensor) -> tuple[int, int]:
+        """Return how many rows and columns are not looked at on each side, pixels."""
+        rows, columns = image_B1HW.shape[-2:]
+        margin = self.margin or 0.0
+        return round(margin * rows), round(margin * columns)
+
 
 class Classifier(nn.Module):
     """A backbone and a head behind one door: image_B1HW in, logit_BL out.
@@ -56,11 +75,11 @@ class Classifier(nn.Module):
     Attributes
     ----------
     backbone
-        Takes image_B3HW as `seen` returns it, gives the pooled feature_BD.
+        Takes image_B3HW as `Layout.seen` returns it, gives the pooled feature_BD.
     head
         Takes feature_BD, gives logit_BL.
     layout
-        The backbone's stages and the size that it was designed for.
+        The backbone's stages, the size that it was designed for and what it looks at.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module, layout: Layout) -> None:
@@ -72,27 +91,8 @@ class Classifier(nn.Module):
 
     def forward(self, image_B1HW: Tensor) -> Tensor:
         """Return logit_BL for grey images in [0, 1]."""
-        logit_BL: Tensor = self.head(self.backbone(self.seen(image_B1HW)))
+        logit_BL: Tensor = self.head(self.backbone(self.layout.seen(image_B1HW)))
         return logit_BL
-
-    def seen(self, image_B1HW: Tensor) -> Tensor:
-        """Return what the backbone looks at: image_B3HW, one grey channel around zero repeated to its three.
-
-        With a margin, H and W are those of the inner part, and its grey levels have the mean 0 and the standard
-        deviation 1: neither letters and collimators at the border nor the exposure decide.
-        """
-        if self.layout.margin is None:
-            return ((image_B1HW - 0.5) / 0.25).expand(-1, 3, -1, -1)
-        rows, columns = self.margin_of(image_B1HW)
-        inner_B1HW = image_B1HW[..., rows : image_B1HW.shape[-2] - rows, columns : image_B1HW.shape[-1] - columns]
-        deviation_B111, mean_B111 = torch.std_mean(inner_B1HW, dim=(1, 2, 3), keepdim=True, correction=0)
-        return ((inner_B1HW - mean_B111) / deviation_B111.clamp(min=LEAST_DEVIATION)).expand(-1, 3, -1, -1)
-
-    def margin_of(self, image_B1HW: Tensor) -> tuple[int, int]:
-        """Return how many rows and columns are not looked at on each side, pixels."""
-        rows, columns = image_B1HW.shape[-2:]
-        margin = self.layout.margin or 0.0
-        return round(margin * rows), round(margin * columns)
 
     @property
     def input_size(self) -> int:

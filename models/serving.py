@@ -28,7 +28,7 @@ class Serving(nn.Module):
     ) -> None:
         super().__init__()
         self._device = device
-        self._seen = network.seen
+        self._layout = network.layout
         self.backbone: nn.Module
         if device.type == "cpu":
             self.backbone = _OnCpu(network, precision, threads)
@@ -39,7 +39,7 @@ class Serving(nn.Module):
     @torch.inference_mode()
     def forward(self, image_B1HW: Tensor) -> tuple[Tensor, Tensor]:
         """Return logit_BL and the pooled feature_BD, both float32, on the device."""
-        image_B3HW = self._seen(image_B1HW.to(self._device, torch.float32))
+        image_B3HW = self._layout.seen(image_B1HW.to(self._device, torch.float32))
         feature_BD: Tensor = self.backbone(image_B3HW)
         logit_BL: Tensor = self.head(feature_BD)
         return logit_BL, feature_BD

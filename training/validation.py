@@ -53,7 +53,7 @@ def outputs_of(
     for part in tqdm(parts, desc=title, unit="batch", disable=not title):
         image_B1HW = resized(torch.stack([images[int(index)] for index in part]), size).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16):
-            feature_BD = network.backbone(network.seen(image_B1HW))
+            feature_BD = network.backbone(network.layout.seen(image_B1HW))
         features.append(feature_BD.float().cpu())
         logits.append(network.head(feature_BD.float()).float().cpu())
     return torch.cat(logits), torch.cat(features)

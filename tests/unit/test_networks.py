@@ -109,19 +109,19 @@ def test_inner_network_looks_past_the_border_and_the_exposure() -> None:
     torch.manual_seed(4)
     network = make_network("resnet50_inner", 2)
     inner_B1HW = 0.2 + 0.6 * torch.rand(2, 1, 144, 144)
-    shown_B3HW = network.seen(functional.pad(inner_B1HW, (8,) * 4, value=1.0))
+    shown_B3HW = network.layout.seen(functional.pad(inner_B1HW, (8,) * 4, value=1.0))
     assert shown_B3HW.shape == (2, 3, 144, 144)
     assert shown_B3HW.mean((1, 2, 3)).abs().max() < 1e-4
     assert (shown_B3HW.std((1, 2, 3), correction=0) - 1).abs().max() < 1e-4
     for other_B1HW in (functional.pad(inner_B1HW, (8,) * 4), functional.pad(0.5 * inner_B1HW + 0.3, (8,) * 4)):
-        torch.testing.assert_close(network.seen(other_B1HW), shown_B3HW, atol=1e-4, rtol=0)
+        torch.testing.assert_close(network.layout.seen(other_B1HW), shown_B3HW, atol=1e-4, rtol=0)
 
 
 def test_inner_network_sees_nothing_where_there_is_no_contrast() -> None:
     network = make_network("resnet50_inner", 2)
-    assert not network.seen(torch.full((1, 1, 64, 64), 0.5)).any()
+    assert not network.layout.seen(torch.full((1, 1, 64, 64), 0.5)).any()
     grain_B1HW = 0.5 + 1e-4 * torch.randn(1, 1, 64, 64)
-    assert network.seen(grain_B1HW).abs().max() < 0.1
+    assert network.layout.seen(grain_B1HW).abs().max() < 0.1
 
 
 def test_no_start_is_reported_to_the_makers_of_the_engine() -> None:
@@ -168,8 +168,8 @@ def test_torchvision_file_becomes_the_backbone(mobilenet: Classifier) -> None:
     load_backbone(mobilenet, file)
     image_B1HW = torch.rand(1, 1, 96, 96)
     with torch.inference_mode():
-        feature_BD = mobilenet.backbone(mobilenet.seen(image_B1HW))
-        expected = reference.eval().features(mobilenet.seen(image_B1HW)).mean((2, 3))
+        feature_BD = mobilenet.backbone(mobilenet.layout.seen(image_B1HW))
+        expected = reference.eval().features(mobilenet.layout.seen(image_B1HW)).mean((2, 3))
     torch.testing.assert_close(feature_BD, expected)
 
 
