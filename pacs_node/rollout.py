@@ -34,6 +34,8 @@ class KnownVersion:
     is_recalled: bool
     is_here: bool
     """False: it is in the books, and in no model folder."""
+    ages: str
+    """Of the patients it was validated on, in words; empty where its card is gone."""
     added_at: datetime | None
     """None = never entered: it came with the program, and was neither activated nor replaced yet."""
     activated_at: datetime | None
@@ -66,6 +68,7 @@ def known_versions(engine: Engine, registry: Registry) -> list[KnownVersion]:
             is_active=model == active,
             is_recalled=model in recalled,
             is_here=model in cards,
+            ages=cards[model].ages_text if model in cards else "",
             added_at=booked[model].added_at if model in booked else None,
             activated_at=booked[model].activated_at if model in booked else None,
         )

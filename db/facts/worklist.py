@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any, NamedTuple, Unpack
@@ -88,6 +88,10 @@ class StudyDetail:
     study_description: str = field(repr=False)
     purged_at: datetime | None
     images: tuple[ImageFacts, ...]
+    views: Mapping[UUID, str]
+    """PA or AP by image, where it is stated."""
+    gone: frozenset[UUID]
+    """Images whose bytes are no longer here."""
     reports: tuple[ReportFacts, ...]
     """Every revision, the first one first."""
     reviews: tuple[ReviewFacts, ...]
@@ -216,8 +220,12 @@ def study_detail(session: Session, study_id: UUID) -> StudyDetail:
     row = (
         session.execute(select(*(_STUDIES.c[name] for name in names)).where(_STUDIES.c.id == study_id)).mappings().one()
     )
+    of_image = select(_INSTANCES.c.id, _INSTANCES.c.view, _INSTANCES.c.gone_at).where(_INSTANCES.c.study_id == study_id)
+    images = session.execute(of_image).all()
     return StudyDetail(
         **row,
+        views={instance_id: view for instance_id, view, _ in images if view},
+        gone=frozenset(instance_id for instance_id, _, gone_at in images if gone_at),
         summary=summaries[0],
         images=images_of_study(session, study_id),
         reports=reports_of_study(session, study_id),

@@ -273,7 +273,9 @@ def _models(settings: Settings, options: argparse.Namespace) -> int:
         )
     match options.action:
         case "list":
-            table(["", "model", "version", "added", "active since", "weights"], rollout.listing(settings))
+            table(
+                ["", "model", "version", "validated on", "added", "active since", "weights"], rollout.listing(settings)
+            )
         case "add":
             print(rollout.add(settings, Path(options.what), actor=person()))
         case "activate":

@@ -13,14 +13,16 @@ from pacs_node.wiring import registry_of
 
 
 def listing(settings: Settings) -> list[list[str]]:
-    """Return a row per version on disk: mark, name, version, added, active since or recalled, start of its checksum."""
+    """Return a row per version: mark, name, version, ages, added, active since or recalled, start of its checksum."""
     rows = []
     for one in rollout.known_versions(*_rooms(settings)):
         added = f"{one.added_at:%Y-%m-%d %H:%M}" if one.added_at else "bundled"
         since = f"{one.activated_at:%Y-%m-%d %H:%M}" if one.activated_at and one.is_active else "-"
         since = "recalled" if one.is_recalled else since
         added = added if one.is_here else "gone from disk"
-        rows.append(["*" if one.is_active else "", one.name, one.version, added, since, one.weights_sha256[:12]])
+        rows.append(
+            ["*" if one.is_active else "", one.name, one.version, one.ages, added, since, one.weights_sha256[:12]]
+        )
     return rows
 
 
@@ -39,17 +41,20 @@ def activate(settings: Settings, what: str, *, actor: str) -> str:
     name, slash, version = what.partition("/")
     if not slash or not version:
         raise ConfigError(f"{what!r}: write NAME/VERSION as `pacs-node models list` shows them")
-    before = rollout.activate(*_rooms(settings), (name, version), actor=actor)
-    return _told((name, version), before)
+    engine, registry = _rooms(settings)
+    before = rollout.activate(engine, registry, (name, version), actor=actor)
+    return _told(registry, (name, version), before)
 
 
 def roll_back(settings: Settings, *, actor: str) -> str:
     """Return to the version that answered before the active one."""
-    return _told(*rollout.roll_back(*_rooms(settings), actor=actor))
+    engine, registry = _rooms(settings)
+    return _told(registry, *rollout.roll_back(engine, registry, actor=actor))
 
 
-def _told(model: rollout.Model, before: rollout.Model) -> str:
-    return f"{' '.join(model)} answers from now on (before: {' '.join(before)})."
+def _told(registry: Registry, model: rollout.Model, before: rollout.Model) -> str:
+    ages = registry.find(*model).ages_text
+    return f"{' '.join(model)} answers from now on (before: {' '.join(before)}). Validated on patients of {ages}."
 
 
 def _rooms(settings: Settings) -> tuple[Engine, Registry]:

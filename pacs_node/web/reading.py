@@ -208,12 +208,12 @@ def _image_view(image: ImageFacts, position: int, shown_id: UUID | None, study: 
     is_unjudged = image.state in (InstanceState.NOT_ANALYSED, InstanceState.FAILED)
     return ImageView(
         instance_id=image.instance_id,
-        name=f"Image {position}",
+        name=", ".join(filter(None, [f"Image {position}", study.views.get(image.instance_id)])),
         kind=kind,
         words=words.SAYINGS[kind].short.lower(),
         because=f"because {'; '.join(map(words.clause, reasons)) or 'no reason was recorded'}." if is_unjudged else "",
         probability_text=words.probability_text(found.probability, found.threshold) if found else "",
-        has_picture=study.purged_at is None,
+        has_picture=image.instance_id not in study.gone,
         is_shown=image.instance_id == shown_id,
         is_explained=found is not None,
     )
@@ -221,7 +221,7 @@ def _image_view(image: ImageFacts, position: int, shown_id: UUID | None, study: 
 
 def _prior_view(prior: StudyDetail, beside: UUID | None) -> PriorView:
     summary = prior.summary
-    decisive = decisive_image(prior.images, summary.probability) if prior.purged_at is None else None
+    decisive = decisive_image(prior.images, summary.probability)
     said = words.SAYINGS[words.kind_of(summary.answer, [])].whole.lower()
     if summary.probability is not None and summary.model_version:
         written = words.probability_text(summary.probability, summary.threshold)
@@ -233,7 +233,7 @@ def _prior_view(prior: StudyDetail, beside: UUID | None) -> PriorView:
     return PriorView(
         study_id=summary.study_id,
         date=f"{summary.study_date or summary.received_at.date()}",
-        instance_id=decisive.instance_id if decisive else None,
+        instance_id=decisive.instance_id if decisive and decisive.instance_id not in prior.gone else None,
         said=said,
         read=read,
         is_beside=summary.study_id == beside,
@@ -248,7 +248,7 @@ def _study_line(study: StudyDetail) -> str:
 
 
 def _no_picture(study: StudyDetail) -> str:
-    if study.purged_at is not None:
+    if study.gone:
         return "The input images were purged after the retention time; results and reports are kept."
     return "No image of this study has arrived yet."
 

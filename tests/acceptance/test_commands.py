@@ -105,7 +105,9 @@ def test_a_missing_model_is_one_line_that_lists_what_there_is(migrated: Node, tm
     bundle = another_version(tmp_path / "bundle", "9.9.9")
     name = bundle.name
     migrated.command("models", "add", str(bundle.folder), check=True)
-    migrated.command("models", "activate", f"{name}/9.9.9", check=True)
+    told = migrated.command("models", "activate", f"{name}/9.9.9", check=True).stdout
+    assert f"Validated on patients of {bundle.ages_text}." in told
+    assert bundle.ages_text in migrated.command("models", "list", check=True).stdout
     shutil.rmtree(migrated.data_dir / "models")
     line = the_one_line(migrated.command("run"), REFUSED_TO_START)
     assert f"{name} 9.9.9" in line

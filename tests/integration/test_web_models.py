@@ -121,6 +121,7 @@ def test_page_offers_what_can_be_done_with_each_version(node: World) -> None:
     admin = node.logged_in("ada", Role.ADMIN)
     page = admin.get("/admin").text
     assert 'data-activate="drawn/0.0.2"' in page
+    assert 'data-ages="1 to 5 years"' in page
     assert 'data-activate="drawn/0.0.1"' not in page, "it answers already"
     admin.post("/api/v1/models/drawn/0.0.2/activate")
     page = admin.get("/admin").text

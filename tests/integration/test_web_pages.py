@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
-from sqlalchemy import Engine
+from sqlalchemy import Engine, update
 
 from db import facts
 from db.audit import Action
 from db.engine import session_scope
-from db.tables import DeliveryState, Role
+from db.tables import DeliveryState, Instance, Role, rows_of
 from pacs_node.settings import Settings
 from pacs_node.settings.delivery import DestinationSettings
 from pacs_node.settings.web import GroupSettings, WebSettings
@@ -209,6 +209,18 @@ def test_admin_page_shows_what_needs_a_person_and_no_patient(small_world: World)
         assert hidden not in page
     assert client.post("/admin/chain").json()["unbroken"] is True
     assert client.post("/admin/destinations/nobody/echo").status_code == 404
+
+
+def test_shelf_names_views_and_shows_the_images_that_are_still_here(small_world: World) -> None:
+    study_id, instances = small_world.suspected(), rows_of(Instance)
+    with session_scope(small_world.engine) as session:
+        first, second = (image.instance_id for image in facts.study_detail(session, study_id).images)
+        session.execute(update(instances).where(instances.c.id == first).values(view="PA", gone_at=NOON))
+    page = small_world.client().get(f"/studies/{study_id}").text
+    assert "Image 1, PA<br>" in page
+    assert "Image 2<br>" in page
+    assert f"/instances/{first}/image?size=160" not in page
+    assert f"/instances/{second}/image?size=160" in page
 
 
 def test_admin_page_says_how_destinations_take_their_reports(

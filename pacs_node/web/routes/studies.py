@@ -80,7 +80,7 @@ def get_thumbnail(web: WebContext, request: Request, study_id: UUID) -> Response
     """Return the image that decides the answer as a small PNG; not audited, a list shows no more than this."""
     study = detail_of(web, study_id)
     image = decisive_image(study.images, study.summary.probability)
-    if image is None or study.purged_at is not None:
+    if image is None or image.instance_id in study.gone:
         raise HTTPException(404, "This study has no picture.")
     with read_scope(web.engine) as session:
         instance = facts.instance_detail(session, image.instance_id)

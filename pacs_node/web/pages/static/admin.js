@@ -76,11 +76,11 @@ const DO = {
   },
   async activate(button, model) {
     const lifted = button.dataset.recalled === "yes" ? " It was recalled: that is lifted." : "";
-    if (!await confirmed(`Let ${button.dataset.name} answer?`, `Its weights are checked first. From then on its answers go to the PACS; what the present version said, and what was read of it, stays as it is.${lifted} You are recorded as the person who approved this.`, "Make active")) return;
+    if (!await confirmed(`Let ${button.dataset.name} answer?`, `Its weights are checked first. From then on its answers go to the PACS; what the present version said, and what was read of it, stays as it is. It was validated on patients of ${button.dataset.ages}.${lifted} You are recorded as the person who approved this.`, "Make active")) return;
     changed(await during(button, "checking …", () => ask("POST", `/api/v1/models/${model}/activate`, undefined, {}, LONG_MS)));
   },
   async rollback(button, model) {
-    if (!await confirmed(`Roll back to ${button.dataset.name}?`, "It answered before the present version, and answers again once its weights are checked. What the present version said stays, until you recall it. You are recorded as the person who did this.", "Roll back")) return;
+    if (!await confirmed(`Roll back to ${button.dataset.name}?`, `It answered before the present version, and answers again once its weights are checked. It was validated on patients of ${button.dataset.ages}. What the present version said stays, until you recall it. You are recorded as the person who did this.`, "Roll back")) return;
     const [name, version] = model.split("/");
     changed(await during(button, "checking …", () => ask("POST", "/api/v1/models/rollback", { to: { name, version } }, {}, LONG_MS)));
   },
