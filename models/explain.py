@@ -52,9 +52,9 @@ def grad_cam(model: ModelCard | Classifier, image_B1HW: np.ndarray | Tensor, out
         network.train(was_training)
     weight_BC11 = gradient_BChw.mean(dim=(2, 3), keepdim=True)
     raised_B1hw = (weight_BC11 * activation_BChw).sum(dim=1, keepdim=True).relu()
-    rows, columns = network.layout.margin_of(torch.as_tensor(image_B1HW))
-    seen = (image_B1HW.shape[2] - 2 * rows, image_B1HW.shape[3] - 2 * columns)
-    heatmap_B1HW = functional.interpolate(raised_B1hw, seen, mode="bilinear")
+    layout, sides = network.layout, tuple(image_B1HW.shape[2:])
+    heatmap_B1HW = functional.interpolate(raised_B1hw, tuple(map(layout.inner, sides)), mode="bilinear")
+    rows, columns = map(layout.margin_of, sides)
     heatmap_B1HW = functional.pad(heatmap_B1HW, (columns, columns, rows, rows))  # nothing there was looked at
     peak_B111 = heatmap_B1HW.amax(dim=(1, 2, 3), keepdim=True)
     heatmap_BHW: np.ndarray = (heatmap_B1HW / peak_B111.clamp(min=torch.finfo(torch.float32).tiny))[:, 0].cpu().numpy()

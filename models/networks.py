@@ -57,16 +57,18 @@ class Layout:
         """
         if self.margin is None:
             return ((image_B1HW - 0.5) / 0.25).expand(-1, 3, -1, -1)
-        rows, columns = self.margin_of(image_B1HW)
+        rows, columns = (self.margin_of(side) for side in image_B1HW.shape[-2:])
         inner_B1HW = image_B1HW[..., rows : image_B1HW.shape[-2] - rows, columns : image_B1HW.shape[-1] - columns]
         deviation_B111, mean_B111 = torch.std_mean(inner_B1HW, dim=(1, 2, 3), keepdim=True, correction=0)
         return ((inner_B1HW - mean_B111) / deviation_B111.clamp(min=LEAST_DEVIATION)).expand(-1, 3, -1, -1)
 
-    def margin_of(self, image_B1HW: Tensor) -> tuple[int, int]:
-        """Return how many rows and columns are not looked at on each side, pixels."""
-        rows, columns = image_B1HW.shape[-2:]
-        margin = self.margin or 0.0
-        return round(margin * rows), round(margin * columns)
+    def margin_of(self, side: int) -> int:
+        """Return how many pixels of a side are not looked at, at each end."""
+        return round((self.margin or 0.0) * side)
+
+    def inner(self, side: int) -> int:
+        """Return how many pixels of a side are looked at."""
+        return side - 2 * self.margin_of(side)
 
 
 class Classifier(nn.Module):

@@ -79,7 +79,7 @@ class Predictor:
     precision
         "fp32", "bf16", or "auto" for bf16 where the hardware multiplies it.
     threads
-        Threads for one forward pass on the CPU, for the whole process; None leaves torch's choice.
+        Of one forward pass on the CPU, and torch's own in the whole process; None leaves torch's choice.
     use_tta
         Take the mean of the logits over the image and four small moves of it: five times the work.
 
@@ -105,12 +105,12 @@ class Predictor:
         self.card = card
         chosen = device_of(device)
         self.device = chosen.type
-        self.precision = precision_of(precision, chosen)
         self._use_tta = use_tta
         network = load_network(card)
         self._feature_count = network.feature_count
         self._statistics = load_statistics(card, self._feature_count)
-        self._network = Serving(network, chosen, self.precision, threads=threads)
+        self._network = Serving(network, card.input_size, chosen, precision_of(precision, chosen))
+        self.precision = self._network.precision
         self._reported = [(card.outputs.index(finding.name), finding) for finding in card.findings]
 
     def predict(
@@ -186,7 +186,7 @@ class Predictor:
             raise DeviceOutOfMemory(str(error)) from error
         except torch.AcceleratorError as error:
             raise DeviceFault(str(error)) from error
-        if not torch.isfinite(logit_BL).all():
+        if not (torch.isfinite(logit_BL).all() and torch.isfinite(feature_BD).all()):
             raise ArithmeticError("the network's output is not finite")
         return logit_BL, feature_BD
 

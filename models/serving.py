@@ -5,35 +5,45 @@ Shapes: B images, H rows, W columns, D features, L outputs.
 
 from __future__ import annotations
 
-import sys
-
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from models.networks import Classifier
 
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it would report every start to its makers
-import openvino  # noqa: E402  (does without)
-
 
 class Serving(nn.Module):
     """The backbone as fast as its device allows, in bf16 if asked; on a CPU that is OpenVINO's doing.
 
     The head stays in torch and float32: it costs nothing, and bf16 logits would have steps of a hundredth.
+
+    Parameters
+    ----------
+    size
+        Side of the images, pixels.
+    precision
+        "fp32" or "bf16".
+
+    Attributes
+    ----------
+    precision
+        What the backbone is computed in: "fp32" on a CPU without bf16, whatever was asked.
     """
 
-    def __init__(
-        self, network: Classifier, device: torch.device, precision: str, *, threads: int | None = None
-    ) -> None:
+    def __init__(self, network: Classifier, size: int, device: torch.device, precision: str) -> None:
         super().__init__()
         self._device = device
         self._layout = network.layout
-        self.backbone: nn.Module
         if device.type == "cpu":
-            self.backbone = _OnCpu(network, precision, threads)
+            from models.cpu import Compiled  # OpenVINO is for those who serve on a CPU
+
+            inner = network.layout.inner(size)
+            self.backbone: Fused | Compiled = Compiled(
+                network.backbone, (inner, inner), precision, torch.get_num_threads()
+            )
         else:
-            self.backbone = _OnCuda(network.backbone, device, precision)
+            self.backbone = Fused(network.backbone, device, precision)
+        self.precision = self.backbone.precision
         self.head = network.head.to(device)
 
     @torch.inference_mode()
@@ -45,38 +55,18 @@ class Serving(nn.Module):
         return logit_BL, feature_BD
 
 
-class _OnCpu(nn.Module):
-    """Compiled by OpenVINO: up to 1.7 times as fast as torch's own CPU kernels, and its threads do not spin."""
-
-    def __init__(self, network: Classifier, precision: str, threads: int | None) -> None:
-        super().__init__()
-        size = network.input_size
-        model = openvino.convert_model(network.backbone, example_input=torch.zeros(1, 3, size, size))
-        model.reshape([-1, 3, -1, -1])
-        options: dict[str, object] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-            "ENABLE_CPU_PINNING": False,  # the worker and the web process would take the same cores
-        }
-        if threads is not None:
-            options["INFERENCE_NUM_THREADS"] = threads
-        self._compiled = openvino.Core().compile_model(model, "CPU", options)
-
-    def forward(self, image_B3HW: Tensor) -> Tensor:
-        result = self._compiled.create_infer_request().infer([image_B3HW.contiguous().numpy()], share_inputs=True)
-        return torch.from_numpy(result[0].copy())
-
-
-class _OnCuda(nn.Module):
-    """Batch norm folded into the convolutions, channels last."""
+class Fused(nn.Module):
+    """A backbone in torch, for CUDA: batch norm folded into the convolutions, channels last."""
 
     def __init__(self, backbone: nn.Module, device: torch.device, precision: str) -> None:
         super().__init__()
+        self.precision = precision
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         fused: nn.Module = fuse(backbone)
         self._fused = fused.to(device, self._dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, image_B3HW: Tensor) -> Tensor:
+        """Return feature_BD, float32."""
         feature_BD: Tensor = self._fused(image_B3HW.to(self._dtype).contiguous(memory_format=torch.channels_last))
         return feature_BD.float()
 

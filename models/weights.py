@@ -37,7 +37,7 @@ def load_network(card: ModelCard) -> Classifier:
     Raises
     ------
     WeightsMismatch
-        The file's sha256 is not the card's, or its tensors do not fit the card's network.
+        The file's sha256 is not the card's, its tensors do not fit the card's network or hold what is no number.
     """
     content = read_verified(card.weights_path, card.weights_sha256)
     try:
@@ -46,6 +46,8 @@ def load_network(card: ModelCard) -> Classifier:
             network = make_network(card.network, len(card.outputs))
         weights = {key: _widened(value) for key, value in safetensors.torch.load(content).items()}
         network.load_state_dict(weights, strict=True, assign=True)
+        if not all(value.isfinite().all() for value in weights.values()):  # an engine's ReLU would make 0 of NaN
+            raise ValueError("a weight is not a number")
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise WeightsMismatch(f"{card.weights_path}: {error}") from error
     return network.eval()

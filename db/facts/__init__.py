@@ -76,7 +76,7 @@ from db.facts.models import (
     recall_model,
     recalled_models,
 )
-from db.facts.node import close_job, installation_id, retry_job
+from db.facts.node import CannotBeClosed, ClosingReason, close_job, installation_id, retry_job
 from db.facts.paging import ForeignCursor, read_cursor
 from db.facts.recalls import (
     RecallFacts,
@@ -156,7 +156,9 @@ __all__ = [
     "Accepted",
     "Asked",
     "BuiltObject",
+    "CannotBeClosed",
     "CannotBeRepeated",
+    "ClosingReason",
     "Conservation",
     "Delivered",
     "DeliveryFacts",

@@ -70,6 +70,8 @@ class DeliveryFacts:
     """When the node decided that this result must no longer be shown there."""
     withdrawal: str | None
     """Why: the code value of a rejection note's title."""
+    is_closed: bool
+    """A person decided that it is not made."""
     delivered: tuple[Delivered, ...]
 
     @property
@@ -140,6 +142,13 @@ def _select() -> Any:
             _REPORTS.c.revision,
             (_STUDIES.c.revision > _REPORTS.c.revision).label("is_superseded"),
             _REPORTS.c.withdrawn_at.is_not(None).label("is_void"),
+            exists()
+            .where(
+                _JOBS.c.kind == JobKind.DELIVER,
+                _JOBS.c.subject_id == _DELIVERIES.c.id,
+                _JOBS.c.state == JobState.CLOSED,
+            )
+            .label("is_closed"),
         )
         .join(_REPORTS, _REPORTS.c.id == _DELIVERIES.c.report_id)
         .join(_STUDIES, _STUDIES.c.id == _REPORTS.c.study_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from datetime import datetime
 from uuid import UUID
 
@@ -41,17 +42,34 @@ def retry_job(session: Session, job_id: UUID, *, actor: str, now: datetime) -> q
     return job
 
 
-def close_job(session: Session, job_id: UUID, *, reason: str, actor: str, now: datetime) -> queue.Job:
+class ClosingReason(enum.StrEnum):
+    """Why failed work stays undone. Chosen, not written: the audit trail holds no word about a patient."""
+
+    CANNOT_BE_DONE = "cannot_be_done"
+    DONE_ELSEWHERE = "done_elsewhere"
+    NOT_WANTED = "not_wanted"
+    SENT_BY_MISTAKE = "sent_by_mistake"
+
+
+class CannotBeClosed(Exception):
+    """This work has to be done; the text says why."""
+
+
+def close_job(session: Session, job_id: UUID, *, reason: ClosingReason, actor: str, now: datetime) -> queue.Job:
     """Let a failed job rest: its subject stays as the failure left it; who decided that, and why, is audited.
 
     Raises
     ------
     NoSuchRecord
         There is no such job, or it did not fail.
+    CannotBeClosed
+        It builds a report: without it the study would never have an answer.
     """
     job = queue.close(session, job_id)
     if job is None:
         raise NoSuchRecord(f"no job {job_id} that failed")
-    details = {"kind": job.kind.value, "subject_id": str(job.subject_id), "reason": reason}
+    if job.kind is JobKind.REPORT:
+        raise CannotBeClosed("A report that could not be built must be built: the study waits for its answer.")
+    details = {"kind": job.kind.value, "subject_id": str(job.subject_id), "reason": reason.value}
     audit.append(session, Action.JOB_CLOSED, actor=actor, subject_id=job_id, details=details, now=now)
     return job

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import case, func, select
 
 from db.engine import Session
 from db.tables import Association, Delivery, Job, JobKind, JobState, rows_of
@@ -22,6 +22,8 @@ class Standing:
     """Deliveries that did not get through and are tried again."""
     failed: int
     """Deliveries that wait for a person."""
+    closed: int
+    """Deliveries that a person decided not to make."""
 
 
 def destination_standings(session: Session) -> dict[str, Standing]:
@@ -31,21 +33,25 @@ def destination_standings(session: Session) -> dict[str, Standing]:
             select(_DELIVERIES.c.destination, func.max(_DELIVERIES.c.sent_at)).group_by(_DELIVERIES.c.destination)
         ).all()
     )
+    is_put_off = _JOBS.c.state.in_([JobState.READY, JobState.RUNNING]) & (_JOBS.c.attempts > 0)
     missed = (
-        select(_DELIVERIES.c.destination, _JOBS.c.state, func.count())
-        .join(_JOBS, (_JOBS.c.kind == JobKind.DELIVER) & (_JOBS.c.subject_id == _DELIVERIES.c.id))
-        .where((_JOBS.c.state == JobState.FAILED) | ((_JOBS.c.state == JobState.READY) & (_JOBS.c.attempts > 0)))
-        .group_by(_DELIVERIES.c.destination, _JOBS.c.state)
-    )
-    counted = {(destination, state): count for destination, state, count in session.execute(missed)}
-    return {
-        destination: Standing(
-            last_sent_at=at,
-            put_off=counted.get((destination, JobState.READY), 0),
-            failed=counted.get((destination, JobState.FAILED), 0),
+        select(
+            _DELIVERIES.c.destination,
+            *(
+                func.sum(case((condition, 1), else_=0))
+                for condition in (is_put_off, _JOBS.c.state == JobState.FAILED, _JOBS.c.state == JobState.CLOSED)
+            ),
         )
-        for destination, at in last.items()
-    }
+        .join(_JOBS, _JOBS.c.subject_id == _DELIVERIES.c.id)
+        .where(_JOBS.c.kind == JobKind.DELIVER, _JOBS.c.state != JobState.DONE)
+        .group_by(_DELIVERIES.c.destination)
+    )
+    counted = {destination: sums for destination, *sums in session.execute(missed)}
+    standings = {}
+    for destination, at in last.items():
+        put_off, failed, closed = counted.get(destination, (0, 0, 0))
+        standings[destination] = Standing(last_sent_at=at, put_off=put_off, failed=failed, closed=closed)
+    return standings
 
 
 def last_seen(session: Session) -> dict[str, datetime]:

@@ -112,9 +112,8 @@ def _counts() -> ColumnElement[bool]:
 
 def _take_out(session: Session, instance_id: UUID, text: str, now: datetime) -> None:
     job = and_(_JOBS.c.kind == JobKind.INFER, _JOBS.c.subject_id == instance_id)
-    is_open = or_(_JOBS.c.state == JobState.READY, _JOBS.c.state == JobState.RUNNING, _JOBS.c.state == JobState.FAILED)
     ended = {"state": JobState.DONE, "lease_owner": None, "lease_until": None, "finished_at": now, "error": None}
-    session.execute(update(_JOBS).where(job, is_open).values(**ended))
+    session.execute(update(_JOBS).where(job, _JOBS.c.state != JobState.DONE).values(**ended))
     warning = WarningFacts(code=REJECTED, severity="forbids", text=text)
     record_judgement(session, instance_id, predictions=[], warnings=[warning], voi=None, now=now)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy import and_, exists, func, select, update
@@ -50,10 +50,13 @@ CHUNK = 500
 """Paths asked for in one statement."""
 
 
-def bytes_received(session: Session, since: datetime) -> int:
-    """Return how many bytes of new images came since then."""
-    query = select(func.coalesce(func.sum(_INSTANCES.c.size_bytes), 0)).where(_INSTANCES.c.received_at >= since)
-    return int(session.execute(query).scalar_one())
+def bytes_per_day(session: Session, *, days: int, now: datetime) -> float:
+    """Return how many bytes of new images came a day, lately or, if that is later, since the first one."""
+    since = now - timedelta(days=days)
+    size, first = func.coalesce(func.sum(_INSTANCES.c.size_bytes), 0), func.min(_INSTANCES.c.received_at)
+    total = session.execute(select(size).where(_INSTANCES.c.received_at >= since)).scalar_one()
+    begun = max(session.execute(select(first)).scalar_one() or now, since)
+    return float(total) / max((now - begun) / timedelta(days=1), 1.0)
 
 
 def purgeable_studies(
@@ -66,7 +69,7 @@ def purgeable_studies(
     of a prior, which is not to be sent; and the last reader with a verdict did not disagree (that keeps the images for
     the next training).
     """
-    closed = select(_JOBS.c.subject_id).where(_JOBS.c.study_id == _STUDIES.c.id, _JOBS.c.state == JobState.CLOSED)
+    closed = select(_JOBS.c.subject_id).where(_JOBS.c.state == JobState.CLOSED)
     unsent = exists().where(
         _DELIVERIES.c.report_id == _REPORTS.c.id,
         _REPORTS.c.study_id == _STUDIES.c.id,
@@ -106,7 +109,7 @@ def purgeable_studies(
 
 
 def mark_purged(session: Session, study_id: UUID, now: datetime, *, paths: Collection[str] | None = None) -> bool:
-    """Record that a study's input bytes are gone; False, and nothing is recorded, when an image came since.
+    """Record that a study's input bytes are gone; False, and nothing is recorded, when an image or a job came since.
 
     Parameters
     ----------
@@ -116,7 +119,11 @@ def mark_purged(session: Session, study_id: UUID, now: datetime, *, paths: Colle
     locked = select(_STUDIES.c.unreported_since).where(_STUDIES.c.id == study_id, _STUDIES.c.purged_at.is_(None))
     study = session.execute(locked.with_for_update(key_share=True)).one_or_none()
     here = set(_paths(session, study_id))
+    images = select(_INSTANCES.c.id).where(_INSTANCES.c.study_id == study_id, _INSTANCES.c.gone_at.is_(None))
+    is_wanted = exists().where(_JOBS.c.subject_id.in_(images), _JOBS.c.state.in_([JobState.READY, JobState.RUNNING]))
     if study is None or study.unreported_since is not None or (paths is not None and here - set(paths)):
+        return False
+    if session.execute(select(is_wanted)).scalar_one():
         return False
     session.execute(update(_STUDIES).where(_STUDIES.c.id == study_id).values(purged_at=now))
     is_here = (_INSTANCES.c.study_id == study_id) & _INSTANCES.c.gone_at.is_(None)

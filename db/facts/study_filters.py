@@ -72,9 +72,8 @@ _INSTANCES, _PREDICTIONS, _WARNINGS = rows_of(Instance), rows_of(Prediction), ro
 CURRENT = and_(REPORTS.c.study_id == STUDIES.c.id, REPORTS.c.revision == STUDIES.c.revision)
 IS_REVIEWED = STUDIES.c.reviewed_revision == STUDIES.c.revision
 BUILDING = JOBS.alias("building")
-_FAILED = (JobState.FAILED, JobState.CLOSED)
 HAS_FAILED = and_(
-    BUILDING.c.kind == JobKind.REPORT, BUILDING.c.subject_id == REPORTS.c.id, BUILDING.c.state.in_(_FAILED)
+    BUILDING.c.kind == JobKind.REPORT, BUILDING.c.subject_id == REPORTS.c.id, BUILDING.c.state == JobState.FAILED
 )
 _IS_DUE = STUDIES.c.unreported_since.is_not(None)
 _IS_UNBUILT = and_(REPORTS.c.id.is_not(None), REPORTS.c.built_at.is_(None))
@@ -92,7 +91,7 @@ _UNBUILT = select(REPORTS.c.study_id).where(REPORTS.c.built_at.is_(None))
 _JUDGED = select(JOBS.c.study_id).where(
     JOBS.c.kind == JobKind.INFER, JOBS.c.state.in_([JobState.READY, JobState.RUNNING])
 )
-_NOT_BUILT = select(JOBS.c.study_id).where(JOBS.c.kind == JobKind.REPORT, JOBS.c.state.in_(_FAILED))
+_NOT_BUILT = select(JOBS.c.study_id).where(JOBS.c.kind == JobKind.REPORT, JOBS.c.state == JobState.FAILED)
 _CANDIDATES = {"receiving": _DUE, "judging": _JUDGED, "reporting": union_all(_DUE, _UNBUILT), "failed": _NOT_BUILT}
 """By state: the studies among which all of that state are."""
 _UNDER_WAY = union_all(_JUDGED, _UNBUILT, _NOT_BUILT)

@@ -41,7 +41,12 @@ def add_commands(commands: object, add: Add) -> None:
     jobs.add_argument(
         "--state", type=JobState, choices=list(JobState), help="list only these (default: what is not over)"
     )
-    jobs.add_argument("--reason", help="why a failed job is closed undone; goes to the audit trail")
+    jobs.add_argument(
+        "--reason",
+        type=facts.ClosingReason,
+        choices=list(facts.ClosingReason),
+        help="why `close` leaves a failed job undone, its images free to be purged after store.retention_days",
+    )
     jobs.add_argument("--all", action="store_true", help="retry every job that failed or waits for its next try")
 
     quarantine = add(
@@ -155,13 +160,15 @@ def _jobs(settings: Settings, options: argparse.Namespace) -> int:
             print(f"{name:24} {getattr(job, name)}")
         return 0
     if options.action == "close":
-        if not (options.reason or "").strip():
-            raise ConfigError("`close` needs --reason: why the job is not to be done")
-        with session_scope(engine) as session:
-            facts.close_job(
-                session, needed_id(options), reason=options.reason.strip(), actor=person(), now=db_now(session)
-            )
-        print("closed; `retry` opens it again")
+        if options.reason is None:
+            raise ConfigError(f"`close` needs --reason: {', '.join(facts.ClosingReason)}")
+        try:
+            with session_scope(engine) as session:
+                job_id, now = needed_id(options), db_now(session)
+                facts.close_job(session, job_id, reason=options.reason, actor=person(), now=now)
+        except facts.CannotBeClosed as error:
+            raise ConfigError(f"{error}") from error
+        print("closed; until its images are purged `retry` opens it again")
         return 0
     with session_scope(engine) as session:
         now = db_now(session)

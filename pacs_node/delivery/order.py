@@ -32,8 +32,9 @@ def put_aside(session: Session, delivery: DeliveryFacts, blocked: DeliveryFacts 
 
 
 def is_missing(before: DeliveryFacts) -> bool:
-    """Whether an earlier report must still arrive; one that was withdrawn need not."""
-    return before.state not in (DeliveryState.SENT, DeliveryState.WITHDRAWN) and before.withdrawn_at is None
+    """Whether an earlier report must still arrive; one that was withdrawn, or closed undone, need not."""
+    is_over = before.state in (DeliveryState.SENT, DeliveryState.WITHDRAWN) or before.is_closed
+    return not is_over and before.withdrawn_at is None
 
 
 def wait_for(session: Session, blocked: DeliveryFacts, job: Job) -> DeliveryFailed:

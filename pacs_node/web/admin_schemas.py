@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from uuid import UUID
 
-from pydantic import AwareDatetime, ConfigDict, Field, StringConstraints
+from pydantic import AwareDatetime, ConfigDict, Field
 
+from db.facts import ClosingReason
 from db.queue import JobKind, JobState
 from db.tables import ModelState
 from pacs_node.web.schemas import INSTANCE_ID, INSTANT, STUDY_ID, Body, ModelName, Schema
-
-ClosingReason = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500)]
 
 
 class ModelVersionOut(Schema):
@@ -116,7 +115,7 @@ class QuarantinedOut(Schema):
 class NewClosing(Body):
     """Why a failed job is not to be done any more."""
 
-    reason: ClosingReason = Field(examples=["The sender has deleted the study."])
+    reason: ClosingReason = Field(examples=["sent_by_mistake"])
 
 
 class JobOut(Schema):

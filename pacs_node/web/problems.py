@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from db.engine import DatabaseAway, NoSuchRecord, SchemaMismatch
-from db.facts import CannotBeRepeated, ForeignCursor
+from db.facts import CannotBeClosed, CannotBeRepeated, ForeignCursor
 from pacs_node.web.access import Role, declarations
 from pacs_node.web.policy import HEADERS
 from pacs_node.web.render import RenderBusy, RenderRefused
@@ -51,7 +51,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(NoSuchRecord, _on_nothing)
     app.add_exception_handler(ForeignCursor, _on_foreign_cursor)
-    app.add_exception_handler(CannotBeRepeated, _on_no_repeat)
+    for refused in (CannotBeRepeated, CannotBeClosed):
+        app.add_exception_handler(refused, _on_refused)
     app.add_exception_handler(DatabaseAway, _on_database_away)
     app.add_exception_handler(SchemaMismatch, _on_database_away)
     app.add_exception_handler(RenderBusy, _on_render_busy)
@@ -128,7 +129,7 @@ async def _on_foreign_cursor(request: Request, error: Exception) -> Response:
     return problem(request, 422, "The request does not have the form that this address takes.", errors=errors)
 
 
-async def _on_no_repeat(request: Request, error: Exception) -> Response:
+async def _on_refused(request: Request, error: Exception) -> Response:
     return problem(request, 409, str(error))
 
 

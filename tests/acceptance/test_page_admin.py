@@ -48,11 +48,11 @@ def test_failed_delivery_is_tried_again_from_the_admin_page(site: Site, page: Pa
 
 
 def test_failed_job_is_closed_with_a_reason(site: Site, page: Page) -> None:
-    study_id = site.study(2)
+    study_id = site.study(9)
     job_id = site.world.break_delivery(study_id)
     page.goto("/admin")
     page.locator(f"[data-close='{job_id}']").click()
-    page.get_by_label("Reason").fill("The archive has another copy")
+    page.get_by_label("Reason").select_option("done_elsewhere")
     page.get_by_role("button", name="Close it").click()
     page.locator(".toast", has_text="The job is closed.").wait_for()
     assert site.world.delivery_of(study_id) is DeliveryState.FAILED

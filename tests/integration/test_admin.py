@@ -22,6 +22,7 @@ from pacs_node import cli
 from pacs_node.commands.check import check
 from pacs_node.commands.readiness import is_ready
 from pacs_node.commands.upkeep import make_backup, migrate_database, restore_backup
+from pacs_node.errors import ConfigError
 from pacs_node.settings import Settings
 from pacs_node.wiring import registry_of
 from tests.listening import ROOT, settings_for
@@ -55,9 +56,9 @@ def test_study_whose_report_could_not_be_built_says_why_and_what_to_do(told, sql
     shown = told("studies", "show", str(accepted.study_id))
     assert "its report could not be built: no model resnet50 1.0.0" in shown
     assert f"pacs-node jobs retry {job.id}" in shown
-    told("jobs", "close", str(job.id), "--reason", "the PACS has another report")
-    assert str(job.id) not in told("jobs", "list")
-    assert str(accepted.study_id) in told("studies", "list", "--state", "failed")
+    with pytest.raises(ConfigError, match="must be built"):
+        told("jobs", "close", str(job.id), "--reason", "not_wanted")
+    assert str(job.id) in told("jobs", "list")
     told("jobs", "retry", str(job.id))
     assert "could not be built" not in told("studies", "show", str(accepted.study_id))
 
@@ -84,6 +85,11 @@ def test_failed_job_is_listed_however_much_was_done_since(
         (later,) = queue.claim(session, JobKind.INFER, owner="a", limit=1, policy=POLICY, now=now)
         queue.finish(session, later, now=now)
     assert str(job.id) in told("jobs", "list")
+    told("jobs", "close", str(job.id), "--reason", "cannot_be_done")
+    assert str(job.id) not in told("jobs", "list")
+    assert str(job.id) in told("jobs", "list", "--state", "closed")
+    with pytest.raises(ConfigError, match="not_wanted"):
+        told("jobs", "close", str(job.id))
 
 
 def test_study_says_what_to_do_about_what_was_not_judged(told, sqlite_engine: Engine) -> None:

@@ -204,7 +204,7 @@ def test_purge_is_not_kept_back_by_an_image_whose_job_was_closed(
     tasks.purge()
     assert store.absolute(path).exists()
     with session_scope(engine) as session:
-        facts.close_job(session, job.id, reason="no use", actor="user:ann", now=now)
+        facts.close_job(session, job.id, reason=facts.ClosingReason.NOT_WANTED, actor="user:ann", now=now)
     tasks.purge()
     assert not store.absolute(path).exists()
 

@@ -50,7 +50,7 @@ def test_nobody_but_an_administrator_changes_the_node(node: World, role: Role) -
         ("POST", f"/api/v1/instances/{instance}/rerun", None),
         ("POST", f"/api/v1/deliveries/{delivery}/resend", None),
         ("POST", f"/api/v1/jobs/{uuid4()}/retry", None),
-        ("POST", f"/api/v1/jobs/{uuid4()}/close", {"reason": "mine"}),
+        ("POST", f"/api/v1/jobs/{uuid4()}/close", {"reason": "not_wanted"}),
         ("POST", "/api/v1/accounts", {"name": "eve", "roles": ["admin"]}),
         ("PATCH", f"/api/v1/accounts/{account}", {"roles": ["service"]}),
         ("POST", f"/api/v1/accounts/{account}/link", None),

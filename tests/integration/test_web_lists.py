@@ -180,14 +180,13 @@ def test_failed_job_is_closed_with_a_reason(small_world: World) -> None:
         now = db_now(session)
         (job,) = queue.claim(session, JobKind.INFER, owner="test", limit=1, policy=POLICY, now=now)
         queue.fail(session, job, error="broken", now=now, policy=POLICY, permanent=True)
-    for reason in ("", "   ", "x" * 501):
-        assert client.post(f"/api/v1/jobs/{job.id}/close", json={"reason": reason}).status_code == 422
-    assert client.post(f"/api/v1/jobs/{job.id}/close", json={"reason": " no use "}).status_code == 200
+    assert client.post(f"/api/v1/jobs/{job.id}/close", json={"reason": "Doe^Jane"}).status_code == 422
+    assert client.post(f"/api/v1/jobs/{job.id}/close", json={"reason": "not_wanted"}).status_code == 200
     assert [one["id"] for one in client.get("/api/v1/jobs?state=closed").json()] == [str(job.id)]
     assert client.get("/api/v1/jobs?state=failed").json() == []
     told = client.get("/api/v1/audit?action=job_closed").json()["items"][0]["details"]
-    assert told["reason"] == "no use"
-    assert client.post(f"/api/v1/jobs/{job.id}/close", json={"reason": "again"}).status_code == 404
+    assert told["reason"] == "not_wanted"
+    assert client.post(f"/api/v1/jobs/{job.id}/close", json={"reason": "not_wanted"}).status_code == 404
 
 
 def test_administrator_recalls_what_a_version_said(small_world: World) -> None:

@@ -242,9 +242,9 @@ def test_admin_page_says_how_destinations_take_their_reports(
 
 
 def test_disk_is_said_to_last_for_what_came_lately() -> None:
-    disk = Disk(used_gb=400, size_gb=500, floor_gb=20, daily_gb=2)
+    disk = Disk(used_gb=370, free_gb=100, size_gb=500, floor_gb=20, daily_gb=2)
     assert disk.days_left == 40
-    assert replace(disk, used_gb=490).days_left == 0
+    assert replace(disk, free_gb=19).days_left == 0
     assert replace(disk, daily_gb=0.02).days_left is None
     assert replace(disk, daily_gb=0).days_left is None
 

@@ -14,10 +14,10 @@ from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 from pydicom.uid import ExplicitVRLittleEndian
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, select, update
 
 from db import facts
-from db.engine import db_now, read_scope, session_scope
+from db.engine import NoSuchRecord, db_now, read_scope, session_scope
 from db.facts import OpenRequest
 from db.tables import Commitment, DeliveryState, Instance, InstanceState, Job, JobKind, JobState, Study
 from pacs_node.delivery.aftercare import Aftercare, result_for
@@ -240,6 +240,17 @@ def test_queued_job_of_a_rejected_image_is_cancelled(sqlite_engine: Engine) -> N
         study_id = session.execute(select(Study.id)).scalar_one()
         warnings = facts.study_facts(session, study_id, lock=False).images[0].warnings
     assert [warning.code for warning in warnings] == ["rejected_by_sender"]
+
+
+def test_closed_job_of_a_rejected_image_cannot_be_retried(sqlite_engine: Engine) -> None:
+    with session_scope(sqlite_engine) as session:
+        records.add_image(session, 1)
+        session.execute(update(Job).values(state=JobState.CLOSED))
+        job_id = session.execute(select(Job.id)).scalar_one()
+    note(sqlite_engine, "1.2.1.1.1")
+    assert apply_rejections(sqlite_engine) == 1
+    with pytest.raises(NoSuchRecord), session_scope(sqlite_engine) as session:
+        facts.retry_job(session, job_id, actor="user:ann", now=records.NOON)
 
 
 def test_image_that_comes_after_its_rejection_is_taken_out_then(sqlite_engine: Engine) -> None:

@@ -15,7 +15,7 @@ from pydicom.uid import Comprehensive3DSRStorage, ComprehensiveSRStorage, Enhanc
 from sqlalchemy import Engine, select, update
 
 from db import audit, facts, queue
-from db.engine import read_scope, session_scope
+from db.engine import db_now, read_scope, session_scope
 from db.facts import BuiltObject, StudyFacts
 from db.tables import (
     PRIOR,
@@ -571,6 +571,21 @@ def test_failed_report_gets_one_more_chance_from_its_successor(hospital: Hospita
     hospital.run()
     assert hospital.states() == [SENT, SENT]
     assert "job_retried" in hospital.actions()
+
+
+def test_report_whose_delivery_was_closed_is_not_waited_for(hospital: Hospital) -> None:
+    hospital.peers["main"].is_away = True
+    hospital.report()
+    hospital.run()
+    with session_scope(hospital.engine) as session:
+        (job,) = queue.list_jobs(session, state=JobState.FAILED, limit=2)
+        reason = facts.ClosingReason.NOT_WANTED
+        facts.close_job(session, job.id, reason=reason, actor="user:ann", now=db_now(session))
+    hospital.peers["main"].is_away = False
+    hospital.report(number=2)
+    hospital.run()
+    assert hospital.states() == [FAILED, SENT]
+    assert "job_retried" not in hospital.actions()
 
 
 def test_successor_of_a_report_that_is_refused_again_fails_and_says_what_to_do(hospital: Hospital) -> None:

@@ -133,14 +133,16 @@ def test_retried_job_lets_its_image_wait_again(session: Session) -> None:
 def test_closed_job_leaves_its_image_failed_and_says_who_and_why(session: Session) -> None:
     instance_id = add_image(session).instance_id
     job_id = queue.list_jobs(session, limit=1)[0].id
+    reason = facts.ClosingReason.CANNOT_BE_DONE
     with pytest.raises(NoSuchRecord):
-        facts.close_job(session, job_id, reason="no use", actor="user:ann", now=NOON)
+        facts.close_job(session, job_id, reason=reason, actor="user:ann", now=NOON)
     session.execute(update(Job).values(state=JobState.FAILED))
     facts.record_failure(session, instance_id, error_text="boom", now=NOON)
-    assert facts.close_job(session, job_id, reason="no use", actor="user:ann", now=NOON).state is JobState.CLOSED
+    closed = facts.close_job(session, job_id, reason=reason, actor="user:ann", now=NOON)
+    assert closed.state is JobState.CLOSED
     assert state_of(session, instance_id) is InstanceState.FAILED
     event = audit.tail(session, limit=1)[0]
-    assert (event.action, event.actor, event.details["reason"]) == (Action.JOB_CLOSED, "user:ann", "no use")
+    assert (event.action, event.actor, event.details["reason"]) == (Action.JOB_CLOSED, "user:ann", "cannot_be_done")
     facts.retry_job(session, job_id, actor="user:ann", now=NOON)
     assert state_of(session, instance_id) is InstanceState.WAITING
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request
@@ -19,7 +19,7 @@ from db.audit import Action
 from db.engine import Session, db_now, read_scope
 from db.facts import accounts, credentials
 from db.facts.peers import Standing, destination_standings, last_seen
-from db.facts.retention import bytes_received
+from db.facts.retention import bytes_per_day
 from db.queue import Job, JobKind, JobState
 from models.errors import ModelError
 from pacs_node.dimse.storage import echo
@@ -61,6 +61,7 @@ class FailedJob:
     """The last line of its error, without the way there."""
     tries: str
     at: str
+    can_close: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +85,7 @@ def show_administration(web: WebContext, request: Request) -> HTMLResponse:
     checks = check_all(web)
     with read_scope(web.engine) as session:
         now = db_now(session)
+        daily_bytes = bytes_per_day(session, days=PACE_DAYS, now=now)
         events, older = facts.list_events(session, limit=EVENTS_SHOWN)
         checked, _ = facts.list_events(session, action=Action.CHAIN_VERIFIED, limit=1)
         people, tokens, seen = accounts.list_accounts(session), credentials.list_tokens(session), last_seen(session)
@@ -94,7 +96,6 @@ def show_administration(web: WebContext, request: Request) -> HTMLResponse:
                 *_senders(web.settings, seen, now),
                 *_destinations(web.settings, destination_standings(session), now),
             ],
-            "disk": _disk(web, bytes_received(session, now - timedelta(days=PACE_DAYS)) / PACE_DAYS),
             "held": facts.count_stuck_studies(session)["held"],
             "previous": facts.previous_active(session),
             "accounts": people,
@@ -111,7 +112,15 @@ def show_administration(web: WebContext, request: Request) -> HTMLResponse:
             "reviewed": len(facts.reviewed_studies(session, None)),
         }
     context |= {"training": web.training.standing(), "exports": EXPORTS, "actions": list(Action)} | _models(web)
-    context |= {"page": "admin", "checks": checks, "charts": charts, "now": now, "words": words}
+    context |= {
+        "page": "admin",
+        "checks": checks,
+        "disk": _disk(web, daily_bytes),
+        "pace_days": PACE_DAYS,
+        "charts": charts,
+        "now": now,
+        "words": words,
+    }
     return show(web, request, "admin.html", context)
 
 
@@ -159,6 +168,7 @@ def _failed(job: Job, now: datetime) -> FailedJob:
         because=lines[-1].partition(" < ")[0] if lines else "no reason was recorded",
         tries=f"{job.attempts}{crashes}",
         at=words.clock(job.finished_at or job.created_at, now),
+        can_close=job.kind is not JobKind.REPORT,
     )
 
 
@@ -176,7 +186,7 @@ def _senders(settings: Settings, seen: dict[str, datetime], now: datetime) -> li
             does="sends" if peer.may_store else "may only ask",
             address=", ".join(peer.addresses),
             transport="TLS" if settings.dicom.tls else "plain",
-            state="known" if peer.ae_title in seen else "has not come yet",
+            state="" if peer.ae_title in seen else "not seen",
             seen=words.clock(seen[peer.ae_title], now) if peer.ae_title in seen else "never",
         )
         for peer in settings.dicom.peers
@@ -192,8 +202,9 @@ def _senders(settings: Settings, seen: dict[str, datetime], now: datetime) -> li
 def _destinations(settings: Settings, standings: dict[str, Standing], now: datetime) -> list[Peer]:
     listed = []
     for to in settings.destinations:
-        standing = standings.get(to.name, Standing(last_sent_at=None, put_off=0, failed=0))
-        missed = [f"{n} {word}" for n, word in ((standing.failed, "failed"), (standing.put_off, "tried again")) if n]
+        standing = standings.get(to.name, Standing(last_sent_at=None, put_off=0, failed=0, closed=0))
+        counted = ((standing.failed, "failed"), (standing.put_off, "tried again"), (standing.closed, "closed undone"))
+        missed = [f"{n} {word}" for n, word in counted if n]
         listed.append(
             Peer(
                 name=to.name,
@@ -203,7 +214,7 @@ def _destinations(settings: Settings, standings: dict[str, Standing], now: datet
                 state=", ".join(missed) or ("takes reports" if standing.last_sent_at else "nothing sent yet"),
                 seen=f"took one {words.clock(standing.last_sent_at, now)}" if standing.last_sent_at else "never",
                 can_echo=to.kind == "dimse",
-                is_bad=bool(missed),
+                is_bad=bool(standing.failed or standing.put_off),
             )
         )
     return listed
@@ -214,10 +225,12 @@ class Disk:
     """How full the object store's disk is."""
 
     used_gb: float
+    free_gb: float
+    """For this process: without what the file system keeps for root."""
     size_gb: float
     floor_gb: float
     daily_gb: float
-    """What came a day lately."""
+    """Of images, that came a day lately."""
 
     @property
     def share(self) -> float:
@@ -230,7 +243,7 @@ class Disk:
     @property
     def days_left(self) -> int | None:
         """Until senders are asked to wait, at the late pace and if nothing is purged; None = longer than ten years."""
-        left_gb = max(self.size_gb - self.used_gb - self.floor_gb, 0.0)
+        left_gb = max(self.free_gb - self.floor_gb, 0.0)
         return int(left_gb / self.daily_gb) if left_gb < 3650 * self.daily_gb else None
 
 
@@ -241,6 +254,7 @@ def _disk(web: Web, daily_bytes: float) -> Disk | None:
         return None  # the checks beside it say so in words
     return Disk(
         used_gb=usage.used / 1e9,
+        free_gb=usage.free / 1e9,
         size_gb=usage.total / 1e9,
         floor_gb=web.settings.store.min_free_gb,
         daily_gb=daily_bytes / 1e9,

@@ -33,19 +33,23 @@ def list_jobs(
     return [JobOut.model_validate(job) for job in jobs]
 
 
-@router.post("/jobs/{job_id}/retry", summary="Run a job now that failed or waits for its next try", status_code=202)
+@router.post(
+    "/jobs/{job_id}/retry",
+    summary="Run a job now that failed or waits for its next try",
+    status_code=202,
+)
 def retry_job(web: WebContext, job_id: UUID) -> Done:
-    """Make a job due now that failed or waits for its next try; audited. 404 where it is neither."""
+    """Make a job due now that failed, was closed or waits for its next try; audited. 404 where it is none of these."""
     with web.change() as session:
         job = facts.retry_job(session, job_id, actor=web.caller.actor, now=db_now(session))
     return Done(study_id=job.study_id, subject_id=job.subject_id, detail="The job waits for its turn.")
 
 
-@router.post("/jobs/{job_id}/close", summary="Let a failed job rest undone", status_code=200)
+@router.post("/jobs/{job_id}/close", summary="Let a failed job rest undone", responses=documented(409))
 def close_job(web: WebContext, job_id: UUID, closing: NewClosing) -> Done:
-    """Take a failed job off the list of what waits for a person; audited with the reason. 404 where it did not fail.
+    """Take a failed job off the list of what waits for a person; audited. 404 where it did not fail, 409 for a report.
 
-    Its study stays marked as not delivered or not analysed, until the job is retried after all.
+    Its image stays *failed*, its delivery *failed*; the input images may be purged after `store.retention_days`.
     """
     with web.change() as session:
         job = facts.close_job(session, job_id, reason=closing.reason, actor=web.caller.actor, now=db_now(session))

@@ -9,12 +9,20 @@ function confirmed(title, text, yes, { fields = "" } = {}) {
   const dialog = $("#ask");
   [$("#ask-title").textContent, $("#ask-text").textContent, $("#ask-yes").textContent] = [title, text, yes];
   for (const id of ["ask-fields", "ask-reason", "ask-export"]) $(`#${id}`).hidden = id !== fields;
+  $("form", dialog).reset();
   dialog.returnValue = "no";
   dialog.showModal();
   return new Promise((done) => {
     dialog.onclose = () => done(dialog.returnValue === "yes" ? Object.fromEntries(new FormData($("form", dialog))) : null);
   });
 }
+
+// Enter in a field says yes; without this the browser presses the first button, which is Cancel.
+$("#ask").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || !event.target.matches("input:not([type=checkbox])")) return;
+  event.preventDefault();
+  $("#ask-yes").click();
+});
 
 /** Show a secret once. */
 function reveal(title, secret) {
@@ -42,10 +50,10 @@ const DO = {
     toast("The job is ready again; a worker takes it next.");
   },
   async close(button, id) {
-    const given = await confirmed("Close this job without doing it?", "The study stays marked as not delivered or not analysed. Your name and reason go to the audit trail.", "Close it", { fields: "ask-reason" });
+    const given = await confirmed("Close this job without doing it?", "What it should have done stays marked as failed, and the images of its study may be purged after the retention time. Your name and reason go to the audit trail.", "Close it", { fields: "ask-reason" });
     if (!given) return;
     const answer = await during(button, "closing …", () => ask("POST", `/api/v1/jobs/${id}/close`, { reason: given.reason }));
-    if (!answer.ok) return toast(answer.status === 422 ? "Nothing was closed: say why." : why(answer));
+    if (!answer.ok) return toast(why(answer));
     button.closest("td").textContent = "closed";
     toast("The job is closed.");
   },
@@ -152,7 +160,7 @@ async function events(cursor = "") {
 function eventRow(event) {
   const row = document.createElement("tr"), at = document.createElement("time");
   at.dateTime = event.at;
-  const cells = [[at, "num soft nowrap"], [event.actor, ""], [event.action.replaceAll("_", " "), ""], [event.subject_id ?? "", "num soft small"], [event.details.from ?? "", "num soft"]];
+  const cells = [[at, "num soft nowrap"], [event.actor, ""], [`${event.action}${event.action === "job_closed" ? `: ${event.details.reason}` : ""}`.replaceAll("_", " "), ""], [event.subject_id ?? "", "num soft small"], [event.details.from ?? "", "num soft"]];
   for (const [content, look] of cells) { const cell = row.insertCell(); cell.append(content); cell.className = look; }
   stamp(at);
   return row;
