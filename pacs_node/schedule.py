@@ -44,6 +44,8 @@ FIRST_S = 60.0
 """A node that is started anew every day verifies its chain all the same."""
 REFUSED_CONTEXTS_DAYS = 400
 """A year of counts, and the same month of the year before."""
+COMMITMENTS_DAYS = 90
+"""Questions of storage commitment; nobody answers one that is older."""
 CHUNK = 500
 """Rows deleted in one transaction."""
 ACTOR = "schedule"
@@ -159,15 +161,21 @@ class Tasks:
     def purge(self) -> None:
         """Delete what `retention_days` and `quarantine_days` let go.
 
-        The rows stay, but counts of old refusals and associations that brought nothing: no sum names them.
+        The rows stay, but counts of old refusals, old questions of storage commitment, and associations that brought
+        nothing: no sum names them.
         A row says *purged* first: a crash between leaves files without use, which the orphan sweep takes.
         """
         self._purge_studies()
         self._purge_quarantine()
         self._purge_associations()
         with session_scope(self._engine) as session:
-            day = db_now(session).astimezone().date()
-            facts.purge_refused_contexts(session, before=day - timedelta(days=REFUSED_CONTEXTS_DAYS))
+            now = db_now(session)
+            asked_before = now - timedelta(days=COMMITMENTS_DAYS)
+            facts.purge_refused_contexts(
+                session, before=now.astimezone().date() - timedelta(days=REFUSED_CONTEXTS_DAYS)
+            )
+            facts.purge_commitments(session, before=asked_before)
+            facts.purge_commitment_requests(session, before=asked_before)
 
     def _purge_studies(self) -> None:
         if self._settings.store.retention_days == 0:

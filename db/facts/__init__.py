@@ -17,6 +17,7 @@ from db.facts.commitments import (
     commitments_due,
     open_commitment,
     postpone_commitment,
+    purge_commitments,
     record_commitment,
 )
 from db.facts.deliveries import (
@@ -51,6 +52,7 @@ from db.facts.keeping import (
     count_waiting_requests,
     is_commitment_requested,
     kept_classes,
+    purge_commitment_requests,
 )
 from db.facts.lists import (
     Asked,
@@ -273,6 +275,8 @@ __all__ = [
     "open_commitment",
     "postpone_commitment",
     "previous_active",
+    "purge_commitment_requests",
+    "purge_commitments",
     "purge_quarantined",
     "purge_refused_contexts",
     "purgeable_studies",

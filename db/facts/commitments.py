@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, func, select, update
+from sqlalchemy import ColumnElement, and_, delete, func, select, update
 
 from db import audit, queue
 from db.audit import Action
@@ -98,6 +98,11 @@ def postpone_commitment(session: Session, question: Question, *, until: datetime
     session.execute(update(_DELIVERIES).where(is_open).values(commit_due_at=until))
 
 
+def purge_commitments(session: Session, *, before: datetime) -> None:
+    """Delete the questions that were asked before then; what was promised stands with the deliveries."""
+    session.execute(delete(_COMMITMENTS).where(_COMMITMENTS.c.asked_at < before))
+
+
 def record_commitment(
     session: Session,
     transaction_uid: str,
@@ -108,7 +113,7 @@ def record_commitment(
     again_in_s: float,
     now: datetime,
 ) -> bool:
-    """Record what a destination says it keeps; False for a Transaction UID that we never used.
+    """Record what a destination says it keeps; False for a Transaction UID that we never used, or long ago.
 
     A result is archived once all of its objects are. What the destination does not keep is sent again, until it said so
     `max_failures` times or gave a reason that another copy does not cure; then the delivery has failed.

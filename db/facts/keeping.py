@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import delete, func, or_, select, update
 
 from db import audit
 from db.audit import Action
@@ -102,3 +102,8 @@ def close_commitment_request(session: Session, request_id: UUID, *, answered: bo
     session.execute(update(_REQUESTS).where(_REQUESTS.c.id == request_id, is_open).values(**values))
     details = {"is_answered": answered}
     audit.append(session, Action.COMMITMENT_ANSWERED, actor=ACTOR, subject_id=request_id, details=details, now=now)
+
+
+def purge_commitment_requests(session: Session, *, before: datetime) -> None:
+    """Delete the questions of peers that came before then and are answered, or given up."""
+    session.execute(delete(_REQUESTS).where(_REQUESTS.c.received_at < before, _REQUESTS.c.due_at.is_(None)))

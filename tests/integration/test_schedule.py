@@ -10,12 +10,12 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Engine, insert, select, update
 
 from db import audit, facts, queue
 from db.engine import Session, db_now, read_scope, session_scope
 from db.facts.reports import reports_of_study
-from db.tables import Answer, Association, Hold, JobKind, Receipt, Study
+from db.tables import Answer, Association, Commitment, CommitmentRequest, Hold, JobKind, Receipt, Study
 from pacs_node.schedule import Tasks
 from pacs_node.settings import Settings
 from pacs_node.store import ObjectStore
@@ -237,6 +237,25 @@ def test_purge_takes_quarantined_bytes_that_everybody_could_look_at(
         facts.release_study(session, disputed.study_id, actor="a", now=db_now(session))
     make_tasks(tmp_path, engine).purge()
     assert not store.absolute(evidence).exists(), "the dispute is decided"
+
+
+def test_purge_takes_old_questions_of_storage_commitment(tmp_path: Path, engine: Engine) -> None:
+    with session_scope(engine) as session:
+        now = db_now(session)
+        for days in (89, 91):
+            at, uid = now - timedelta(days=days), f"1.2.{days}"
+            session.execute(insert(Commitment).values(transaction_uid=uid, destination="main", asked_at=at))
+            for due_at in (None, at):
+                values = {"transaction_uid": f"{uid}.{int(due_at is None)}", "due_at": due_at, "received_at": at}
+                session.execute(
+                    insert(CommitmentRequest).values(calling_ae_title="PACS", objects=[], attempts=0, **values)
+                )
+    make_tasks(tmp_path, engine).purge()
+    with read_scope(engine) as session:
+        asked = session.execute(select(Commitment.transaction_uid)).scalars().all()
+        wanted = session.execute(select(CommitmentRequest.transaction_uid)).scalars().all()
+    assert asked == ["1.2.89"]
+    assert sorted(wanted) == ["1.2.89.0", "1.2.89.1", "1.2.91.0"], "one that is still to be answered stays"
 
 
 def test_purge_keeps_a_year_of_refused_contexts(tmp_path: Path, engine: Engine) -> None:
