@@ -79,7 +79,7 @@ class Predictor:
     precision
         "fp32", "bf16", or "auto" for bf16 where the hardware multiplies it.
     threads
-        Of one forward pass on the CPU, and torch's own in the whole process; None leaves torch's choice.
+        Threads for one forward pass on the CPU, for the whole process; None leaves torch's choice.
     use_tta
         Take the mean of the logits over the image and four small moves of it: five times the work.
 
@@ -109,8 +109,8 @@ class Predictor:
         network = load_network(card)
         self._feature_count = network.feature_count
         self._statistics = load_statistics(card, self._feature_count)
-        self._network = Serving(network, card.input_size, chosen, precision_of(precision, chosen))
-        self.precision = self._network.precision
+        self.precision = precision_of(precision, chosen)
+        self._network = Serving(network, chosen, self.precision)
         self._reported = [(card.outputs.index(finding.name), finding) for finding in card.findings]
 
     def predict(
@@ -139,7 +139,7 @@ class Predictor:
         DeviceOutOfMemory, DeviceFault
             The device failed.
         ArithmeticError
-            An image holds, or the network gave, something that is not a number.
+            The network gave something that is not a number.
         """
         logit_BL, feature_BD = self._judge(torch.as_tensor(image_B1HW), use_tta=use_tta)
         ages = [None] * len(logit_BL) if age_years_B is None else age_years_B
@@ -175,8 +175,6 @@ class Predictor:
         size = self.card.input_size
         if image_B1HW.ndim != 4 or tuple(image_B1HW.shape[1:]) != (1, size, size):
             raise ValueError(f"images must have the shape (B, 1, {size}, {size}), not {tuple(image_B1HW.shape)}")
-        if not torch.isfinite(image_B1HW).all():  # the engine's ReLU would make 0 of it, and so an answer
-            raise ArithmeticError("an image holds what is not a number")
         if len(image_B1HW) == 0:
             return torch.empty(0, len(self.card.outputs)), torch.empty(0, self._feature_count)
         try:

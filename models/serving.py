@@ -1,4 +1,4 @@
-"""A network as it serves: on its device, in its precision, compiled. Takes a Classifier; gives logits and features.
+"""A network as it serves: on its device, in its precision, fused. Takes a Classifier; gives logits and features.
 
 Shapes: B images, H rows, W columns, D features, L outputs.
 """
@@ -13,62 +13,28 @@ from models.networks import Classifier
 
 
 class Serving(nn.Module):
-    """The backbone as fast as its device allows, in bf16 if asked; on a CPU that is OpenVINO's doing.
+    """Batch norm folded into the convolutions, channels last, backbone in bf16 if asked.
 
-    The head stays in torch and float32: it costs nothing, and bf16 logits would have steps of a hundredth.
-
-    Parameters
-    ----------
-    size
-        Side of the images, pixels.
-    precision
-        "fp32" or "bf16".
-
-    Attributes
-    ----------
-    precision
-        What the backbone is computed in: "fp32" on a CPU without bf16, whatever was asked.
+    The head stays in float32: it costs nothing, and bf16 logits would have steps of a hundredth.
     """
 
-    def __init__(self, network: Classifier, size: int, device: torch.device, precision: str) -> None:
+    def __init__(self, network: Classifier, device: torch.device, precision: str) -> None:
         super().__init__()
         self._device = device
+        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._layout = network.layout
-        if device.type == "cpu":
-            from models.cpu import Compiled  # OpenVINO is for those who serve on a CPU
-
-            inner = network.layout.inner(size)
-            self.backbone: Fused | Compiled = Compiled(
-                network.backbone, (inner, inner), precision, torch.get_num_threads()
-            )
-        else:
-            self.backbone = Fused(network.backbone, device, precision)
-        self.precision = self.backbone.precision
+        backbone: nn.Module = fuse(network.backbone)
+        self.backbone = backbone.to(device, self._dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.head = network.head.to(device)
 
     @torch.inference_mode()
     def forward(self, image_B1HW: Tensor) -> tuple[Tensor, Tensor]:
         """Return logit_BL and the pooled feature_BD, both float32, on the device."""
         image_B3HW = self._layout.seen(image_B1HW.to(self._device, torch.float32))
-        feature_BD: Tensor = self.backbone(image_B3HW)
+        feature = self.backbone(image_B3HW.to(self._dtype).contiguous(memory_format=torch.channels_last))
+        feature_BD: Tensor = feature.float()
         logit_BL: Tensor = self.head(feature_BD)
         return logit_BL, feature_BD
-
-
-class Fused(nn.Module):
-    """A backbone in torch, for CUDA: batch norm folded into the convolutions, channels last."""
-
-    def __init__(self, backbone: nn.Module, device: torch.device, precision: str) -> None:
-        super().__init__()
-        self.precision = precision
-        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        fused: nn.Module = fuse(backbone)
-        self._fused = fused.to(device, self._dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def forward(self, image_B3HW: Tensor) -> Tensor:
-        """Return feature_BD, float32."""
-        feature_BD: Tensor = self._fused(image_B3HW.to(self._dtype).contiguous(memory_format=torch.channels_last))
-        return feature_BD.float()
 
 
 def device_of(name: str) -> torch.device:

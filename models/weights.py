@@ -46,7 +46,7 @@ def load_network(card: ModelCard) -> Classifier:
             network = make_network(card.network, len(card.outputs))
         weights = {key: _widened(value) for key, value in safetensors.torch.load(content).items()}
         network.load_state_dict(weights, strict=True, assign=True)
-        if not all(value.isfinite().all() for value in weights.values()):  # an engine's ReLU would make 0 of NaN
+        if not all(value.isfinite().all() for value in weights.values()):
             raise ValueError("a weight is not a number")
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise WeightsMismatch(f"{card.weights_path}: {error}") from error

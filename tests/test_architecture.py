@@ -20,9 +20,9 @@ MAY_USE_OF_OURS = {
 }
 NEVER = {
     "models": {"sqlalchemy", "fastapi", "pynetdicom", "alembic", "apscheduler"},
-    "db": {"torch", "openvino", "pydicom", "pynetdicom", "fastapi", "monai"},
-    "training": {"openvino", "sqlalchemy", "fastapi", "pynetdicom"},
-    "pacs_node": {"openvino", "torchvision", "monai"},
+    "db": {"torch", "pydicom", "pynetdicom", "fastapi", "monai"},
+    "training": {"sqlalchemy", "fastapi", "pynetdicom"},
+    "pacs_node": {"torchvision", "monai"},
 }
 OWNERS = {
     "pynetdicom": {"listener", "dimse", "demo"},

@@ -77,7 +77,8 @@ def test_second_reader_learns_who_was_first_and_not_what_was_said(site: Site, pa
         other.locator(".verdict.positive").wait_for()
     page.keyboard.press("p")
     page.locator("#conflict").wait_for(state="visible")
-    page.get_by_role("button", name="Save mine as a second reading").click()
+    with page.expect_response(lambda answer: answer.request.method == "POST" and answer.ok):
+        page.get_by_role("button", name="Save mine as a second reading").click()
     page.locator(".verdict.positive").wait_for()
     assert [(r.reviewer, r.verdict) for r in site.reviews_of(study_id)] == [
         ("Dr S. Second", "disagree"),

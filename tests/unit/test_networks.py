@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from urllib.error import URLError
 
@@ -15,7 +13,7 @@ from torch.nn import functional
 
 from models.errors import WeightsUnavailable
 from models.networks import NETWORKS, Classifier, make_network
-from models.serving import Fused, Serving
+from models.serving import Serving
 from models.vision import torchvision
 from models.weights import load_backbone
 from tests.builders import data_folder
@@ -90,7 +88,6 @@ def test_unknown_network_and_unknown_freezing_are_named(mobilenet: Classifier) -
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_network_serves_what_it_was_trained_to_say(name: str) -> None:
-    """On a CPU, and by the modules that serve on CUDA."""
     torch.manual_seed(2)
     network, image_B1HW = make_network(name, 3), torch.rand(4, 1, 96, 96)
     for part in network.modules():  # batch norm that never saw a batch lets nothing of an image through
@@ -101,14 +98,9 @@ def test_network_serves_what_it_was_trained_to_say(name: str) -> None:
     network.eval()
     with torch.inference_mode():
         logit_BL = network(image_B1HW)
-        feature_BD = network.backbone(network.layout.seen(image_B1HW))
-    device = torch.device("cpu")
-    served_BL, served_BD = Serving(network, 96, device, "fp32")(image_B1HW)
-    fused_BD = Fused(network.backbone, device, "fp32")(network.layout.seen(image_B1HW))
-    assert (served_BL.shape, served_BD.shape) == ((4, 3), (4, network.feature_count))
+    served_BL, feature_BD = Serving(network, torch.device("cpu"), "fp32")(image_B1HW)
+    assert (logit_BL.shape, feature_BD.shape) == ((4, 3), (4, network.feature_count))
     assert (served_BL - logit_BL).abs().max() < 5e-3 * logit_BL.std(0).min()
-    for other_BD in (served_BD, fused_BD):
-        assert (other_BD - feature_BD).abs().max() < 5e-3 * feature_BD.abs().max()
 
 
 def test_inner_network_looks_past_the_border_and_the_exposure() -> None:
@@ -128,15 +120,6 @@ def test_inner_network_sees_nothing_where_there_is_no_contrast() -> None:
     assert not network.layout.seen(torch.full((1, 1, 64, 64), 0.5)).any()
     grain_B1HW = 0.5 + 1e-4 * torch.randn(1, 1, 64, 64)
     assert network.layout.seen(grain_B1HW).abs().max() < 0.1
-
-
-def test_no_start_is_reported_to_the_makers_of_the_engine() -> None:
-    """openvino_telemetry, which openvino installs and calls, would post to the web whenever a node starts."""
-    code = "import sys, models.cpu; print(*(name for name, part in sys.modules.items() if part))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = done.stdout.split()
-    assert "openvino" in loaded
-    assert not [name for name in loaded if name.startswith("openvino_telemetry")]
 
 
 def test_frozen_batch_norm_stays_as_it_was_while_the_rest_learns() -> None:
