@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.browser import reader_at, until
+from tests.browser import is_shown, reader_at, until
 from tests.site import Site, assert_fits, faults, open_study, running_site
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ def test_undo_hides_the_answer_again_and_the_next_word_is_not_called_blind(site:
     page.locator(".verdict.positive").wait_for()
     page.keyboard.press("z")
     page.locator(".verdict.hidden").wait_for()
-    page.wait_for_timeout(800)
+    knows_all_reviews(page)
+    is_shown(page)
     page.keyboard.press("p")
     page.locator(".verdict.positive").wait_for()
     assert [(r.verdict, r.is_blind) for r in site.reviews_of(study_id)] == [
@@ -65,6 +67,13 @@ def test_undo_hides_the_answer_again_and_the_next_word_is_not_called_blind(site:
         ("withdraw", False),
         ("agree", False),
     ]
+
+
+def knows_all_reviews(page: Page) -> None:
+    """Wait until the page stands as the node would send it: an answer to an older state is refused."""
+    found = re.search(r'data-tag="([^"]*)"', page.request.get(page.url).text())
+    assert found
+    until(page, f"document.querySelector('main').dataset.tag === '{found[1]}'")
 
 
 def test_second_reader_learns_who_was_first_and_not_what_was_said(site: Site, page: Page) -> None:

@@ -249,7 +249,7 @@ def _loaded(node: Node) -> str:
 def test_the_audit_trail_is_sealed_and_shown(house: House) -> None:
     until(
         lambda: ", unsealed 0," in house.node.command("audit", "verify").stdout,
-        timeout_s=30,
+        timeout_s=120,
         what="the seal",
         every_s=1,
     )
