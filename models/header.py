@@ -12,6 +12,8 @@ from datetime import date, datetime
 
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
+from pydicom.sr.codedict import codes as coded
+from pydicom.sr.coding import Code
 from pydicom.uid import (
     JPEG2000MC,
     ComputedRadiographyImageStorage,
@@ -35,7 +37,7 @@ _RADIOGRAPHS = {
 _LOSSY_SYNTAXES = {JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000MC}
 
 _CHEST = re.compile(r"CHEST|THORAX|T[OÓ]RAX|LUNG|PULMON|\bCXR\b")
-_NOT_CHEST = re.compile(r"SPINE|ABD|PELV|RIB|STERN|CLAVIC|SHOULDER|BREAST")
+_NOT_CHEST = re.compile(r"SPINE|ABDOM|\bABD\b|PELV|\bRIBS?\b|\bSTERN(UM|AL)?\b|CLAVIC|SHOULDER|BREAST")
 _LIMBS = re.compile(r"\b(SKULL|HEAD|NECK|ARM|ELBOW|WRIST|HAND|FINGER|HIP|LEG|FEMUR|KNEE|ANKLE|FOOT|TOE|HEEL)S?\b")
 _VETERINARY = re.compile(r"\b(CANINE|FELINE|EQUINE|BOVINE|DOG|HORSE)\b|VETERINAR")
 _HUMAN = re.compile(r"HOMO SAPIENS|\bHUMAN\b")
@@ -152,19 +154,18 @@ def body_part_of(dataset: Dataset) -> str:
 def view_of(dataset: Dataset) -> str:
     """Return "frontal", "other", or "" where nothing says.
 
-    View Position decides, then View Code Sequence, then Patient Orientation, then what people wrote.
+    View Position, View Code Sequence and Patient Orientation are all heard, and one that says "other" is believed: a
+    console's default of PA must not make a lateral frontal. Where none says anything, what people wrote does.
     """
     position = _code_string(dataset, "ViewPosition")
-    if position in _FRONTAL_VIEWS:
-        return "frontal"
-    if position in _OTHER_VIEWS:
-        return "other"
     codes = {str(item.get("CodeValue", "")) for item in _items(dataset, "ViewCodeSequence")}
-    if codes:
-        return "frontal" if codes <= _FRONTAL_CODES else "other"
+    is_frontal = position in _FRONTAL_VIEWS or bool(codes and codes <= _FRONTAL_CODES)
     row_direction = next(iter(_values(dataset, "PatientOrientation")), "")
-    if row_direction[:1] in {"A", "P"}:  # rows that run from front to back: a view from the side
+    is_from_the_side = row_direction[:1] in {"A", "P"}  # rows run from front to back
+    if position in _OTHER_VIEWS or any(map(_is_other_view, codes)) or is_from_the_side:
         return "other"
+    if is_frontal or codes:
+        return "frontal" if is_frontal else "other"
     return _view_in(f"{position} {_words(dataset)}")
 
 
@@ -222,6 +223,12 @@ def age_years_of(dataset: Dataset) -> int | None:
 
 def _completed_years(birth: date, taken: date) -> int:
     return taken.year - birth.year - ((taken.month, taken.day) < (birth.month, birth.day))
+
+
+def _is_other_view(code_value: str) -> bool:
+    """Whether a code of CID 4010 (PS3.16), in SNOMED CT or SRT, names another view than a frontal one."""
+    is_view = any(Code(code_value, scheme, "") in coded.cid4010 for scheme in ("SCT", "SRT"))
+    return is_view and code_value not in _FRONTAL_CODES
 
 
 def _view_in(words: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from models.card import CARD_FILE, ModelCard, load_card
@@ -96,18 +96,31 @@ class Registry:
         taken = [known for known in self.cards() if (known.name, known.version) == (card.name, card.version)]
         if taken:
             return _same_or_conflict(taken[0], card)
+        return _same_or_conflict(load_card(self._place(card, _copy_durably)), card)
+
+    def keep(self, card: ModelCard) -> None:
+        """See that the last folder holds a bundle too: a release that brings another one must not take this one away.
+
+        Reports of what it said, their pictures and the way back to it need it still.
+        """
+        if not (self._folders[-1] / card.name / card.version).exists():
+            self._place(card, _link_or_copy)
+
+    def _place(self, card: ModelCard, put: Callable[[Path, Path], None]) -> Path:
+        """Put a bundle's files into the last folder, under a name that is not listed until all of them are there."""
         target = self._folders[-1] / card.name / card.version
         target.parent.mkdir(parents=True, exist_ok=True)
         incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=target.parent))
         try:
             for name in card.files:
-                _copy_durably(source / name, incoming / name)
+                put(card.folder / name, incoming / name)
             incoming.chmod(0o755)
             incoming.rename(target)
         except OSError:
             shutil.rmtree(incoming, ignore_errors=True)
-            raise
-        return load_card(target)
+            if not target.exists():  # else another process was first
+                raise
+        return target
 
 
 def _same_or_conflict(known: ModelCard, offered: ModelCard) -> ModelCard:
@@ -120,6 +133,14 @@ def _copy_durably(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
     with target.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Give our own file a second name, which outlives the first; copy it where the file system cannot."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        _copy_durably(source, target)
 
 
 def _ordered(version: str) -> tuple[int, ...]:

@@ -68,7 +68,6 @@ class NotJudged(enum.StrEnum):
 
     OWN_OBJECT = "own_object"
     DERIVED = "derived"
-    FOR_PROCESSING = "for_processing"
     NOT_AN_IMAGE = "not_an_image"
     SEVERAL_FRAMES = "several_frames"
 
@@ -80,7 +79,6 @@ class NotJudged(enum.StrEnum):
 _TEXTS = {
     NotJudged.OWN_OBJECT: "This node made it.",
     NotJudged.DERIVED: "ImageType says DERIVED\\SECONDARY: pixels made from another image.",
-    NotJudged.FOR_PROCESSING: "A FOR PROCESSING image lacks the vendor's processing.",
     NotJudged.NOT_AN_IMAGE: "It holds no image.",
     NotJudged.SEVERAL_FRAMES: "Multi-frame Secondary Capture is stored only.",
 }
@@ -106,9 +104,8 @@ STORAGE_CLASSES = (
     StorageClass(uid=f"{_ROOT}.1", name="Computed Radiography Image Storage"),
     StorageClass(uid=f"{_ROOT}.1.1", name="Digital X-Ray Image Storage - For Presentation"),
     StorageClass(uid=f"{_ROOT}.7", name="Secondary Capture Image Storage"),
-    StorageClass(
-        uid=f"{_ROOT}.1.1.1", name="Digital X-Ray Image Storage - For Processing", not_judged=NotJudged.FOR_PROCESSING
-    ),
+    # Examined and found unfit: a study of nothing else is reported as not analysed, not met with silence.
+    StorageClass(uid=f"{_ROOT}.1.1.1", name="Digital X-Ray Image Storage - For Processing"),
     StorageClass(
         uid=f"{_ROOT}.7.1",
         name="Multi-frame Single Bit Secondary Capture Image Storage",

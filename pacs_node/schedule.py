@@ -102,14 +102,15 @@ class Tasks:
                 facts.judge_anew(session, recalled, actor=ACTOR, now=now)
                 return
             answer, predecessor = answer_of(study.images), facts.next_predecessor(session, study_id)
+            speaker = answer.decisive[1] if answer.decisive else None
             facts.freeze_report(
                 session,
                 study_id,
                 answer=answer.answer,
                 probability=answer.probability,
                 contents=answer.contents,
-                model_name=card.name,
-                model_version=card.version,
+                model_name=speaker.model_name if speaker else card.name,
+                model_version=speaker.model_version if speaker else card.version,
                 is_sent=is_for_others(answer, predecessor, self._settings),
                 now=now,
                 codes=self._settings.codes.said(),

@@ -141,7 +141,7 @@ from db.facts.trail import events_after, list_events, studies_of_subjects
 from db.facts.uploads import UploadFacts, record_uploads
 from db.facts.verifications import cancel_verified_report, follow_review, request_verified_report
 from db.facts.visibility import Origin, Visible
-from db.facts.withdrawals import add_rejection_note, withdraw_report
+from db.facts.withdrawals import add_rejection_note, withdraw_report, withdraw_study
 from db.facts.worklist import (
     DeliveryLine,
     StudyDetail,
@@ -322,4 +322,5 @@ __all__ = [
     "sums_by_sender",
     "unknown_studies",
     "withdraw_report",
+    "withdraw_study",
 ]

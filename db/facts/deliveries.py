@@ -18,6 +18,7 @@ from db.tables import (
     DeliveredObject,
     Delivery,
     DeliveryState,
+    Hold,
     Job,
     JobKind,
     JobState,
@@ -72,6 +73,8 @@ class DeliveryFacts:
     """Why: the code value of a rejection note's title."""
     is_closed: bool
     """A person decided that it is not made."""
+    hold: Hold | None
+    """Of the study: nothing new about it leaves the node."""
     delivered: tuple[Delivered, ...]
 
     @property
@@ -140,6 +143,7 @@ def _select() -> Any:
             *(_DELIVERIES.c[name] for name in names),
             _REPORTS.c.study_id,
             _REPORTS.c.revision,
+            _STUDIES.c.hold,
             (_STUDIES.c.revision > _REPORTS.c.revision).label("is_superseded"),
             _REPORTS.c.withdrawn_at.is_not(None).label("is_void"),
             exists()

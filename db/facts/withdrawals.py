@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 
 from db import audit, queue
 from db.audit import Action
-from db.engine import Session, add_if_new
+from db.engine import NoSuchRecord, Session, add_if_new
 from db.facts.deliveries import deliveries_of
 from db.facts.reports import BuiltObject, objects_of
 from db.tables import Delivery, DeliveryState, JobKind, OwnObject, Report, Study, rows_of
@@ -73,6 +73,26 @@ def withdraw_report(
             now=now,
         )
     return told
+
+
+def withdraw_study(session: Session, study_id: UUID, *, code: str, actor: str, now: datetime) -> tuple[int, int]:
+    """Withdraw every report of a study that stands; return how many, and to how many places they may have been sent.
+
+    Parameters
+    ----------
+    code
+        As for `withdraw_report`.
+
+    Raises
+    ------
+    NoSuchRecord
+        There is no such study, or no report of it stands.
+    """
+    standing = (_REPORTS.c.study_id == study_id) & _REPORTS.c.withdrawn_at.is_(None)
+    reports = session.execute(select(_REPORTS.c.id).where(standing).order_by(_REPORTS.c.revision)).scalars().all()
+    if not reports:
+        raise NoSuchRecord(f"no report of study {study_id} that was not withdrawn")
+    return len(reports), sum(withdraw_report(session, one, code=code, actor=actor, now=now) for one in reports)
 
 
 def add_rejection_note(session: Session, report_id: UUID, note: BuiltObject, *, now: datetime) -> BuiltObject:

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable, Iterator
 from uuid import UUID
 
+from sqlalchemy.engine import Engine
+
 from db import facts, queue
 from db.engine import Session, check_revision, db_now, make_engine, read_scope, session_scope
 from db.facts import ImageFacts
@@ -17,6 +19,9 @@ from pacs_node.errors import ConfigError
 from pacs_node.settings import Settings
 
 Add = Callable[..., argparse.ArgumentParser]
+WITHDRAWALS = {"quality": "113001", "safety": "113037", "worklist": "113038"}
+"""Reasons and the titles of the rejection notes that say them (PS3.16 CID 7011): the result should not have been said,
+endangers the patient, or stands under the wrong one."""
 
 
 def add_commands(commands: object, add: Add) -> None:
@@ -25,10 +30,12 @@ def add_commands(commands: object, add: Add) -> None:
         commands,
         "studies",
         _studies,
-        "list, show, release (a held study leaves the node only then) or reconcile (do the sums add up?)",
+        "list, show, release (a held study leaves the node only then), withdraw (take back what was reported) or "
+        "reconcile (do the sums add up?)",
     )
-    studies.add_argument("action", choices=["list", "show", "release", "reconcile"])
-    studies.add_argument("id", nargs="?", type=UUID, help="of the study to show or release")
+    studies.add_argument("action", choices=["list", "show", "release", "withdraw", "reconcile"])
+    studies.add_argument("id", nargs="?", type=UUID, help="of the study to show, release or withdraw")
+    studies.add_argument("--reason", choices=WITHDRAWALS, help="why its reports are withdrawn, as the PACS is told")
     studies.add_argument("--limit", type=int, default=50, help="list so many, the newest first (default: %(default)s)")
     studies.add_argument("--state", choices=facts.STUDY_STATES, help="list only these")
     span = studies.add_mutually_exclusive_group()
@@ -51,6 +58,8 @@ def _studies(settings: Settings, options: argparse.Namespace) -> int:
         with session_scope(engine) as session:
             released = facts.release_study(session, needed_id(options), actor=person(), now=db_now(session))
         print(f"released; {released} report deliver{'y is' if released == 1 else 'ies are'} on the way")
+    elif options.action == "withdraw":
+        _withdraw(settings, engine, needed_id(options), options.reason)
     else:
         try:
             fault = reconcile(engine, day=options.day, since=options.since)
@@ -60,6 +69,18 @@ def _studies(settings: Settings, options: argparse.Namespace) -> int:
         except ValueError as error:
             raise ConfigError(str(error)) from error
     return 0
+
+
+def _withdraw(settings: Settings, engine: Engine, study_id: UUID, reason: str | None) -> None:
+    if reason is None:
+        raise ConfigError(f"say why: --reason {{{','.join(WITHDRAWALS)}}}")
+    with session_scope(engine) as session:
+        reports, told = facts.withdraw_study(
+            session, study_id, code=WITHDRAWALS[reason], actor=person(), now=db_now(session)
+        )
+    print(f"withdrawn: {reports} report{'' if reports == 1 else 's'}, which may have been sent to {told} destinations")
+    if silent := [one.name for one in settings.destinations if not one.send_rejection_notes]:
+        print(f"no rejection notes are sent to {', '.join(silent)}: take them out there by hand")
 
 
 def _print_list(session: Session, options: argparse.Namespace) -> None:
@@ -118,7 +139,8 @@ def _to_do(session: Session, study: StudyDetail) -> Iterator[tuple[str, str]]:
     if study.summary.hold:
         yield (
             "what to do",
-            f"held: look whose images these are, then: pacs-node studies release {study.summary.study_id}",
+            f"held: look whose images these are, then: pacs-node studies release {study.summary.study_id}; if a report "
+            "left before: studies withdraw",
         )
     if (job_id := study.summary.failed_job_id) is not None:
         yield "failed", f"its report could not be built: {queue.show(session, job_id).error}"

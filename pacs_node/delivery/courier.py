@@ -169,7 +169,8 @@ class Courier:
                 return None
             earlier = facts.earlier_deliveries(database, delivery)
             blocked = next((before for before in earlier if is_missing(before)), None)
-            if delivery.state in OVER or delivery.is_void or (blocked and blocked.state is DeliveryState.HELD):
+            is_held = delivery.hold is not None or (blocked is not None and blocked.state is DeliveryState.HELD)
+            if delivery.state in OVER or delivery.is_void or is_held:
                 put_aside(database, delivery, blocked, parcel.job)
                 return None
             predecessor = facts.report_facts(database, delivery.report_id).predecessor

@@ -22,10 +22,16 @@ VOID = "the report was withdrawn before it was stored there for certain"
 
 
 def put_aside(session: Session, delivery: DeliveryFacts, blocked: DeliveryFacts | None, job: Job) -> None:
-    """End a job that has nothing to send; hold what follows a held report: one release lets go of both, in order."""
+    """End a job that has nothing to send; hold what a held study says, however it came to be queued.
+
+    What follows a held report is held with it: one release lets go of both, in order.
+    """
     now = db_now(session)
     if delivery.state not in OVER and delivery.is_void:
         facts.record_not_sent(session, delivery.delivery_id, state=DeliveryState.WITHDRAWN, reason=VOID, now=now)
+    elif delivery.state not in OVER and delivery.hold is not None:
+        reason = delivery.hold.value
+        facts.record_not_sent(session, delivery.delivery_id, state=DeliveryState.HELD, reason=reason, now=now)
     elif delivery.state not in OVER and blocked is not None:
         facts.record_not_sent(session, delivery.delivery_id, state=DeliveryState.HELD, reason=blocked.reason, now=now)
     queue.finish(session, job, now=now)

@@ -50,10 +50,9 @@ class StudyAnswer:
 
     Attributes
     ----------
-    probability
-        Calibrated P(pneumonia) in [0, 1], the highest of the images that decide the answer; None if none was analysed.
-    threshold
-        In [0, 1]; of that image's prediction.
+    decisive
+        The image with the highest probability of those that give the answer, and what the model said of it; None if
+        none was analysed.
     is_chest
         Whether a judged image is not known to be of another body part or kind: only such a study is reported to a PACS.
     contents
@@ -62,26 +61,33 @@ class StudyAnswer:
 
     answer: Answer
     finding: str
-    probability: float | None
-    threshold: float | None
+    decisive: tuple[ImageFacts, PredictionFacts] | None
     is_chest: bool
     not_analysed: tuple[NotAnalysed, ...]
     contents: dict[str, Any]
+
+    @property
+    def probability(self) -> float | None:
+        """Calibrated P(finding) in [0, 1] in the image that decides."""
+        return self.decisive[1].probability if self.decisive else None
+
+    @property
+    def threshold(self) -> float | None:
+        """In [0, 1]; of the same prediction."""
+        return self.decisive[1].threshold if self.decisive else None
 
 
 def answer_of(images: Sequence[ImageFacts]) -> StudyAnswer:
     """Return the answer of a study from all its instances, in order of reception."""
     judged = [image for image in images if image.is_judged]
-    predictions = [found for image in judged if (found := prediction_of(image)) is not None]
+    analysed = [(image, found) for image in judged if (found := prediction_of(image)) is not None]
     not_analysed = tuple(_reason(image) for image in images if prediction_of(image) is None)
     is_complete = not any(missing.image.is_judged and is_eligible(missing.image) for missing in not_analysed)
-    answer = _overall({presence_of(prediction) for prediction in predictions}, is_complete)
-    decisive = _decisive(predictions, answer)
+    answer = _overall({presence_of(prediction) for _, prediction in analysed}, is_complete)
     return StudyAnswer(
         answer=answer,
         finding=FINDING,
-        probability=decisive.probability if decisive else None,
-        threshold=decisive.threshold if decisive else None,
+        decisive=_decisive(analysed, answer),
         is_chest=any(not _codes(image) & ANOTHER_SUBJECT for image in judged),
         not_analysed=not_analysed,
         contents=_contents(images),
@@ -129,10 +135,12 @@ def _overall(presences: set[Answer], is_complete: bool) -> Answer:
     return Answer.ABSENT if is_complete else Answer.INCOMPLETE
 
 
-def _decisive(predictions: Sequence[PredictionFacts], answer: Answer) -> PredictionFacts | None:
-    """Return the highest prediction of those that gave the answer: thresholds may differ between model versions."""
-    agreeing = [prediction for prediction in predictions if presence_of(prediction) is answer]
-    return max(agreeing or predictions, key=lambda prediction: prediction.probability, default=None)
+def _decisive(
+    analysed: Sequence[tuple[ImageFacts, PredictionFacts]], answer: Answer
+) -> tuple[ImageFacts, PredictionFacts] | None:
+    """Return the highest of those that gave the answer: thresholds may differ between model versions."""
+    agreeing = [(image, prediction) for image, prediction in analysed if presence_of(prediction) is answer]
+    return max(agreeing or analysed, key=lambda found: found[1].probability, default=None)
 
 
 def _codes(image: ImageFacts) -> frozenset[str]:

@@ -62,6 +62,5 @@ REJECTIONS = {
     QUALITY: Code("113001", "DCM", "Rejected for Quality Reasons"),
     "113037": Code("113037", "DCM", "Rejected for Patient Safety Reasons"),
     "113038": Code("113038", "DCM", "Incorrect Modality Worklist Entry"),
-    "113039": Code("113039", "DCM", "Data Retention Policy Expired"),
 }
 """Titles of a rejection note, by code value (CID 7011)."""

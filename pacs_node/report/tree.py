@@ -112,7 +112,9 @@ def _group(study: StudyReport, image: ImageFacts, prediction: PredictionFacts) -
 def _reviewed_group(study: StudyReport) -> ContainerContentItem:
     """Return what the reader says of the study, without a number, under the UID of the finding that decided it."""
     images = [image for image, _ in study.analysed]
-    decisive = max(study.analysed, key=lambda found: found[1].probability)[0]
+    if study.answer.decisive is None:
+        raise ValueError("a reader's report is about an image that was analysed")
+    decisive, _ = study.answer.decisive
     finding = next(finding for finding in study.card.findings if finding.name == study.answer.finding)
     group = sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=_tracking(study, decisive, finding.name),

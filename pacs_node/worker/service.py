@@ -20,6 +20,7 @@ from db.audit import Action
 from db.engine import DatabaseAway, check_revision, db_now, make_engine, read_scope, session_scope
 from db.queue import Job, QueuePolicy
 from db.tables import JobKind
+from models.card import ModelCard
 from models.errors import ModelError
 from models.predictor import Predictor
 from models.registry import Registry
@@ -194,6 +195,7 @@ class Worker:
         worker = self._settings.worker
         predictor = Predictor(card, device=worker.device, precision=worker.precision, threads=worker.threads or None)
         result_of(self._pool.warm())  # only now can this worker take an image
+        self._keep(card)
         loaded = {
             "model": f"{card.name} {card.version}",
             "device": str(predictor.device),
@@ -203,6 +205,13 @@ class Worker:
             audit.append(session, Action.MODEL_LOADED, actor=self._owner, details=loaded, now=db_now(session))
         logger.info("The model is loaded", extra={"action": "model_loaded", **loaded})
         return predictor
+
+    def _keep(self, card: ModelCard) -> None:
+        """Keep what answers beyond the release that brought it: reports and the way back need it."""
+        try:
+            self._registry.keep(card)
+        except OSError as error:
+            logger.warning("The model could not be kept", extra={"action": "model_not_kept", "why": describe(error)})
 
 
 def _is_suspect(job: Job) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.uid import DigitalXRayImageStorageForProcessing
 
 from tests.acceptance.node import QUICK, Node, until
 from tests.acceptance.peers import (
@@ -219,6 +220,18 @@ def test_a_late_image_opens_a_revision_that_names_its_predecessor(house: House) 
     after = house.wait_report(first, revision=2)
     assert predecessors(after) == [before.SOPInstanceUID]
     assert set(named_images(after)) == {first.SOPInstanceUID, late.SOPInstanceUID}
+
+
+def test_raw_images_alone_are_reported_as_not_analysed(house: House) -> None:
+    """A modality that sends For Processing alone is set up wrongly: silence would be read as normal."""
+    raw = make_radiograph(seed=515, SOPClassUID=DigitalXRayImageStorageForProcessing)
+    raw.PresentationIntentType = "FOR PROCESSING"
+    raw.file_meta.MediaStorageSOPClassUID = raw.SOPClassUID
+    assert house.modality.send([raw]) == [SUCCESS]
+    report = house.wait_report(raw)
+    assert named_images(report) == [raw.SOPInstanceUID]
+    assert "raw detector data" in texts(report)
+    assert house.told(raw)["answer"] == "not_analysed"
 
 
 def test_another_body_part_is_not_analysed_and_not_reported(house: House) -> None:

@@ -10,13 +10,13 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
 from db import facts, queue
-from db.engine import db_now, session_scope
+from db.engine import NoSuchRecord, db_now, session_scope
 from db.facts import WarningFacts
 from db.queue import JobKind
-from db.tables import Answer
+from db.tables import Answer, Report
 from models.codes import CODES
 from pacs_node import cli
 from pacs_node.commands.check import check
@@ -99,6 +99,24 @@ def test_study_says_what_to_do_about_what_was_not_judged(told, sqlite_engine: En
         turned = WarningFacts(code="turned", severity="forbids", text="The stored image is rotated.")
         facts.record_judgement(session, accepted.instance_id, predictions=[], warnings=[turned], voi=None, now=now)
     assert f"turned: {CODES['turned'].advice}" in told("studies", "show", str(accepted.study_id))
+
+
+def test_wrongly_matched_study_is_withdrawn_once_with_its_reason(told, sqlite_engine: Engine) -> None:
+    with session_scope(sqlite_engine) as session:
+        now = db_now(session)
+        accepted = add_image(session, now=now)
+        judge(session, accepted.instance_id, 0.9, now=now)
+        report_id = freeze(session, accepted.study_id, Answer.PRESENT, now=now)
+        assert report_id is not None
+    with pytest.raises(ConfigError, match="quality,safety,worklist"):
+        told("studies", "withdraw", str(accepted.study_id))
+    assert "withdrawn: 1 report," in told("studies", "withdraw", str(accepted.study_id), "--reason", "worklist")
+    assert "revision 1: present" in (shown := told("studies", "show", str(accepted.study_id)))
+    assert ", withdrawn 20" in shown
+    with session_scope(sqlite_engine) as session:
+        assert session.execute(select(Report.withdrawal)).scalars().all() == ["113038"]
+    with pytest.raises(NoSuchRecord):
+        told("studies", "withdraw", str(accepted.study_id), "--reason", "worklist")
 
 
 def own_node(folder: Path, **sections: dict) -> Settings:

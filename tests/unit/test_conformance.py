@@ -34,7 +34,7 @@ def test_statement_names_exactly_the_sop_classes_that_are_negotiated() -> None:
 def test_statement_says_what_is_judged_and_in_which_syntaxes() -> None:
     for storage_class in STORAGE_CLASSES:
         kind, text = rows()[storage_class.uid]
-        assert (text == "analysed") == (storage_class.not_judged is None), storage_class.name
+        assert (text == "stored, never judged") == (storage_class.not_judged is not None), storage_class.name
         expected = IMAGE_TRANSFER_SYNTAXES if kind == "images" else DATA_TRANSFER_SYNTAXES
         assert storage_class.transfer_syntaxes == expected, storage_class.name
 

@@ -15,7 +15,7 @@ from pydicom.uid import Comprehensive3DSRStorage, ComprehensiveSRStorage, Enhanc
 from sqlalchemy import Engine, select, update
 
 from db import audit, facts, queue
-from db.engine import db_now, read_scope, session_scope
+from db.engine import Session, db_now, read_scope, session_scope
 from db.facts import BuiltObject, StudyFacts
 from db.tables import (
     PRIOR,
@@ -546,6 +546,44 @@ def test_study_held_meanwhile_stays_in_the_house_until_it_is_released(hospital: 
         facts.release_study(session, study_id, actor="admin", now=datetime.now(UTC))
     hospital.run()
     assert hospital.states() == [SENT]
+
+
+def retry(hospital: Hospital, session: Session) -> None:
+    (job,) = hospital.jobs()
+    facts.retry_job(session, job.id, actor="admin", now=datetime.now(UTC))
+
+
+def lose_at_the_archive(hospital: Hospital, session: Session) -> None:
+    now = datetime.now(UTC)
+    session.execute(update(Delivery).values(commit_due_at=now))
+    asked = facts.open_commitment(session, "main", transaction_uid="1.2.9", limit=9, again_at=now, now=now)
+    assert asked is not None
+    failed = {sop_instance_uid: 0x0112 for _, sop_instance_uid in asked.objects}
+    facts.record_commitment(session, "1.2.9", kept=(), failed=failed, max_failures=5, again_in_s=0.0, now=now)
+
+
+@pytest.mark.parametrize(("before", "queue_again"), [(FAILED, retry), (SENT, lose_at_the_archive)])
+def test_report_of_a_held_study_that_is_queued_again_stays_in_the_house(
+    before: DeliveryState, queue_again: Callable[..., None], hospital: Hospital
+) -> None:
+    peer = hospital.peers["main"]
+    peer.is_away = before is FAILED
+    report_id = hospital.report()
+    hospital.run()
+    assert hospital.states() == [before]
+    peer.is_away = False
+    received = len(peer.has)
+    with session_scope(hospital.engine) as session:
+        study_id = facts.report_facts(session, report_id).study_id
+        facts.hold_study(session, study_id, Hold.IDENTITY_CONFLICT, actor="intake", now=datetime.now(UTC))
+        queue_again(hospital, session)
+    hospital.run()
+    (delivery,) = hospital.deliveries()
+    assert (delivery.state, delivery.reason, len(peer.has)) == (HELD, "identity_conflict", received)
+    with session_scope(hospital.engine) as session:
+        assert facts.release_study(session, study_id, actor="admin", now=datetime.now(UTC)) == 1
+    hospital.run()
+    assert (hospital.states(), len(peer.has)) == ([SENT], received + 1)
 
 
 def test_report_that_follows_a_held_one_is_held_and_released_with_it(hospital: Hospital) -> None:

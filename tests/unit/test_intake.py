@@ -223,7 +223,6 @@ def test_accept_puts_off_a_refusal_that_cannot_be_audited(small_world: World, mo
     ("change", "code"),
     [
         ({"ImageType": ["DERIVED", "SECONDARY", "OTHER"]}, "derived"),
-        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.1.1"}, "for_processing"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.2"}, "several_frames"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.88.34"}, "not_an_image"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.88.59"}, "not_an_image"),

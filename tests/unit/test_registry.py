@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,32 @@ def with_statistics(bundle: Path, folder: Path, *, width: int = 2048) -> Path:
     named = f'sha256 = "{hashlib.sha256(content).hexdigest()}"\nlimit = 2.0\nfalse_alarm_rate = 0.01\n'
     card.write_text(f"{card.read_text()}\n[out_of_distribution]\n{named}")
     return target
+
+
+def test_kept_bundle_outlives_the_release_that_brought_it(bundle: Path, tmp_path: Path) -> None:
+    bundled, own = tmp_path / "bundled", tmp_path / "own"
+    registry = Registry([bundled, own])
+    card = load_card(renamed(bundle, bundled, version="1.2.3"))
+    for _ in range(2):
+        registry.keep(card)
+    shutil.rmtree(bundled)
+    kept = registry.find("drawn", "1.2.3")
+    assert kept.folder == own / "drawn" / "1.2.3"
+    registry.verify(kept)
+    assert [path.name for path in kept.folder.parent.iterdir()] == ["1.2.3"]
+
+
+def test_bundle_is_copied_where_it_cannot_be_linked(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other_file_system(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    card = load_card(renamed(bundle, tmp_path / "bundled", version="1.2.3"))
+    monkeypatch.setattr(Path, "hardlink_to", other_file_system)
+    registry = Registry([tmp_path / "own"])
+    registry.keep(card)
+    registry.verify(registry.find("drawn", "1.2.3"))
 
 
 def test_feature_statistics_travel_with_the_bundle(bundle: Path, tmp_path: Path) -> None:
