@@ -73,6 +73,23 @@ def test_settle_freezes_one_report_per_quiet_study(tasks: Tasks, store: ObjectSt
     assert (study.revision, study.current_report.answer) == (1, Answer.PRESENT)
 
 
+def test_report_names_the_model_that_decided_it_not_the_one_that_answers_by_now(
+    tasks: Tasks, store: ObjectStore, engine: Engine
+) -> None:
+    with session_scope(engine) as session:
+        accepted = receive(session, store)
+        judge(session, accepted.instance_id, 0.9, now=db_now(session))
+        judged = facts.study_facts(session, accepted.study_id, lock=False).images[0].predictions[0]
+    time.sleep(0.05)
+    tasks.settle()
+    with read_scope(engine) as session:
+        report = facts.study_facts(session, accepted.study_id, lock=False).current_report
+    active = tasks._registry.newest()
+    assert report is not None
+    assert (report.model_name, report.model_version) == (judged.model_name, judged.model_version)
+    assert (report.model_name, report.model_version) != (active.name, active.version)
+
+
 def test_study_that_cannot_be_settled_is_told_once_a_minute_and_keeps_nobody_waiting(
     tasks: Tasks,
     store: ObjectStore,

@@ -381,6 +381,14 @@ def test_readers_report_is_verified_and_gives_no_number(answer: Answer, presence
     assert [item.UID for item in items(document, "Tracking Unique Identifier")] == [decisive.UID]
 
 
+def test_readers_report_is_about_the_image_that_decided_not_the_one_with_the_highest_number() -> None:
+    unlike = make_image(2, prediction=make_prediction(0.97, low=0.0, high=1.0))  # out of distribution: undetermined
+    study = make_study_report(unlike, make_image(3, p=0.8))
+    decisive = items(built(study), "Tracking Unique Identifier")[1]
+    document = built(reviewed(study, Answer.PRESENT))
+    assert [item.UID for item in items(document, "Tracking Unique Identifier")] == [decisive.UID]
+
+
 def test_readers_report_stands_in_its_own_series_and_names_the_ai_result() -> None:
     study = make_study_report(PRESENT)
     before, document = built(study), built(reviewed(study, Answer.ABSENT))
