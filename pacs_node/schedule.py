@@ -46,6 +46,8 @@ REFUSED_CONTEXTS_DAYS = 400
 """A year of counts, and the same month of the year before."""
 COMMITMENTS_DAYS = 90
 """Questions of storage commitment; nobody answers one that is older."""
+REJECTIONS_DAYS = 400
+"""Rejections of objects that did not come."""
 CHUNK = 500
 """Rows deleted in one transaction."""
 ACTOR = "schedule"
@@ -161,8 +163,8 @@ class Tasks:
     def purge(self) -> None:
         """Delete what `retention_days` and `quarantine_days` let go.
 
-        The rows stay, but counts of old refusals, old questions of storage commitment, and associations that brought
-        nothing: no sum names them.
+        The rows stay, but counts of old refusals, old questions of storage commitment, old rejections of what never
+        came, and associations that brought nothing: no sum names them.
         A row says *purged* first: a crash between leaves files without use, which the orphan sweep takes.
         """
         self._purge_studies()
@@ -176,6 +178,7 @@ class Tasks:
             )
             facts.purge_commitments(session, before=asked_before)
             facts.purge_commitment_requests(session, before=asked_before)
+            facts.purge_rejections(session, before=now - timedelta(days=REJECTIONS_DAYS))
 
     def _purge_studies(self) -> None:
         if self._settings.store.retention_days == 0:

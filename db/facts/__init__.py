@@ -98,7 +98,7 @@ from db.facts.refusals import (
     purge_refused_contexts,
     record_refused_contexts,
 )
-from db.facts.rejections import apply_rejections, has_open_rejections, note_rejection
+from db.facts.rejections import apply_rejections, has_open_rejections, note_rejection, purge_rejections
 from db.facts.reports import (
     BuiltObject,
     PredecessorFacts,
@@ -279,6 +279,7 @@ __all__ = [
     "purge_commitments",
     "purge_quarantined",
     "purge_refused_contexts",
+    "purge_rejections",
     "purgeable_studies",
     "quarantine",
     "read_cursor",

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, insert, select, update
 from db import audit, facts, queue
 from db.engine import Session, db_now, read_scope, session_scope
 from db.facts.reports import reports_of_study
-from db.tables import Answer, Association, Commitment, CommitmentRequest, Hold, JobKind, Receipt, Study
+from db.tables import Answer, Association, Commitment, CommitmentRequest, Hold, JobKind, Receipt, RejectedObject, Study
 from pacs_node.schedule import Tasks
 from pacs_node.settings import Settings
 from pacs_node.store import ObjectStore
@@ -256,6 +256,26 @@ def test_purge_takes_old_questions_of_storage_commitment(tmp_path: Path, engine:
         wanted = session.execute(select(CommitmentRequest.transaction_uid)).scalars().all()
     assert asked == ["1.2.89"]
     assert sorted(wanted) == ["1.2.89.0", "1.2.89.1", "1.2.91.0"], "one that is still to be answered stays"
+
+
+def test_purge_forgets_rejections_of_what_never_came(tmp_path: Path, store: ObjectStore, engine: Engine) -> None:
+    with session_scope(engine) as session:
+        receive(session, store, 1)
+        for days, uid in ((500, "1.2.1.1.1"), (500, "1.2.1.1.2"), (399, "1.2.1.1.3")):
+            facts.note_rejection(
+                session,
+                sop_instance_uids=[uid],
+                study_instance_uid="1.2.1",
+                code="113001",
+                note_uid="1.2.9",
+                calling_ae_title="CR_ROOM_1",
+                is_trusted=False,
+                now=db_now(session) - timedelta(days=days),
+            )
+    make_tasks(tmp_path, engine).purge()
+    with read_scope(engine) as session:
+        left = session.execute(select(RejectedObject.sop_instance_uid)).scalars().all()
+    assert sorted(left) == ["1.2.1.1.1", "1.2.1.1.3"], "what is said of an image stands as long as its row"
 
 
 def test_purge_keeps_a_year_of_refused_contexts(tmp_path: Path, engine: Engine) -> None:
