@@ -465,7 +465,7 @@ class Report(Table):
     content_at: Mapped[datetime]
     """ContentDate and ContentTime."""
     is_sent: Mapped[bool]
-    """False when the study's answer stays in the house (no chest image in it, or wanted at no destination)."""
+    """False when the answer stays in the house (no chest in the study, nothing said before; or wanted nowhere)."""
     built_at: Mapped[datetime | None]
     review_id: Mapped[UUID | None]
     """Whose word it is: NULL = the model's. No foreign key, for reviews point here."""

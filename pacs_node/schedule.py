@@ -104,6 +104,7 @@ class Tasks:
                 facts.judge_anew(session, recalled, actor=ACTOR, now=now)
                 return
             answer, predecessor = answer_of(study.images), facts.next_predecessor(session, study_id)
+            is_said = facts.is_said_elsewhere(session, study_id)
             facts.freeze_report(
                 session,
                 study_id,
@@ -112,7 +113,7 @@ class Tasks:
                 contents=answer.contents,
                 model_name=card.name,
                 model_version=card.version,
-                is_sent=is_for_others(answer, predecessor, self._settings),
+                is_sent=is_for_others(answer, predecessor, self._settings, is_said=is_said),
                 now=now,
                 codes=self._settings.codes.said(),
             )
