@@ -90,7 +90,7 @@ from db.facts.recalls import (
     studies_judged_by,
 )
 from db.facts.reception import Accepted, SamePixels, StoredCopy, add_instance, quarantine, record_refusal, stored_copy
-from db.facts.reconciliation import SenderCounts, sums_by_sender, unknown_studies
+from db.facts.reconciliation import SenderCounts, studies_without_image, sums_by_sender
 from db.facts.refusals import (
     RefusedContexts,
     count_refused_contexts,
@@ -319,9 +319,9 @@ __all__ = [
     "stored_copy",
     "studies_judged_by",
     "studies_of_subjects",
+    "studies_without_image",
     "study_detail",
     "study_facts",
     "sums_by_sender",
-    "unknown_studies",
     "withdraw_report",
 ]
