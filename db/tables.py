@@ -465,7 +465,7 @@ class Report(Table):
     content_at: Mapped[datetime]
     """ContentDate and ContentTime."""
     is_sent: Mapped[bool]
-    """False when the study's answer stays in the house (no chest image in it, or wanted at no destination)."""
+    """False when the answer stays in the house (no chest in the study, nothing said before; or wanted nowhere)."""
     built_at: Mapped[datetime | None]
     review_id: Mapped[UUID | None]
     """Whose word it is: NULL = the model's. No foreign key, for reviews point here."""
@@ -581,7 +581,7 @@ class RecalledModel(Table):
 
 
 class RejectedObject(Table):
-    """An object that its sender rejected by a Key Object note (IHE IOCM), known here or not yet."""
+    """An object that a peer rejected by a Key Object note (IHE IOCM), known here or not yet; a row for each peer."""
 
     __tablename__ = "rejected_objects"
     study_instance_uid: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -589,12 +589,12 @@ class RejectedObject(Table):
     code: Mapped[str] = mapped_column(String(32))
     """The code value of the note's title (PS3.16 CID 7011)."""
     note_uid: Mapped[str] = mapped_column(String(64))
-    calling_ae_title: Mapped[str] = mapped_column(String(16))
+    calling_ae_title: Mapped[str] = mapped_column(String(16), primary_key=True)
     is_trusted: Mapped[bool]
     """Its sender may reject what others sent; else the note counts for its own images alone."""
     received_at: Mapped[datetime]
     applied_at: Mapped[datetime | None]
-    """When the image was taken out of its study's answer; NULL = it has not come."""
+    """When the image was taken out of its study's answer; NULL = it has not come, or the note does not count."""
 
 
 class OwnObject(Table):

@@ -46,6 +46,8 @@ REFUSED_CONTEXTS_DAYS = 400
 """A year of counts, and the same month of the year before."""
 COMMITMENTS_DAYS = 90
 """Questions of storage commitment; nobody answers one that is older."""
+REJECTIONS_DAYS = 400
+"""Rejections of objects that did not come."""
 CHUNK = 500
 """Rows deleted in one transaction."""
 ACTOR = "schedule"
@@ -103,6 +105,7 @@ class Tasks:
                 return
             answer, predecessor = answer_of(study.images), facts.next_predecessor(session, study_id)
             speaker = answer.decisive[1] if answer.decisive else None
+            is_said = facts.is_said_elsewhere(session, study_id)
             facts.freeze_report(
                 session,
                 study_id,
@@ -111,7 +114,7 @@ class Tasks:
                 contents=answer.contents,
                 model_name=speaker.model_name if speaker else card.name,
                 model_version=speaker.model_version if speaker else card.version,
-                is_sent=is_for_others(answer, predecessor, self._settings),
+                is_sent=is_for_others(answer, predecessor, self._settings, is_said=is_said),
                 now=now,
                 codes=self._settings.codes.said(),
             )
@@ -162,8 +165,8 @@ class Tasks:
     def purge(self) -> None:
         """Delete what `retention_days` and `quarantine_days` let go.
 
-        The rows stay, but counts of old refusals, old questions of storage commitment, and associations that brought
-        nothing: no sum names them.
+        The rows stay, but counts of old refusals, old questions of storage commitment, old rejections of what never
+        came, and associations that brought nothing: no sum names them.
         A row says *purged* first: a crash between leaves files without use, which the orphan sweep takes.
         """
         self._purge_studies()
@@ -177,6 +180,7 @@ class Tasks:
             )
             facts.purge_commitments(session, before=asked_before)
             facts.purge_commitment_requests(session, before=asked_before)
+            facts.purge_rejections(session, before=now - timedelta(days=REJECTIONS_DAYS))
 
     def _purge_studies(self) -> None:
         if self._settings.store.retention_days == 0:

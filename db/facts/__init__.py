@@ -90,7 +90,7 @@ from db.facts.recalls import (
     studies_judged_by,
 )
 from db.facts.reception import Accepted, SamePixels, StoredCopy, add_instance, quarantine, record_refusal, stored_copy
-from db.facts.reconciliation import SenderCounts, sums_by_sender, unknown_studies
+from db.facts.reconciliation import SenderCounts, studies_without_image, sums_by_sender
 from db.facts.refusals import (
     RefusedContexts,
     count_refused_contexts,
@@ -98,7 +98,7 @@ from db.facts.refusals import (
     purge_refused_contexts,
     record_refused_contexts,
 )
-from db.facts.rejections import apply_rejections, has_open_rejections, note_rejection
+from db.facts.rejections import apply_rejections, has_open_rejections, note_rejection, purge_rejections
 from db.facts.reports import (
     BuiltObject,
     PredecessorFacts,
@@ -141,7 +141,7 @@ from db.facts.trail import events_after, list_events, studies_of_subjects
 from db.facts.uploads import UploadFacts, record_uploads
 from db.facts.verifications import cancel_verified_report, follow_review, request_verified_report
 from db.facts.visibility import Origin, Visible
-from db.facts.withdrawals import add_rejection_note, withdraw_report, withdraw_study
+from db.facts.withdrawals import add_rejection_note, is_said_elsewhere, withdraw_report, withdraw_study
 from db.facts.worklist import (
     DeliveryLine,
     StudyDetail,
@@ -246,6 +246,7 @@ __all__ = [
     "instance_files",
     "is_commitment_requested",
     "is_own_object",
+    "is_said_elsewhere",
     "judge_again",
     "judge_anew",
     "judged_by",
@@ -279,6 +280,7 @@ __all__ = [
     "purge_commitments",
     "purge_quarantined",
     "purge_refused_contexts",
+    "purge_rejections",
     "purgeable_studies",
     "quarantine",
     "read_cursor",
@@ -317,10 +319,10 @@ __all__ = [
     "stored_copy",
     "studies_judged_by",
     "studies_of_subjects",
+    "studies_without_image",
     "study_detail",
     "study_facts",
     "sums_by_sender",
-    "unknown_studies",
     "withdraw_report",
     "withdraw_study",
 ]

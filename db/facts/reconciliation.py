@@ -38,7 +38,7 @@ _ASSOCIATIONS, _INSTANCES, _RECEIPTS, _EVENTS = (
     rows_of(Receipt),
     rows_of(AuditEvent),
 )
-_STUDY_UID = rows_of(Study).c.study_instance_uid
+_STUDIES = rows_of(Study)
 _REFUSALS = (Action.INSTANCE_REFUSED, Action.ASSOCIATION_REFUSED)
 
 
@@ -62,13 +62,18 @@ def sums_by_sender(session: Session, start: datetime, end: datetime) -> tuple[Se
     )
 
 
-def unknown_studies(session: Session, study_instance_uids: Sequence[str]) -> tuple[str, ...]:
-    """Return those of the studies that this node has never received, in their order."""
-    known: set[str] = set()
+def studies_without_image(session: Session, study_instance_uids: Sequence[str]) -> tuple[str, ...]:
+    """Return those of the studies of which no image to be judged ever came, in their order.
+
+    A report or a presentation state that came makes no study known: its image may have been refused in negotiation.
+    """
+    images = _STUDIES.join(_INSTANCES, _INSTANCES.c.study_id == _STUDIES.c.id)
+    known = select(_STUDIES.c.study_instance_uid).select_from(images).where(_INSTANCES.c.is_judged).distinct()
+    came: set[str] = set()
     for start in range(0, len(study_instance_uids), UIDS_AT_ONCE):
         asked = study_instance_uids[start : start + UIDS_AT_ONCE]
-        known.update(session.execute(select(_STUDY_UID).where(_STUDY_UID.in_(asked))).scalars())
-    return tuple(uid for uid in study_instance_uids if uid not in known)
+        came.update(session.execute(known.where(_STUDIES.c.study_instance_uid.in_(asked))).scalars())
+    return tuple(uid for uid in study_instance_uids if uid not in came)
 
 
 def _refusals(session: Session, start: datetime, end: datetime) -> Counter[str]:

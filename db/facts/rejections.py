@@ -6,7 +6,7 @@ from collections.abc import Collection
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, exists, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, exists, or_, select, update
 
 from db import audit
 from db.audit import Action
@@ -32,6 +32,7 @@ REJECTED = "rejected_by_sender"
 
 _INSTANCES, _STUDIES, _REPORTS, _JOBS = rows_of(Instance), rows_of(Study), rows_of(Report), rows_of(Job)
 _REJECTED, _ASSOCIATIONS = rows_of(RejectedObject), rows_of(Association)
+_APPLIED = _REJECTED.alias("applied")
 
 
 def note_rejection(
@@ -45,21 +46,19 @@ def note_rejection(
     is_trusted: bool,
     now: datetime,
 ) -> None:
-    """Remember which objects a sender rejected; they need not have come yet. Noting twice changes nothing.
+    """Remember which objects a sender rejected; they need not have come yet. Its last word without effect counts.
 
     Parameters
     ----------
     is_trusted
         It may reject what others sent; else its word counts for the images alone that it sends itself.
     """
-    row: dict[str, object] = {"study_instance_uid": study_instance_uid, "code": code, "note_uid": note_uid}
-    row |= {"calling_ae_title": calling_ae_title, "is_trusted": is_trusted, "received_at": now}
+    word = {"code": code, "note_uid": note_uid, "is_trusted": is_trusted, "received_at": now}
     for uid in sop_instance_uids:
-        key = {"study_instance_uid": study_instance_uid, "sop_instance_uid": uid}
-        if add_if_new(session, _REJECTED, tuple(key), row | key) is None and is_trusted:
-            is_this = (_REJECTED.c.study_instance_uid == study_instance_uid) & (_REJECTED.c.sop_instance_uid == uid)
-            # What was said before without effect, by somebody whose word did not count.
-            session.execute(update(_REJECTED).where(is_this, _REJECTED.c.applied_at.is_(None)).values(**row))
+        key = {"study_instance_uid": study_instance_uid, "sop_instance_uid": uid, "calling_ae_title": calling_ae_title}
+        if add_if_new(session, _REJECTED, tuple(key), key | word) is None:
+            is_this = and_(*(_REJECTED.c[name] == value for name, value in key.items()))
+            session.execute(update(_REJECTED).where(is_this, _REJECTED.c.applied_at.is_(None)).values(**word))
 
 
 def apply_rejections(session: Session, *, text: str, now: datetime) -> int:
@@ -77,18 +76,21 @@ def apply_rejections(session: Session, *, text: str, now: datetime) -> int:
         .select_from(_REJECTED.join(_INSTANCES, _INSTANCES.c.sop_instance_uid == _REJECTED.c.sop_instance_uid))
         .where(_counts())
     )
-    rows = session.execute(query.order_by(_INSTANCES.c.study_id).limit(500)).all()
-    for row in rows:
+    applied = 0
+    for row in session.execute(query.order_by(_INSTANCES.c.study_id).limit(500)).all():
         is_this = _REJECTED.c.study_instance_uid == row.study_instance_uid
-        is_this &= _REJECTED.c.sop_instance_uid == row.sop_instance_uid
-        session.execute(update(_REJECTED).where(is_this).values(applied_at=now))
+        is_this &= (_REJECTED.c.sop_instance_uid == row.sop_instance_uid) & _REJECTED.c.applied_at.is_(None)
+        marked = update(_REJECTED).where(is_this).values(applied_at=now).returning(_REJECTED.c.sop_instance_uid)
+        if session.execute(marked).first() is None:  # as another sender said too
+            continue
+        applied += 1
         if row.is_judged:
             _take_out(session, row.id, text, now)
             _withdraw_what_was_said(session, row, now)
         details = {"code": row.code, "sop_instance_uid": row.sop_instance_uid, "is_judged": row.is_judged}
         actor = audit.peer(row.calling_ae_title)
         audit.append(session, Action.IMAGE_REJECTED, actor=actor, subject_id=row.id, details=details, now=now)
-    return len(rows)
+    return applied
 
 
 def has_open_rejections(session: Session) -> bool:
@@ -96,6 +98,12 @@ def has_open_rejections(session: Session) -> bool:
     here = _INSTANCES.c.sop_instance_uid == _REJECTED.c.sop_instance_uid
     query = select(_INSTANCES.c.id).join(_REJECTED, here).where(_counts())
     return session.execute(query.limit(1)).first() is not None
+
+
+def purge_rejections(session: Session, *, before: datetime) -> None:
+    """Delete what was said before then of objects that never came; what was said of an image stands."""
+    is_here = exists().where(_INSTANCES.c.sop_instance_uid == _REJECTED.c.sop_instance_uid)
+    session.execute(delete(_REJECTED).where(_REJECTED.c.received_at < before, ~is_here))
 
 
 def _counts() -> ColumnElement[bool]:
@@ -107,7 +115,12 @@ def _counts() -> ColumnElement[bool]:
         _ASSOCIATIONS.c.id == _INSTANCES.c.association_id,
         _ASSOCIATIONS.c.calling_ae_title == _REJECTED.c.calling_ae_title,
     )
-    return and_(_REJECTED.c.applied_at.is_(None), is_of_study, or_(_REJECTED.c.is_trusted, is_own))
+    is_out = exists().where(
+        _APPLIED.c.sop_instance_uid == _REJECTED.c.sop_instance_uid,
+        _APPLIED.c.study_instance_uid == _REJECTED.c.study_instance_uid,
+        _APPLIED.c.applied_at.is_not(None),
+    )
+    return and_(_REJECTED.c.applied_at.is_(None), ~is_out, is_of_study, or_(_REJECTED.c.is_trusted, is_own))
 
 
 def _take_out(session: Session, instance_id: UUID, text: str, now: datetime) -> None:

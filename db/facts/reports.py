@@ -60,7 +60,7 @@ class ReportFacts:
     content_at: datetime
     """ContentDate and ContentTime."""
     is_sent: bool
-    """False when the answer stays in the house: of no chest, or wanted at no destination."""
+    """False when the answer stays in the house: of no chest, with nothing said before; or wanted at no destination."""
     built_at: datetime | None
     review_id: UUID | None = None
     """Whose word it is; None = the model's."""

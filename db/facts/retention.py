@@ -65,15 +65,15 @@ def purgeable_studies(
     """Return studies whose input bytes may be deleted, with the paths of these and their pictures; the oldest first.
 
     The last image came before `older_than`; nothing is held, unreported, waiting, failed or on its way (an image whose
-    bytes are gone keeps none of the others, nor does what a person closed undone); every delivery was sent, or is that
-    of a prior, which is not to be sent; and the last reader with a verdict did not disagree (that keeps the images for
-    the next training).
+    bytes are gone keeps none of the others, nor does what a person closed undone); every delivery was sent, was
+    withdrawn and its destination told, or is that of a prior, which is not to be sent; and the last reader with a
+    verdict did not disagree (that keeps the images for the next training).
     """
     closed = select(_JOBS.c.subject_id).where(_JOBS.c.state == JobState.CLOSED)
     unsent = exists().where(
         _DELIVERIES.c.report_id == _REPORTS.c.id,
         _REPORTS.c.study_id == _STUDIES.c.id,
-        _DELIVERIES.c.state != DeliveryState.SENT,
+        _DELIVERIES.c.state.not_in([DeliveryState.SENT, DeliveryState.WITHDRAWN]),
         _DELIVERIES.c.id.not_in(closed),
         ~and_(_DELIVERIES.c.state == DeliveryState.HELD, _DELIVERIES.c.reason == PRIOR),
     )

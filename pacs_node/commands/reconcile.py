@@ -1,7 +1,8 @@
 """`pacs-node studies reconcile`: where everything went, per day and per sender, and whether the sums add up.
 
 Takes a span of local days; prints a table, what senders proposed and were refused, and one sentence. Exit code 1 when
-something received is in no end state, or when a PACS that was asked has radiographs of those days that never came here.
+something received is in no end state, or when a PACS that was asked has studies with radiographs of those days of which
+no image came here, or studies that cannot be compared.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ DAYS_MAX = 3660
 DAYS_SHOWN = 7
 """Without a day or a beginning: today and the days before."""
 RADIOGRAPHS = frozenset({"CR", "DX"})
-"""Modalities in Study of what the node should have got; studies of which the PACS does not say them do not count."""
+"""Modalities in Study of what the node should have got; a study that does not state them is not comparable."""
 UNKNOWN = "(unknown)"
 NOTHING = Conservation(received=0, analysed=0, not_analysed=0, failed=0, waiting=0, duplicate=0, quarantined=0)
 HEADS = (
@@ -69,7 +70,10 @@ def reconcile(engine: Engine, *, day: date | None, since: date | None) -> int:
 
 
 def reconcile_with(settings: Settings, engine: Engine, pacs: str, *, day: date | None, since: date | None) -> int:
-    """Ask a PACS for the radiographs with a Study Date of those days, print what never came, and return the exit code.
+    """Ask a PACS for its studies with a Study Date of those days, print what never came, and return the exit code.
+
+    Studies are compared, not images: one has come when an image to be judged came. The Number of Study Related
+    Instances also counts reports and what this node sent.
 
     Raises
     ------
@@ -90,14 +94,19 @@ def reconcile_with(settings: Settings, engine: Engine, pacs: str, *, day: date |
         connect_timeout_s=settings.delivery.connect_timeout_s,
     )
     wanted = {study.study_instance_uid: study for study in found if not RADIOGRAPHS.isdisjoint(study.modalities)}
+    silent = [study.study_instance_uid for study in found if not any(study.modalities)]
     with read_scope(engine) as session:
-        missing = facts.unknown_studies(session, list(wanted))
+        missing = facts.studies_without_image(session, list(wanted))
+        unclear = facts.studies_without_image(session, silent)
     for uid in missing:
         print(f"{uid}  {wanted[uid].study_date or 'no date'}  {'/'.join(wanted[uid].modalities)}")
-    print(f"{pacs}: {len(wanted)} studies with CR or DX, {len(missing)} of them never came here")
+    print(f"{pacs}: {len(wanted)} studies with CR or DX, of {len(missing)} of them no image to be judged came here")
+    if unclear:
+        why = "no image of them came here, and it does not state their Modalities in Study"
+        print(f"{pacs}: {len(unclear)} studies are not comparable: {why}", file=sys.stderr)
     if len(found) >= MOST_STUDIES:
         print(f"{pacs} has more: only {MOST_STUDIES} studies were compared; ask for fewer days", file=sys.stderr)
-    return 1 if missing or len(found) >= MOST_STUDIES else 0
+    return 1 if missing or unclear or len(found) >= MOST_STUDIES else 0
 
 
 def days_of(day: date | None, since: date | None, today: date) -> list[date]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from db.facts import ImageFacts, PredictionFacts
+from db.facts.rejections import REJECTED
 from db.tables import Answer, InstanceState
 
 FINDING = "pneumonia"
@@ -25,7 +26,7 @@ ANOTHER_SUBJECT = frozenset({"wrong_modality", "not_chest", "not_human"})
 NOT_NAMED = frozenset({"own_object", "not_an_image"})
 """Codes of what a report does not mention: what this node made, and what no radiologist would call an image."""
 _ANOTHER_KIND = frozenset({"not_frontal", "for_processing", "derived", "derived_secondary"})
-NOT_FOR_THIS_MODEL = ANOTHER_SUBJECT | NOT_NAMED | _ANOTHER_KIND | {"rejected_by_sender"}
+NOT_FOR_THIS_MODEL = ANOTHER_SUBJECT | NOT_NAMED | _ANOTHER_KIND | {REJECTED}
 """Codes of objects that the model never judges, or whose sender took them back; they do not make a study incomplete."""
 
 FORBIDS = "forbids"
@@ -54,7 +55,8 @@ class StudyAnswer:
         The image with the highest probability of those that give the answer, and what the model said of it; None if
         none was analysed.
     is_chest
-        Whether a judged image is not known to be of another body part or kind: only such a study is reported to a PACS.
+        Whether a judged image that its sender did not take back is not known to be of another body part or kind: of
+        any other study a PACS is told only in place of what it was told before.
     contents
         The images with state, predictions and codes, as the report freezes them.
     """
@@ -88,7 +90,7 @@ def answer_of(images: Sequence[ImageFacts]) -> StudyAnswer:
         answer=answer,
         finding=FINDING,
         decisive=_decisive(analysed, answer),
-        is_chest=any(not _codes(image) & ANOTHER_SUBJECT for image in judged),
+        is_chest=any(not _codes(image) & (ANOTHER_SUBJECT | {REJECTED}) for image in judged),
         not_analysed=not_analysed,
         contents=_contents(images),
     )

@@ -18,9 +18,20 @@ class PlannedDelivery(NamedTuple):
     reason: str
 
 
-def is_for_others(answer: StudyAnswer, predecessor: PredecessorFacts | None, settings: Settings) -> bool:
-    """Whether a report leaves the house: of a chest, and wanted somewhere. No later one names what nobody got."""
-    return answer.is_chest and (not settings.destinations or bool(_wanting(answer.answer, predecessor, settings)))
+def is_for_others(
+    answer: StudyAnswer, predecessor: PredecessorFacts | None, settings: Settings, *, is_said: bool
+) -> bool:
+    """Whether a report leaves the house: wanted somewhere, and of a chest or after one that did.
+
+    No later one names what nobody got.
+
+    Parameters
+    ----------
+    is_said
+        A destination shows what was said of the study, or is to get it (`facts.is_said_elsewhere`): it gets this too.
+    """
+    is_wanted = not settings.destinations or bool(_wanting(answer.answer, predecessor, settings))
+    return is_wanted and (answer.is_chest or is_said)
 
 
 def _wanting(

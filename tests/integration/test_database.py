@@ -14,6 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import func, inspect, make_url, select, text, update
@@ -110,6 +111,24 @@ def test_two_processes_migrate_at_once(empty_database_url: str, in_processes: In
     in_processes(migrate, [(empty_database_url,)] * 2)
     engine = make_engine(empty_database_url)
     database.check_revision(engine)
+    engine.dispose()
+
+
+def test_rejections_keep_their_rows_when_each_sender_gets_its_own(empty_database_url: str) -> None:
+    config, engine = database._alembic_config(empty_database_url), make_engine(empty_database_url)
+    row = "INSERT INTO rejected_objects VALUES ('1.2', '1.2.3', '113038', '1.2.9', '{}', {}, '2026-12-01 00:00', NULL)"
+    senders = text("SELECT calling_ae_title FROM rejected_objects ORDER BY calling_ae_title")
+    command.upgrade(config, "2026_12_01_a")
+    with session_scope(engine) as session:
+        session.execute(text(row.format("PACS", "false")))
+    command.upgrade(config, "2026_12_01_b")
+    with session_scope(engine) as session:
+        session.execute(text(row.format("CR_ROOM_1", "true")))
+        assert session.execute(senders).scalars().all() == ["CR_ROOM_1", "PACS"]
+    assert inspect(engine).get_pk_constraint("rejected_objects")["name"] == "pk_rejected_objects"
+    command.downgrade(config, "2026_12_01_a")
+    with read_scope(engine) as session:
+        assert session.execute(senders).scalars().all() == ["CR_ROOM_1"], "the word that counts"
     engine.dispose()
 
 

@@ -14,11 +14,24 @@ from sqlalchemy import Engine, insert, select, update
 
 from db import audit, facts, queue
 from db.engine import Session, db_now, read_scope, session_scope
+from db.facts import WarningFacts
 from db.facts.reports import reports_of_study
-from db.tables import Answer, Association, Commitment, CommitmentRequest, Hold, JobKind, Receipt, Study
+from db.tables import (
+    Answer,
+    Association,
+    Commitment,
+    CommitmentRequest,
+    DeliveryState,
+    Hold,
+    JobKind,
+    Receipt,
+    RejectedObject,
+    Study,
+)
 from pacs_node.schedule import Tasks
 from pacs_node.settings import Settings
 from pacs_node.store import ObjectStore
+from pacs_node.told import apply_rejections
 from tests.builders import make_bundle
 from tests.records import LATERAL, POLICY, end_jobs, judge, make_instance
 
@@ -150,6 +163,128 @@ def test_report_that_nobody_got_is_not_what_the_next_one_replaces(
     assert (second.predecessor is not None) is others_want_it
 
 
+CHEST, HAND = (), (WarningFacts(code="not_chest", severity="forbids", text="A hand"),)
+ALL, ONE = (1, 2), (1,)
+"""Numbers of the images that their sender takes back."""
+
+
+def judge_as(session: Session, instance_id: UUID, warnings: tuple[WarningFacts, ...]) -> None:
+    if warnings:
+        now = db_now(session)
+        facts.record_judgement(session, instance_id, predictions=[], warnings=warnings, voi=None, now=now)
+        end_jobs(session, instance_id)
+    else:
+        judge(session, instance_id, now=db_now(session))
+
+
+def reject(engine: Engine, numbers: tuple[int, ...]) -> None:
+    with session_scope(engine) as session:
+        facts.note_rejection(
+            session,
+            sop_instance_uids=[f"1.2.1.1.{number}" for number in numbers],
+            study_instance_uid="1.2.1",
+            code="113038",
+            note_uid="1.2.9",
+            calling_ae_title="PACS",
+            is_trusted=True,
+            now=db_now(session),
+        )
+    apply_rejections(engine)
+
+
+def deliver(session: Session, report_id: UUID, until: str) -> None:
+    """Build a report with one delivery, and send it, as far as `until` says."""
+    if until == "frozen":
+        return
+    facts.record_report_built(session, report_id, [], [("main", DeliveryState.WAITING, "")], now=db_now(session))
+    (delivery,) = facts.deliveries_of(session, report_id)
+    if until == "sent":
+        facts.record_choice(
+            session, delivery.delivery_id, sop_class_uid="1.2", sop_instance_uid=f"2.25.{report_id.int}"
+        )
+        facts.record_sent(session, delivery.delivery_id, now=db_now(session))
+
+
+def settled(tasks: Tasks, engine: Engine) -> list[facts.ReportFacts]:
+    time.sleep(0.05)
+    tasks.settle()
+    with read_scope(engine) as session:
+        study_id = session.execute(select(Study.id)).scalar_one()
+        return list(reports_of_study(session, study_id))
+
+
+@pytest.mark.parametrize(
+    ("images", "first", "rejected", "is_sent"),
+    [
+        pytest.param([CHEST], None, ONE, [False], id="the only one, before the first report"),
+        pytest.param([CHEST], "frozen", ONE, [True, False], id="the only one, not built yet"),
+        pytest.param([CHEST], "built", ONE, [True, False], id="the only one, not sent yet"),
+        pytest.param([CHEST], "sent", ONE, [True, True], id="the only one, sent"),
+        pytest.param([CHEST, CHEST], None, ONE, [True], id="one of two, before the first report"),
+        pytest.param([CHEST, CHEST], "built", ONE, [True, True], id="one of two, not sent yet"),
+        pytest.param([CHEST, CHEST], "sent", ONE, [True, True], id="one of two, sent"),
+        pytest.param([CHEST, CHEST], None, ALL, [False], id="both, before the first report"),
+        pytest.param([CHEST, CHEST], "built", ALL, [True, False], id="both, not sent yet"),
+        pytest.param([CHEST, CHEST], "sent", ALL, [True, True], id="both, sent"),
+        pytest.param([CHEST, HAND], None, ONE, [False], id="the chest beside a hand, before the first report"),
+        pytest.param([CHEST, HAND], "built", ONE, [True, False], id="the chest beside a hand, not sent yet"),
+        pytest.param([CHEST, HAND], "sent", ONE, [True, True], id="the chest beside a hand, sent"),
+        pytest.param([HAND], None, ONE, [False], id="a hand, before the first report"),
+        pytest.param([HAND], "frozen", ONE, [False, False], id="a hand"),
+        pytest.param([HAND, CHEST], "sent", ONE, [True, True], id="the hand beside a chest"),
+    ],
+)
+def test_rejection_replaces_what_was_sent_and_opens_nothing_where_nothing_was(
+    tmp_path: Path,
+    store: ObjectStore,
+    sqlite_engine: Engine,
+    images: list[tuple[WarningFacts, ...]],
+    first: str | None,
+    rejected: tuple[int, ...],
+    is_sent: list[bool],
+) -> None:
+    tasks = make_tasks(tmp_path, sqlite_engine)
+    with session_scope(sqlite_engine) as session:
+        for number, warnings in enumerate(images, 1):
+            judge_as(session, receive(session, store, number).instance_id, warnings)
+    if first is not None:
+        (report,) = settled(tasks, sqlite_engine)
+        with session_scope(sqlite_engine) as session:
+            deliver(session, report.report_id, first)
+    reject(sqlite_engine, rejected)
+    assert [report.is_sent for report in settled(tasks, sqlite_engine)] == is_sent
+
+
+@pytest.mark.parametrize("first", ["frozen", "built", "sent"])
+def test_result_is_replaced_when_its_image_turns_out_to_be_no_chest(
+    tmp_path: Path, store: ObjectStore, sqlite_engine: Engine, first: str
+) -> None:
+    tasks = make_tasks(tmp_path, sqlite_engine)
+    with session_scope(sqlite_engine) as session:
+        instance_id = receive(session, store).instance_id
+        judge_as(session, instance_id, CHEST)
+    (report,) = settled(tasks, sqlite_engine)
+    with session_scope(sqlite_engine) as session:
+        deliver(session, report.report_id, first)
+        judge_as(session, instance_id, HAND)
+    _, second = settled(tasks, sqlite_engine)
+    assert (second.is_sent, second.answer) == (True, Answer.NOT_ANALYSED), "the first is there, or is yet to be sent"
+
+
+def test_result_is_replaced_also_where_a_later_one_was_withdrawn_before_it_was_sent(
+    tmp_path: Path, store: ObjectStore, engine: Engine
+) -> None:
+    tasks = make_tasks(tmp_path, engine)
+    for number, until in ((1, "sent"), (2, "built")):
+        with session_scope(engine) as session:
+            judge_as(session, receive(session, store, number).instance_id, CHEST)
+        report = settled(tasks, engine)[-1]
+        with session_scope(engine) as session:
+            deliver(session, report.report_id, until)
+    reject(engine, ALL)
+    assert [report.is_sent for report in settled(tasks, engine)] == [True, True, True]
+
+
 def test_orphan_is_swept_and_named_files_stay(tasks: Tasks, store: ObjectStore, engine: Engine) -> None:
     orphan, young = store.place([b"orphan"]).path, store.place([b"young"]).path
     with session_scope(engine) as session:
@@ -273,6 +408,26 @@ def test_purge_takes_old_questions_of_storage_commitment(tmp_path: Path, engine:
         wanted = session.execute(select(CommitmentRequest.transaction_uid)).scalars().all()
     assert asked == ["1.2.89"]
     assert sorted(wanted) == ["1.2.89.0", "1.2.89.1", "1.2.91.0"], "one that is still to be answered stays"
+
+
+def test_purge_forgets_rejections_of_what_never_came(tmp_path: Path, store: ObjectStore, engine: Engine) -> None:
+    with session_scope(engine) as session:
+        receive(session, store, 1)
+        for days, uid in ((500, "1.2.1.1.1"), (500, "1.2.1.1.2"), (399, "1.2.1.1.3")):
+            facts.note_rejection(
+                session,
+                sop_instance_uids=[uid],
+                study_instance_uid="1.2.1",
+                code="113001",
+                note_uid="1.2.9",
+                calling_ae_title="CR_ROOM_1",
+                is_trusted=False,
+                now=db_now(session) - timedelta(days=days),
+            )
+    make_tasks(tmp_path, engine).purge()
+    with read_scope(engine) as session:
+        left = session.execute(select(RejectedObject.sop_instance_uid)).scalars().all()
+    assert sorted(left) == ["1.2.1.1.1", "1.2.1.1.3"], "what is said of an image stands as long as its row"
 
 
 def test_purge_keeps_a_year_of_refused_contexts(tmp_path: Path, engine: Engine) -> None:

@@ -285,6 +285,34 @@ def test_modality_rejects_its_own_images_alone(sqlite_engine: Engine) -> None:
     assert apply_rejections(sqlite_engine) == 1
 
 
+def test_copy_of_a_note_from_another_sender_is_not_in_the_way_of_the_modality(sqlite_engine: Engine) -> None:
+    with session_scope(sqlite_engine) as session:
+        records.add_image(session, 1, association_id=open_from(session, "CR_ROOM_1"))
+    for sender, applied in (("PACS", 0), ("CR_ROOM_1", 1), ("CR_ROOM_1", 0), ("PACS", 0)):
+        note(sqlite_engine, "1.2.1.1.1", sender=sender, is_trusted=False)
+        assert apply_rejections(sqlite_engine) == applied
+
+
+def test_image_that_two_senders_reject_is_taken_out_once(sqlite_engine: Engine) -> None:
+    with session_scope(sqlite_engine) as session:
+        records.add_image(session, 1, association_id=open_from(session, "CR_ROOM_1"))
+    note(sqlite_engine, "1.2.1.1.1", sender="CR_ROOM_1", is_trusted=False)
+    note(sqlite_engine, "1.2.1.1.1", sender="PACS")
+    assert apply_rejections(sqlite_engine) == 1
+    note(sqlite_engine, "1.2.1.1.1", sender="ARCHIVE")
+    with read_scope(sqlite_engine) as session:
+        assert not facts.has_open_rejections(session)
+
+
+def test_note_counts_when_it_is_sent_again_by_a_peer_that_was_trusted_meanwhile(sqlite_engine: Engine) -> None:
+    with session_scope(sqlite_engine) as session:
+        records.add_image(session, 1)
+    note(sqlite_engine, "1.2.1.1.1", is_trusted=False)
+    assert apply_rejections(sqlite_engine) == 0
+    note(sqlite_engine, "1.2.1.1.1")
+    assert apply_rejections(sqlite_engine) == 1
+
+
 def test_result_that_was_withdrawn_before_it_was_built_goes_nowhere(hospital: Hospital) -> None:
     report_id = hospital.report(is_built=False)
     with session_scope(hospital.engine) as session:

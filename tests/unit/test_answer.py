@@ -25,6 +25,7 @@ LATERAL = make_image(4, codes=["not_frontal"])
 HAND = make_image(5, codes=["not_chest", "low_resolution"])
 UNDECODABLE = make_image(6, codes=["undecodable"])
 DERIVED = make_image(7, codes=["derived"], is_judged=False)
+REJECTED = make_image(10, codes=["rejected_by_sender"])
 OWN = make_image(8, codes=["own_object"], is_judged=False)
 
 
@@ -56,6 +57,10 @@ OWN = make_image(8, codes=["own_object"], is_judged=False)
         ([HAND, DERIVED, OWN], Answer.NOT_ANALYSED, None, False),
         ([make_image(9, codes=["not_human"])], Answer.NOT_ANALYSED, None, False),
         ([OWN], Answer.NOT_ANALYSED, None, False),
+        ([REJECTED], Answer.NOT_ANALYSED, None, False),
+        ([REJECTED, HAND, OWN], Answer.NOT_ANALYSED, None, False),
+        ([REJECTED, UNDECODABLE], Answer.NOT_ANALYSED, None, True),
+        ([REJECTED, ABSENT], Answer.ABSENT, 0.07, True),
         ([], Answer.NOT_ANALYSED, None, False),
     ],
 )

@@ -151,12 +151,19 @@ def test_radiographs_that_a_pacs_has_and_that_never_came_are_named(
     day = date(2026, 3, 4)
     with session_scope(sqlite_engine) as session:
         add_image(session, 1, study="1.2.1")
+        add_image(session, 2, study="1.2.2", modality="PR", is_judged=False, not_judged_reason=("not_an_image", "PR"))
     assert reconcile_with(settings, sqlite_engine, "archive", day=day, since=None) == 1
-    said = capsys.readouterr().out
-    assert "1.2.2  20260304  DX/PR" in said
-    assert "archive: 2 studies with CR or DX, 1 of them never came here" in said
+    said = capsys.readouterr()
+    assert "1.2.2  20260304  DX/PR" in said.out, "its presentation state came, its image did not"
+    assert "archive: 2 studies with CR or DX, of 1 of them no image to be judged came here" in said.out
+    assert "archive: 1 studies are not comparable" in said.err
     with session_scope(sqlite_engine) as session:
-        add_image(session, 2, study="1.2.2")
+        add_image(session, 3, study="1.2.2")
+    assert reconcile_with(settings, sqlite_engine, "archive", day=day, since=None) == 1, (
+        "one does not say what it holds"
+    )
+    with session_scope(sqlite_engine) as session:
+        add_image(session, 4, study="1.2.4")
     assert reconcile_with(settings, sqlite_engine, "archive", day=day, since=None) == 0
     with pytest.raises(ConfigError, match="archive"):
         reconcile_with(settings, sqlite_engine, "elsewhere", day=day, since=None)

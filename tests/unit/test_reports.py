@@ -256,6 +256,8 @@ def finished(session: Session) -> UUID:
     judge(session, accepted.instance_id)
     built(session, accepted.study_id)
     delivery_id = jobs(session, JobKind.DELIVER)[0].subject_id
+    chosen = {"sop_class_uid": SR_3D.sop_class_uid, "sop_instance_uid": SR_3D.sop_instance_uid}
+    facts.record_choice(session, delivery_id, **chosen)
     facts.record_sent(session, delivery_id, now=NOON)
     end_jobs(session, delivery_id)
     return accepted.study_id
@@ -282,6 +284,19 @@ def with_delivery(state: DeliveryState) -> Callable[[Session, UUID], object]:
     return change
 
 
+def withdrawn(*, is_told: bool) -> Callable[[Session, UUID], object]:
+    """Withdraw the report that was sent; the destination is told, or its delivery and job still wait."""
+
+    def change(session: Session, study_id: UUID) -> None:
+        (report,), (job,) = facts.study_detail(session, study_id).reports, jobs(session, JobKind.DELIVER)
+        assert facts.withdraw_report(session, report.report_id, code="113001", actor="peer:PACS", now=NOON) == 1
+        if is_told:
+            with_delivery(DeliveryState.WITHDRAWN)(session, study_id)
+            end_jobs(session, job.subject_id)
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -289,6 +304,9 @@ def with_delivery(state: DeliveryState) -> Callable[[Session, UUID], object]:
         pytest.param(with_delivery(DeliveryState.WAITING), False, id="delivery waiting"),
         pytest.param(with_delivery(DeliveryState.HELD), False, id="delivery held"),
         pytest.param(with_delivery(DeliveryState.FAILED), False, id="delivery failed"),
+        pytest.param(with_delivery(DeliveryState.WITHDRAWN), True, id="delivery withdrawn"),
+        pytest.param(withdrawn(is_told=False), False, id="rejection note to be sent"),
+        pytest.param(withdrawn(is_told=True), True, id="rejection note sent"),
         pytest.param(lambda s, _: s.execute(update(Study).values(hold=Hold.UNIDENTIFIED)), False, id="held"),
         pytest.param(lambda s, _: s.execute(update(Study).values(unreported_since=NOON)), False, id="unreported"),
         pytest.param(lambda s, _: s.execute(update(Study).values(last_received_at=NOON + SECOND)), False, id="too new"),
