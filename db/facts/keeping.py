@@ -12,7 +12,7 @@ from sqlalchemy import delete, func, or_, select, update
 from db import audit
 from db.audit import Action
 from db.engine import Session, add_if_new
-from db.tables import CommitmentRequest, Instance, rows_of
+from db.tables import Association, CommitmentRequest, Instance, Outcome, Receipt, rows_of
 
 ACTOR = "deliver"
 
@@ -30,6 +30,7 @@ class OpenRequest:
 
 
 _REQUESTS, _INSTANCES = rows_of(CommitmentRequest), rows_of(Instance)
+_RECEIPTS, _ASSOCIATIONS = rows_of(Receipt), rows_of(Association)
 
 
 def add_commitment_request(
@@ -93,6 +94,18 @@ def kept_classes(session: Session, sop_instance_uids: Collection[str]) -> dict[s
         is_asked, _INSTANCES.c.gone_at.is_(None)
     )
     return {row.sop_instance_uid: row.sop_class_uid for row in session.execute(query)}
+
+
+def quarantined_of(session: Session, calling_ae_title: str, sop_instance_uids: Collection[str]) -> frozenset[str]:
+    """Return those of these SOP Instance UIDs under which this peer sent content that is not the one stored here."""
+    query = (
+        select(_INSTANCES.c.sop_instance_uid)
+        .join(_RECEIPTS, _RECEIPTS.c.instance_id == _INSTANCES.c.id)
+        .join(_ASSOCIATIONS, _ASSOCIATIONS.c.id == _RECEIPTS.c.association_id)
+        .where(_INSTANCES.c.sop_instance_uid.in_(sop_instance_uids), _RECEIPTS.c.outcome == Outcome.QUARANTINED)
+        .where(_ASSOCIATIONS.c.calling_ae_title == calling_ae_title)
+    )
+    return frozenset(session.execute(query).scalars())
 
 
 def close_commitment_request(session: Session, request_id: UUID, *, answered: bool, now: datetime) -> None:

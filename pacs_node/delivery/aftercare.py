@@ -37,8 +37,8 @@ ANSWER_AGAIN_S = 30.0
 """A peer that could not be told what we keep is told again after this, then after twice as long, and so on."""
 ANSWER_ATTEMPTS = 12
 """The last one a day after the question."""
-NO_SUCH_OBJECT, CLASS_CONFLICT = 0x0112, 0x0119
-"""Failure Reasons (PS3.3 C.14.1.1)."""
+PROCESSING_FAILURE, NO_SUCH_OBJECT, CLASS_CONFLICT = 0x0110, 0x0112, 0x0119
+"""Failure Reasons (PS3.3 C.14.1.1); the first for other content under the same UID: sending it again is no cure."""
 
 
 class Aftercare:
@@ -139,10 +139,12 @@ class Aftercare:
             if peer is None:
                 raise DeliveryDelayed(request.calling_ae_title, "no [[destinations]] entry has its AE title")
             with read_scope(self._engine) as session:
-                kept = facts.kept_classes(session, [uid for _, uid in request.objects])
+                uids = [uid for _, uid in request.objects]
+                kept = facts.kept_classes(session, uids)
+                quarantined = facts.quarantined_of(session, request.calling_ae_title, uids)
             commitment.answer(
                 peer,
-                result_for(request, kept),
+                result_for(request, kept, quarantined),
                 {uid: sop_class for sop_class, uid in request.objects},
                 calling_ae_title=self._settings.dicom.ae_title,
                 connect_timeout_s=self._settings.delivery.connect_timeout_s,
@@ -160,18 +162,20 @@ class Aftercare:
         return is_answered
 
 
-def result_for(request: OpenRequest, kept: dict[str, str]) -> CommitmentResult:
+def result_for(request: OpenRequest, kept: dict[str, str], quarantined: frozenset[str]) -> CommitmentResult:
     """Return what a peer is told, object by object.
 
     Parameters
     ----------
     kept
         SOP Instance UID -> SOP Class UID of what is stored here.
+    quarantined
+        SOP Instance UIDs under which the peer sent other content than is stored here.
     """
     failed = {
-        uid: NO_SUCH_OBJECT if uid not in kept else CLASS_CONFLICT
+        uid: NO_SUCH_OBJECT if uid not in kept else CLASS_CONFLICT if kept[uid] != sop_class else PROCESSING_FAILURE
         for sop_class, uid in request.objects
-        if kept.get(uid) != sop_class
+        if kept.get(uid) != sop_class or uid in quarantined
     }
     return CommitmentResult(
         transaction_uid=request.transaction_uid,

@@ -21,8 +21,10 @@ from db.engine import NoSuchRecord, db_now, read_scope, session_scope
 from db.facts import OpenRequest
 from db.tables import Commitment, DeliveryState, Instance, InstanceState, Job, JobKind, JobState, Study
 from pacs_node.delivery.aftercare import Aftercare, result_for
+from pacs_node.dimse import commitment
 from pacs_node.dimse.commitment import read_request, read_result
 from pacs_node.listener.rejected import RejectionNote, UnreadableNote, read_note
+from pacs_node.settings import DestinationSettings, Settings
 from pacs_node.store import ObjectStore
 from pacs_node.told import apply_rejections
 from tests import records
@@ -130,24 +132,52 @@ def test_node_promises_only_what_it_stores_under_the_same_class() -> None:
     request = OpenRequest(
         request_id=UUID(int=1), calling_ae_title="PACS", transaction_uid="2.25.1", objects=objects, attempts=1
     )
-    result = result_for(request, {"a": "1.2", "c": "1.2"})
+    result = result_for(request, {"a": "1.2", "c": "1.2"}, frozenset())
     assert (result.kept, result.failed) == (("a",), {"b": 0x0112, "c": 0x0119})
+
+
+def test_peer_whose_copy_was_quarantined_is_promised_nothing_about_it(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with session_scope(hospital.engine) as session:
+        for sender, digest in (("FIRST", "a"), ("MAIN", "b")):
+            association_id = open_from(session, sender)
+            records.add_image(session, 1, association_id=association_id, digest=digest * 64)
+            records.add_image(session, 2, association_id=association_id)
+    told = {}
+    monkeypatch.setattr(commitment, "answer", lambda peer, result, *_, **__: told.update({peer.ae_title: result}))
+    first = {"name": "first", "ae_title": "FIRST", "host": "h", "port": 104}
+    settings = answering(hospital, *hospital.settings.destinations, DestinationSettings(**first))
+    for sender in ("FIRST", "MAIN"):
+        ask_us(hospital, sender, "1.2.1.1.1", "1.2.1.1.2")
+    Aftercare(settings, hospital.engine, threading.Event()).turn()
+    assert (told["FIRST"].kept, told["FIRST"].failed) == (("1.2.1.1.1", "1.2.1.1.2"), {})
+    assert (told["MAIN"].kept, told["MAIN"].failed) == (("1.2.1.1.2",), {"1.2.1.1.1": 0x0110})
+
+
+def answering(hospital: Hospital, *destinations: DestinationSettings) -> Settings:
+    """Return the settings of a node that answers what it keeps, and asks nothing."""
+    dicom = hospital.settings.dicom.model_copy(update={"storage_commitment": True})
+    silent = tuple(one.model_copy(update={"storage_commitment": False}) for one in destinations)
+    return hospital.settings.model_copy(update={"destinations": silent, "dicom": dicom})
+
+
+def ask_us(hospital: Hospital, sender: str, *uids: str, transaction_uid: str = "2.25.1") -> None:
+    with session_scope(hospital.engine) as session:
+        facts.add_commitment_request(
+            session,
+            calling_ae_title=sender,
+            transaction_uid=transaction_uid,
+            objects=[("1.2.840.10008.5.1.4.1.1.1.1", uid) for uid in uids],
+            now=db_now(session) - timedelta(seconds=1),
+        )
 
 
 def test_peer_that_cannot_be_told_is_tried_once_in_a_turn(hospital: Hospital, caplog: pytest.LogCaptureFixture) -> None:
     (away,) = hospital.settings.destinations
-    dicom = hospital.settings.dicom.model_copy(update={"storage_commitment": True})
-    destinations = (away.model_copy(update={"host": "127.0.0.1", "port": 1, "storage_commitment": False}),)
-    settings = hospital.settings.model_copy(update={"destinations": destinations, "dicom": dicom})
-    with session_scope(hospital.engine) as session:
-        for number in range(3):
-            facts.add_commitment_request(
-                session,
-                calling_ae_title="MAIN",
-                transaction_uid=f"2.25.{number}",
-                objects=[("1.2", "1.3")],
-                now=db_now(session) - timedelta(seconds=1),
-            )
+    settings = answering(hospital, away.model_copy(update={"host": "127.0.0.1", "port": 1}))
+    for number in range(3):
+        ask_us(hospital, "MAIN", "1.3", transaction_uid=f"2.25.{number}")
     Aftercare(settings, hospital.engine, threading.Event()).turn()
     assert [record.message for record in caplog.records].count("A peer could not be told what is kept") == 1
     with read_scope(hospital.engine) as session:
