@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import delete, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
 
 from db import audit
 from db.audit import Action
@@ -59,15 +59,19 @@ def count_waiting_requests(session: Session, calling_ae_title: str) -> int:
     return session.execute(select(func.count()).select_from(_REQUESTS).where(is_open)).scalar_one()
 
 
-def claim_commitment_request(session: Session, *, again_in_s: float, now: datetime) -> OpenRequest | None:
+def claim_commitment_request(
+    session: Session, *, but_of: Collection[str], again_in_s: float, now: datetime
+) -> OpenRequest | None:
     """Take the question that has waited longest; it is due again later, should its answer not arrive.
 
     Parameters
     ----------
+    but_of
+        Calling AE titles whose questions are left: those who cannot be told just now.
     again_in_s
         Seconds to the next try after the first; doubled with each.
     """
-    first = select(_REQUESTS).where(_REQUESTS.c.due_at <= now).order_by(_REQUESTS.c.due_at).limit(1)
+    first = select(_REQUESTS).where(_is_due(but_of, now)).order_by(_REQUESTS.c.due_at).limit(1)
     row = session.execute(first.with_for_update(skip_locked=True)).one_or_none()
     if row is None:
         return None
@@ -82,9 +86,9 @@ def claim_commitment_request(session: Session, *, again_in_s: float, now: dateti
     )
 
 
-def is_commitment_requested(session: Session, *, now: datetime) -> bool:
-    """Tell, without a lock, whether a peer waits for its answer."""
-    return session.execute(select(_REQUESTS.c.id).where(_REQUESTS.c.due_at <= now).limit(1)).first() is not None
+def is_commitment_requested(session: Session, *, but_of: Collection[str], now: datetime) -> bool:
+    """Tell, without a lock, whether another peer than these waits for its answer."""
+    return session.execute(select(_REQUESTS.c.id).where(_is_due(but_of, now)).limit(1)).first() is not None
 
 
 def kept_classes(session: Session, sop_instance_uids: Collection[str]) -> dict[str, str]:
@@ -120,3 +124,7 @@ def close_commitment_request(session: Session, request_id: UUID, *, answered: bo
 def purge_commitment_requests(session: Session, *, before: datetime) -> None:
     """Delete the questions of peers that came before then and are answered, or given up."""
     session.execute(delete(_REQUESTS).where(_REQUESTS.c.received_at < before, _REQUESTS.c.due_at.is_(None)))
+
+
+def _is_due(but_of: Collection[str], now: datetime) -> ColumnElement[bool]:
+    return and_(_REQUESTS.c.due_at <= now, _REQUESTS.c.calling_ae_title.not_in(but_of))

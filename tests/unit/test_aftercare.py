@@ -6,6 +6,7 @@ import contextlib
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -19,10 +20,22 @@ from sqlalchemy import Engine, select, update
 from db import facts
 from db.engine import NoSuchRecord, db_now, read_scope, session_scope
 from db.facts import OpenRequest
-from db.tables import Commitment, DeliveryState, Instance, InstanceState, Job, JobKind, JobState, Study
+from db.tables import (
+    Commitment,
+    CommitmentRequest,
+    DeliveryState,
+    Instance,
+    InstanceState,
+    Job,
+    JobKind,
+    JobState,
+    Study,
+)
+from pacs_node.delivery import aftercare
 from pacs_node.delivery.aftercare import Aftercare, result_for
 from pacs_node.dimse import commitment
 from pacs_node.dimse.commitment import read_request, read_result
+from pacs_node.errors import DeliveryDelayed
 from pacs_node.listener.rejected import RejectionNote, UnreadableNote, read_note
 from pacs_node.settings import DestinationSettings, Settings
 from pacs_node.store import ObjectStore
@@ -182,6 +195,52 @@ def test_peer_that_cannot_be_told_is_tried_once_in_a_turn(hospital: Hospital, ca
     assert [record.message for record in caplog.records].count("A peer could not be told what is kept") == 1
     with read_scope(hospital.engine) as session:
         assert facts.count_waiting_requests(session, "MAIN") == 3
+
+
+def test_each_request_of_a_peer_that_cannot_be_told_has_its_own_attempts(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(aftercare, "time", SimpleNamespace(monotonic=lambda: clock.seconds))
+    monkeypatch.setattr(aftercare, "ANSWER_ATTEMPTS", 2)
+    settings = answering(hospital, *hospital.settings.destinations)
+    for number in range(3):
+        ask_us(hospital, "STRANGER", "1.3", transaction_uid=f"2.25.{number}")
+    worker, seen = Aftercare(settings, hospital.engine, threading.Event()), []
+    for _ in range(6):
+        for _ in range(2):  # the second turn comes too soon
+            worker.turn()
+        with session_scope(hospital.engine) as session:
+            rows = session.execute(select(CommitmentRequest.attempts, CommitmentRequest.due_at)).all()
+            seen.append((sorted(row.attempts for row in rows), sum(row.due_at is None for row in rows)))
+            is_open = CommitmentRequest.due_at > db_now(session)
+            session.execute(update(CommitmentRequest).where(is_open).values(due_at=db_now(session)))
+        clock.seconds += aftercare.ANSWER_AGAIN_S
+    assert seen == [([0, 0, 1], 0), ([0, 1, 1], 0), ([1, 1, 1], 0), ([1, 1, 2], 1), ([1, 2, 2], 2), ([2, 2, 2], 3)]
+
+
+def test_peer_that_cannot_be_told_is_in_nobodys_way_and_told_when_it_is_back(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tell(peer: DestinationSettings, result: commitment.CommitmentResult, *_: object, **__: object) -> None:
+        if peer.ae_title == "MAIN" and clock.seconds == 0:
+            raise DeliveryDelayed(peer.name, "no association")
+        told.append(peer.ae_title)
+
+    told: list[str] = []
+    clock = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(aftercare, "time", SimpleNamespace(monotonic=lambda: clock.seconds))
+    monkeypatch.setattr(commitment, "answer", tell)
+    (main,) = hospital.settings.destinations
+    settings = answering(hospital, main, main.model_copy(update={"name": "second", "ae_title": "SECOND"}))
+    for number, sender in enumerate(("MAIN", "MAIN", "MAIN", "SECOND")):
+        ask_us(hospital, sender, "1.3", transaction_uid=f"2.25.{number}")
+    worker = Aftercare(settings, hospital.engine, threading.Event())
+    worker.turn()
+    assert told == ["SECOND"]
+    clock.seconds += aftercare.ANSWER_AGAIN_S
+    worker.turn()
+    assert told == ["SECOND", "MAIN", "MAIN"], "and the one that was tried in vain when it is due"
 
 
 def test_malformed_commitment_messages_are_refused() -> None:
