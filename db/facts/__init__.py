@@ -53,6 +53,7 @@ from db.facts.keeping import (
     is_commitment_requested,
     kept_classes,
     purge_commitment_requests,
+    quarantined_of,
 )
 from db.facts.lists import (
     Asked,
@@ -283,6 +284,7 @@ __all__ = [
     "purge_rejections",
     "purgeable_studies",
     "quarantine",
+    "quarantined_of",
     "read_cursor",
     "recall_model",
     "recall_report",

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import delete, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
 
 from db import audit
 from db.audit import Action
 from db.engine import Session, add_if_new
-from db.tables import CommitmentRequest, Instance, rows_of
+from db.tables import Association, CommitmentRequest, Instance, Outcome, Receipt, rows_of
 
 ACTOR = "deliver"
 
@@ -30,6 +30,7 @@ class OpenRequest:
 
 
 _REQUESTS, _INSTANCES = rows_of(CommitmentRequest), rows_of(Instance)
+_RECEIPTS, _ASSOCIATIONS = rows_of(Receipt), rows_of(Association)
 
 
 def add_commitment_request(
@@ -58,15 +59,19 @@ def count_waiting_requests(session: Session, calling_ae_title: str) -> int:
     return session.execute(select(func.count()).select_from(_REQUESTS).where(is_open)).scalar_one()
 
 
-def claim_commitment_request(session: Session, *, again_in_s: float, now: datetime) -> OpenRequest | None:
+def claim_commitment_request(
+    session: Session, *, but_of: Collection[str], again_in_s: float, now: datetime
+) -> OpenRequest | None:
     """Take the question that has waited longest; it is due again later, should its answer not arrive.
 
     Parameters
     ----------
+    but_of
+        Calling AE titles whose questions are left: those who cannot be told just now.
     again_in_s
         Seconds to the next try after the first; doubled with each.
     """
-    first = select(_REQUESTS).where(_REQUESTS.c.due_at <= now).order_by(_REQUESTS.c.due_at).limit(1)
+    first = select(_REQUESTS).where(_is_due(but_of, now)).order_by(_REQUESTS.c.due_at).limit(1)
     row = session.execute(first.with_for_update(skip_locked=True)).one_or_none()
     if row is None:
         return None
@@ -81,9 +86,9 @@ def claim_commitment_request(session: Session, *, again_in_s: float, now: dateti
     )
 
 
-def is_commitment_requested(session: Session, *, now: datetime) -> bool:
-    """Tell, without a lock, whether a peer waits for its answer."""
-    return session.execute(select(_REQUESTS.c.id).where(_REQUESTS.c.due_at <= now).limit(1)).first() is not None
+def is_commitment_requested(session: Session, *, but_of: Collection[str], now: datetime) -> bool:
+    """Tell, without a lock, whether another peer than these waits for its answer."""
+    return session.execute(select(_REQUESTS.c.id).where(_is_due(but_of, now)).limit(1)).first() is not None
 
 
 def kept_classes(session: Session, sop_instance_uids: Collection[str]) -> dict[str, str]:
@@ -93,6 +98,18 @@ def kept_classes(session: Session, sop_instance_uids: Collection[str]) -> dict[s
         is_asked, _INSTANCES.c.gone_at.is_(None)
     )
     return {row.sop_instance_uid: row.sop_class_uid for row in session.execute(query)}
+
+
+def quarantined_of(session: Session, calling_ae_title: str, sop_instance_uids: Collection[str]) -> frozenset[str]:
+    """Return those of these SOP Instance UIDs under which this peer sent content that is not the one stored here."""
+    query = (
+        select(_INSTANCES.c.sop_instance_uid)
+        .join(_RECEIPTS, _RECEIPTS.c.instance_id == _INSTANCES.c.id)
+        .join(_ASSOCIATIONS, _ASSOCIATIONS.c.id == _RECEIPTS.c.association_id)
+        .where(_INSTANCES.c.sop_instance_uid.in_(sop_instance_uids), _RECEIPTS.c.outcome == Outcome.QUARANTINED)
+        .where(_ASSOCIATIONS.c.calling_ae_title == calling_ae_title)
+    )
+    return frozenset(session.execute(query).scalars())
 
 
 def close_commitment_request(session: Session, request_id: UUID, *, answered: bool, now: datetime) -> None:
@@ -107,3 +124,7 @@ def close_commitment_request(session: Session, request_id: UUID, *, answered: bo
 def purge_commitment_requests(session: Session, *, before: datetime) -> None:
     """Delete the questions of peers that came before then and are answered, or given up."""
     session.execute(delete(_REQUESTS).where(_REQUESTS.c.received_at < before, _REQUESTS.c.due_at.is_(None)))
+
+
+def _is_due(but_of: Collection[str], now: datetime) -> ColumnElement[bool]:
+    return and_(_REQUESTS.c.due_at <= now, _REQUESTS.c.calling_ae_title.not_in(but_of))

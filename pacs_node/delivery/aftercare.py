@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from datetime import timedelta
 from uuid import uuid4
 
@@ -36,9 +37,9 @@ UNASKED_S = 300.0
 ANSWER_AGAIN_S = 30.0
 """A peer that could not be told what we keep is told again after this, then after twice as long, and so on."""
 ANSWER_ATTEMPTS = 12
-"""The last one a day after the question."""
-NO_SUCH_OBJECT, CLASS_CONFLICT = 0x0112, 0x0119
-"""Failure Reasons (PS3.3 C.14.1.1)."""
+"""For each question; the last one 17 hours after it, or a day where 200 of one peer wait for each other."""
+PROCESSING_FAILURE, NO_SUCH_OBJECT, CLASS_CONFLICT = 0x0110, 0x0112, 0x0119
+"""Failure Reasons (PS3.3 C.14.1.1); the first for other content under the same UID: sending it again is no cure."""
 
 
 class Aftercare:
@@ -47,6 +48,8 @@ class Aftercare:
     def __init__(self, settings: Settings, engine: Engine, stop: threading.Event) -> None:
         self._settings, self._engine, self._stop = settings, engine, stop
         self._asked = {one.name: one for one in settings.destinations if one.storage_commitment}
+        self._silent: dict[str, float] = {}
+        """AE titles that could not be told, and until when (monotonic seconds) they are left alone."""
         self._thread = threading.Thread(target=self._run, name="aftercare", daemon=True)
 
     def __enter__(self) -> Aftercare:
@@ -114,16 +117,17 @@ class Aftercare:
             facts.postpone_commitment(session, question, until=db_now(session) + again_in)
 
     def _answer_all(self) -> None:
-        """Answer what is due; a peer that cannot be told is left alone till the next turn: others wait."""
-        silent: set[str] = set()
+        """Answer what is due; a peer that cannot be told is left alone for a while, its other questions untried."""
         while not self._stop.is_set():
+            silent = [title for title, until in self._silent.items() if time.monotonic() < until]
             with read_scope(self._engine) as session:
-                if not facts.is_commitment_requested(session, now=db_now(session)):
+                if not facts.is_commitment_requested(session, but_of=silent, now=db_now(session)):
                     return
             with session_scope(self._engine) as session:
-                request = facts.claim_commitment_request(session, again_in_s=ANSWER_AGAIN_S, now=db_now(session))
-            if request is not None and request.calling_ae_title not in silent and not self._answer(request):
-                silent.add(request.calling_ae_title)
+                now = db_now(session)
+                request = facts.claim_commitment_request(session, but_of=silent, again_in_s=ANSWER_AGAIN_S, now=now)
+            if request is not None and not self._answer(request):
+                self._silent[request.calling_ae_title] = time.monotonic() + ANSWER_AGAIN_S
 
     def _answer(self, request: OpenRequest) -> bool:
         """Tell a peer what is stored here and not purged; only a destination has an address to be told at.
@@ -139,10 +143,12 @@ class Aftercare:
             if peer is None:
                 raise DeliveryDelayed(request.calling_ae_title, "no [[destinations]] entry has its AE title")
             with read_scope(self._engine) as session:
-                kept = facts.kept_classes(session, [uid for _, uid in request.objects])
+                uids = [uid for _, uid in request.objects]
+                kept = facts.kept_classes(session, uids)
+                quarantined = facts.quarantined_of(session, request.calling_ae_title, uids)
             commitment.answer(
                 peer,
-                result_for(request, kept),
+                result_for(request, kept, quarantined),
                 {uid: sop_class for sop_class, uid in request.objects},
                 calling_ae_title=self._settings.dicom.ae_title,
                 connect_timeout_s=self._settings.delivery.connect_timeout_s,
@@ -160,18 +166,20 @@ class Aftercare:
         return is_answered
 
 
-def result_for(request: OpenRequest, kept: dict[str, str]) -> CommitmentResult:
+def result_for(request: OpenRequest, kept: dict[str, str], quarantined: frozenset[str]) -> CommitmentResult:
     """Return what a peer is told, object by object.
 
     Parameters
     ----------
     kept
         SOP Instance UID -> SOP Class UID of what is stored here.
+    quarantined
+        SOP Instance UIDs under which the peer sent other content than is stored here.
     """
     failed = {
-        uid: NO_SUCH_OBJECT if uid not in kept else CLASS_CONFLICT
+        uid: NO_SUCH_OBJECT if uid not in kept else CLASS_CONFLICT if kept[uid] != sop_class else PROCESSING_FAILURE
         for sop_class, uid in request.objects
-        if kept.get(uid) != sop_class
+        if kept.get(uid) != sop_class or uid in quarantined
     }
     return CommitmentResult(
         transaction_uid=request.transaction_uid,

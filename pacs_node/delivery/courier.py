@@ -137,6 +137,8 @@ class Courier:
                     self._send(session, parcel, built, is_report=built is contents.report)
                 self._recorded(lambda: self._sent(parcel))
         except DeliveryFailed as failure:
+            if isinstance(failure, DeliveryDelayed) and not session.is_open:
+                self._destinations.note_outage(failure)
             self._not_sent(parcel, failure)
         except LostLease:
             _log_lost(parcel)
@@ -206,6 +208,7 @@ class Courier:
             self._recorded(lambda: self._noted(delivery_id, built, reason))
             logger.warning("A picture was refused", extra=_named(parcel) | {"action": "object_refused"})
         else:
+            self._destinations.note_answer(parcel.delivery.destination)
             self._recorded(lambda: self._object_sent(delivery_id, built))
 
     def _object_sent(self, delivery_id: UUID, built: BuiltObject) -> None:

@@ -1,7 +1,7 @@
 """The configured destinations by name: what each wants, and which of them are away just now.
 
 Takes a name; gives an open session, by DIMSE or by HTTP, that proposes what its delivery profile names. Hides how long
-a destination that could not be reached is left alone, so that it does not hold up the others.
+a destination that could not be reached, or fell silent, is left alone, so that it does not hold up the others.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def contexts_of(destination: DestinationSettings) -> tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outage:
-    """No association, `times` in a row; not tried again before `until` (monotonic seconds)."""
+    """No association, or none that lasted, `times` in a row; not tried again before `until` (monotonic seconds)."""
 
     until: float
     times: int
@@ -101,17 +101,22 @@ class Destinations:
         if outage is not None and time.monotonic() < outage.until:
             raise DeliveryDelayed(name, outage.reason)
         try:
-            session = self._connect(destination)
+            return self._connect(destination)
         except DeliveryDelayed as failure:
-            self._outages[name] = self._outage_after(outage, failure.reason)
+            self.note_outage(failure)
             raise
-        self._outages.pop(name, None)
-        return session
 
-    def _outage_after(self, before: Outage | None, reason: str) -> Outage:
+    def note_outage(self, failure: DeliveryDelayed) -> None:
+        """Leave a destination alone that could not be reached or ended a session: longer with each time in a row."""
+        before = self._outages.get(failure.destination)
         times = before.times + 1 if before else 1
         pause_s = min(self._settings.delivery.retry_base_s * 2.0 ** min(times - 1, 30), PAUSE_S)
-        return Outage(until=time.monotonic() + pause_s, times=times, reason=reason)
+        until = time.monotonic() + pause_s
+        self._outages[failure.destination] = Outage(until=until, times=times, reason=failure.reason)
+
+    def note_answer(self, name: str) -> None:
+        """Forget the outages of a destination that took an object; an association alone is no answer."""
+        self._outages.pop(name, None)
 
     def _associate(self, destination: DestinationSettings) -> Session:
         connect_timeout_s = self._settings.delivery.connect_timeout_s

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import ssl
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,8 @@ import httpx
 from pydicom.filereader import read_file_meta_info
 
 from pacs_node.dimse.storage import SUCCESS, StoreResult, failure_of
-from pacs_node.errors import DeliveryDelayed, DeliveryRejected
+from pacs_node.dimse.tls import doubt_of, https_context
+from pacs_node.errors import ConfigError, DeliveryDelayed, DeliveryRejected
 from pacs_node.settings import DestinationSettings
 
 CHUNK_BYTES = 1 << 20
@@ -39,7 +41,7 @@ class StowSession:
     Raises
     ------
     DeliveryRejected
-        The token cannot be read.
+        The token or a certificate cannot be read.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class StowSession:
         self._url = f"{destination.url.rstrip('/')}/studies"
         self._client = httpx.Client(
             headers=_headers(destination),
+            verify=_context(destination),
             timeout=httpx.Timeout(response_timeout_s, connect=connect_timeout_s),
             follow_redirects=False,  # a token must not go where a stranger points
         )
@@ -91,7 +94,7 @@ class StowSession:
                 status, told = answer.status_code, self._body_of(answer)
         except httpx.HTTPError as error:
             self._client.close()  # what follows in this batch is given back without counting
-            raise DeliveryDelayed(self._name, f"STOW-RS: {type(error).__name__}") from error
+            raise DeliveryDelayed(self._name, f"STOW-RS: {_why(error)}") from error
         self._raise_for(status, told)
         return StoreResult(
             sop_class_uid=str(meta.MediaStorageSOPClassUID),
@@ -137,6 +140,21 @@ def _chunks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             yield chunk
+
+
+def _why(error: httpx.HTTPError) -> str:
+    """Return the kind of error, or what TLS says where that lies below (a service that does not believe us says it)."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLError):
+        cause = cause.__context__
+    return doubt_of(cause) if cause else type(error).__name__
+
+
+def _context(destination: DestinationSettings) -> ssl.SSLContext:
+    try:
+        return https_context(destination)
+    except ConfigError as error:
+        raise DeliveryRejected(destination.name, str(error)) from error
 
 
 def _headers(destination: DestinationSettings) -> dict[str, str]:

@@ -100,11 +100,8 @@ def _tls_args(destination: DestinationSettings, doubt: _Doubt) -> tuple[ssl.SSLC
         def do_handshake(self, block: bool = False) -> None:
             try:
                 super().do_handshake(block)
-            except ssl.SSLCertVerificationError as error:
-                doubt.reason = f"its certificate is not believed: {error.verify_message}"
-                raise
             except ssl.SSLError as error:
-                doubt.reason = f"no TLS: {error.reason or 'the connection was closed'}"
+                doubt.reason = tls.doubt_of(error)
                 raise
 
     context.sslsocket_class = Doubting

@@ -1,7 +1,8 @@
 """TLS for DICOM (PS3.15 B.12, BCP 195): certificates of both sides, version 1.2 or 1.3, forward secrecy alone.
 
 Takes the files that the configuration names; gives the contexts with which the listener and the calls to other
-applications speak, or one clear `ConfigError`. Hides the `ssl` library's settings and what a certificate calls itself.
+applications speak, by DIMSE or by HTTPS, or one clear `ConfigError`. Hides the `ssl` library's settings and what a
+certificate calls itself.
 """
 
 from __future__ import annotations
@@ -49,6 +50,32 @@ def calling_context(destination: DestinationSettings) -> tuple[ssl.SSLContext, s
     return named, destination.tls_hostname or destination.host
 
 
+def https_context(destination: DestinationSettings) -> ssl.SSLContext:
+    """Return how a STOW-RS service is called: it believes `tls_ca`, else the system, and shows what is named.
+
+    Raises
+    ------
+    ConfigError
+        A file cannot be used.
+    """
+    section = f"destination {destination.name}"
+    if destination.tls_ca is None:
+        context = ssl.create_default_context()  # not the bundle that httpx brings: the hospital adds its authority here
+    else:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        _believe(context, destination, section)
+    if destination.tls_certificate or destination.tls_private_key:
+        _show(context, destination, section)
+    return context
+
+
+def doubt_of(error: ssl.SSLError) -> str:
+    """Return why a TLS connection did not come about, for a person."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not believed: {error.verify_message}"
+    return f"no TLS: {error.reason or 'the connection was closed'}"
+
+
 def require_certificates(settings: Settings) -> None:
     """Refuse to start with certificates that cannot be used.
 
@@ -59,7 +86,7 @@ def require_certificates(settings: Settings) -> None:
     """
     listening_context(settings.dicom)
     for destination in settings.destinations:
-        calling_context(destination)
+        (https_context if destination.kind == "stow" else calling_context)(destination)
 
 
 def names_of(certificate: bytes) -> frozenset[str]:
@@ -87,19 +114,28 @@ def names_of_peer(connection: ssl.SSLSocket) -> frozenset[str]:
 def _furnished(context: ssl.SSLContext, settings: DicomSettings | DestinationSettings, section: str) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(CIPHERS)
-    certificate, key, ca = settings.tls_certificate, settings.tls_private_key, settings.tls_ca
-    for name, file in (("tls_certificate", certificate), ("tls_private_key", key), ("tls_ca", ca)):
-        _require_readable(f"{section}: {name}", file)
+    _show(context, settings, section)
+    _believe(context, settings, section)
+    return context
+
+
+def _show(context: ssl.SSLContext, settings: DicomSettings | DestinationSettings, section: str) -> None:
+    certificate, key = settings.tls_certificate, settings.tls_private_key
+    _require_readable(f"{section}: tls_certificate", certificate)
+    _require_readable(f"{section}: tls_private_key", key)
     try:
         context.load_cert_chain(str(certificate), str(key), password=_no_passphrase)
     except (ssl.SSLError, ValueError, OSError):
         what = "certificate and private key are no PEM pair, or the key has a passphrase"
         raise ConfigError(f"{section}: tls_certificate {certificate}: {what}") from None
+
+
+def _believe(context: ssl.SSLContext, settings: DicomSettings | DestinationSettings, section: str) -> None:
+    _require_readable(f"{section}: tls_ca", settings.tls_ca)
     try:
-        context.load_verify_locations(str(ca))
+        context.load_verify_locations(str(settings.tls_ca))
     except (ssl.SSLError, OSError):
-        raise ConfigError(f"{section}: tls_ca {ca}: holds no PEM certificate") from None
-    return context
+        raise ConfigError(f"{section}: tls_ca {settings.tls_ca}: holds no PEM certificate") from None
 
 
 def _no_passphrase() -> str:

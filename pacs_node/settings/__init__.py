@@ -105,11 +105,13 @@ class Settings(BaseSettings):
         dicom = known.data.get("dicom", DicomSettings())
         lent = tuple(
             one.model_copy(update={name: getattr(one, name) or getattr(dicom, name) for name in TLS_FILES})
+            if one.tls
+            else one
             for one in value
         )
         for one in lent:
             missing = [name for name in TLS_FILES if getattr(one, name) is None]
-            if one.tls and one.kind == "dimse" and missing:
+            if one.tls and missing:
                 raise ValueError(f"destination {one.name}: tls = true needs {' and '.join(missing)}: PEM files")
         return lent
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pacs_node.settings.dicom import checked_ae_title
+from pacs_node.settings.dicom import TLS_FILES, checked_ae_title
 from pacs_node.settings.section import LINE, Section
 
 
@@ -47,7 +47,7 @@ class DestinationSettings(Section):
     tls_certificate: Path | None = None
     tls_private_key: Path | None = None
     tls_ca: Path | None = None
-    """Empty: those of [dicom]."""
+    """Under `tls` empty ones are those of [dicom]. HTTPS needs no `tls`: it believes `tls_ca`, else the system."""
 
     @property
     def address(self) -> str:
@@ -68,6 +68,11 @@ class DestinationSettings(Section):
                 raise ValueError("url: a STOW-RS destination needs http(s)://HOST[:PORT]/PATH, without user or query")
             if self.storage_commitment:
                 raise ValueError('storage_commitment is a DIMSE service: not for kind = "stow"')
+            if self.tls_hostname:
+                raise ValueError("tls_hostname: the url names the host of a STOW-RS service")
+            is_tls_named = self.tls or any(getattr(self, name) for name in TLS_FILES)
+            if is_tls_named and not self.url.startswith("https:"):
+                raise ValueError("url: TLS needs https://")
             return self
         if self.url or self.token_file:
             raise ValueError('url and token_file belong to kind = "stow"')

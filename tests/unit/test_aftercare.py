@@ -6,6 +6,7 @@ import contextlib
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -19,10 +20,24 @@ from sqlalchemy import Engine, select, update
 from db import facts
 from db.engine import NoSuchRecord, db_now, read_scope, session_scope
 from db.facts import OpenRequest
-from db.tables import Commitment, DeliveryState, Instance, InstanceState, Job, JobKind, JobState, Study
+from db.tables import (
+    Commitment,
+    CommitmentRequest,
+    DeliveryState,
+    Instance,
+    InstanceState,
+    Job,
+    JobKind,
+    JobState,
+    Study,
+)
+from pacs_node.delivery import aftercare
 from pacs_node.delivery.aftercare import Aftercare, result_for
+from pacs_node.dimse import commitment
 from pacs_node.dimse.commitment import read_request, read_result
+from pacs_node.errors import DeliveryDelayed
 from pacs_node.listener.rejected import RejectionNote, UnreadableNote, read_note
+from pacs_node.settings import DestinationSettings, Settings
 from pacs_node.store import ObjectStore
 from pacs_node.told import apply_rejections
 from tests import records
@@ -130,28 +145,102 @@ def test_node_promises_only_what_it_stores_under_the_same_class() -> None:
     request = OpenRequest(
         request_id=UUID(int=1), calling_ae_title="PACS", transaction_uid="2.25.1", objects=objects, attempts=1
     )
-    result = result_for(request, {"a": "1.2", "c": "1.2"})
+    result = result_for(request, {"a": "1.2", "c": "1.2"}, frozenset())
     assert (result.kept, result.failed) == (("a",), {"b": 0x0112, "c": 0x0119})
+
+
+def test_peer_whose_copy_was_quarantined_is_promised_nothing_about_it(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with session_scope(hospital.engine) as session:
+        for sender, digest in (("FIRST", "a"), ("MAIN", "b")):
+            association_id = open_from(session, sender)
+            records.add_image(session, 1, association_id=association_id, digest=digest * 64)
+            records.add_image(session, 2, association_id=association_id)
+    told = {}
+    monkeypatch.setattr(commitment, "answer", lambda peer, result, *_, **__: told.update({peer.ae_title: result}))
+    first = {"name": "first", "ae_title": "FIRST", "host": "h", "port": 104}
+    settings = answering(hospital, *hospital.settings.destinations, DestinationSettings(**first))
+    for sender in ("FIRST", "MAIN"):
+        ask_us(hospital, sender, "1.2.1.1.1", "1.2.1.1.2")
+    Aftercare(settings, hospital.engine, threading.Event()).turn()
+    assert (told["FIRST"].kept, told["FIRST"].failed) == (("1.2.1.1.1", "1.2.1.1.2"), {})
+    assert (told["MAIN"].kept, told["MAIN"].failed) == (("1.2.1.1.2",), {"1.2.1.1.1": 0x0110})
+
+
+def answering(hospital: Hospital, *destinations: DestinationSettings) -> Settings:
+    """Return the settings of a node that answers what it keeps, and asks nothing."""
+    dicom = hospital.settings.dicom.model_copy(update={"storage_commitment": True})
+    silent = tuple(one.model_copy(update={"storage_commitment": False}) for one in destinations)
+    return hospital.settings.model_copy(update={"destinations": silent, "dicom": dicom})
+
+
+def ask_us(hospital: Hospital, sender: str, *uids: str, transaction_uid: str = "2.25.1") -> None:
+    with session_scope(hospital.engine) as session:
+        facts.add_commitment_request(
+            session,
+            calling_ae_title=sender,
+            transaction_uid=transaction_uid,
+            objects=[("1.2.840.10008.5.1.4.1.1.1.1", uid) for uid in uids],
+            now=db_now(session) - timedelta(seconds=1),
+        )
 
 
 def test_peer_that_cannot_be_told_is_tried_once_in_a_turn(hospital: Hospital, caplog: pytest.LogCaptureFixture) -> None:
     (away,) = hospital.settings.destinations
-    dicom = hospital.settings.dicom.model_copy(update={"storage_commitment": True})
-    destinations = (away.model_copy(update={"host": "127.0.0.1", "port": 1, "storage_commitment": False}),)
-    settings = hospital.settings.model_copy(update={"destinations": destinations, "dicom": dicom})
-    with session_scope(hospital.engine) as session:
-        for number in range(3):
-            facts.add_commitment_request(
-                session,
-                calling_ae_title="MAIN",
-                transaction_uid=f"2.25.{number}",
-                objects=[("1.2", "1.3")],
-                now=db_now(session) - timedelta(seconds=1),
-            )
+    settings = answering(hospital, away.model_copy(update={"host": "127.0.0.1", "port": 1}))
+    for number in range(3):
+        ask_us(hospital, "MAIN", "1.3", transaction_uid=f"2.25.{number}")
     Aftercare(settings, hospital.engine, threading.Event()).turn()
     assert [record.message for record in caplog.records].count("A peer could not be told what is kept") == 1
     with read_scope(hospital.engine) as session:
         assert facts.count_waiting_requests(session, "MAIN") == 3
+
+
+def test_each_request_of_a_peer_that_cannot_be_told_has_its_own_attempts(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(aftercare, "time", SimpleNamespace(monotonic=lambda: clock.seconds))
+    monkeypatch.setattr(aftercare, "ANSWER_ATTEMPTS", 2)
+    settings = answering(hospital, *hospital.settings.destinations)
+    for number in range(3):
+        ask_us(hospital, "STRANGER", "1.3", transaction_uid=f"2.25.{number}")
+    worker, seen = Aftercare(settings, hospital.engine, threading.Event()), []
+    for _ in range(6):
+        for _ in range(2):  # the second turn comes too soon
+            worker.turn()
+        with session_scope(hospital.engine) as session:
+            rows = session.execute(select(CommitmentRequest.attempts, CommitmentRequest.due_at)).all()
+            seen.append((sorted(row.attempts for row in rows), sum(row.due_at is None for row in rows)))
+            is_open = CommitmentRequest.due_at > db_now(session)
+            session.execute(update(CommitmentRequest).where(is_open).values(due_at=db_now(session)))
+        clock.seconds += aftercare.ANSWER_AGAIN_S
+    assert seen == [([0, 0, 1], 0), ([0, 1, 1], 0), ([1, 1, 1], 0), ([1, 1, 2], 1), ([1, 2, 2], 2), ([2, 2, 2], 3)]
+
+
+def test_peer_that_cannot_be_told_is_in_nobodys_way_and_told_when_it_is_back(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tell(peer: DestinationSettings, result: commitment.CommitmentResult, *_: object, **__: object) -> None:
+        if peer.ae_title == "MAIN" and clock.seconds == 0:
+            raise DeliveryDelayed(peer.name, "no association")
+        told.append(peer.ae_title)
+
+    told: list[str] = []
+    clock = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(aftercare, "time", SimpleNamespace(monotonic=lambda: clock.seconds))
+    monkeypatch.setattr(commitment, "answer", tell)
+    (main,) = hospital.settings.destinations
+    settings = answering(hospital, main, main.model_copy(update={"name": "second", "ae_title": "SECOND"}))
+    for number, sender in enumerate(("MAIN", "MAIN", "MAIN", "SECOND")):
+        ask_us(hospital, sender, "1.3", transaction_uid=f"2.25.{number}")
+    worker = Aftercare(settings, hospital.engine, threading.Event())
+    worker.turn()
+    assert told == ["SECOND"]
+    clock.seconds += aftercare.ANSWER_AGAIN_S
+    worker.turn()
+    assert told == ["SECOND", "MAIN", "MAIN"], "and the one that was tried in vain when it is due"
 
 
 def test_malformed_commitment_messages_are_refused() -> None:

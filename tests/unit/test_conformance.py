@@ -16,6 +16,7 @@ from pacs_node.conformance import (
 )
 from pacs_node.delivery.destinations import contexts_of
 from pacs_node.identity import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from pacs_node.schedule import COMMITMENTS_DAYS
 from pacs_node.settings import DestinationSettings, DicomSettings
 
 STATEMENT = (Path(__file__).parents[2] / "CONFORMANCE.md").read_text(encoding="utf-8")
@@ -64,5 +65,7 @@ def test_statement_names_exactly_what_is_proposed_to_destinations() -> None:
 
 def test_statement_names_the_other_services() -> None:
     assert f"`{STORAGE_COMMITMENT}`" in section("4.2.4 Storage Commitment SCU")
+    for heading in ("4.2.4 Storage Commitment SCU", "4.2.5 Storage Commitment SCP"):
+        assert f"{COMMITMENTS_DAYS} days" in section(heading), "how long a question is known"
     for uid in (STUDY_ROOT_FIND, STUDY_ROOT_MOVE):
         assert f"`{uid}`" in section("4.2.6 Query/Retrieve SCU")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -30,6 +31,7 @@ from db.tables import (
     ObjectKind,
 )
 from pacs_node.conformance import GRAYSCALE_PRESENTATION_STATE, SECONDARY_CAPTURE
+from pacs_node.delivery import destinations
 from pacs_node.delivery.courier import Courier, delivery_policy
 from pacs_node.dimse.storage import StoreResult
 from pacs_node.errors import DeliveryDelayed, DeliveryRejected
@@ -652,6 +654,48 @@ def test_destination_that_is_away_costs_one_association_and_does_not_hold_up_the
     assert {(delivery.state, delivery.reason) for delivery in waiting} == {
         (WAITING, "no association: it does not answer")
     }
+
+
+def silent_peer() -> Peer:
+    """Return one that takes associations and answers no C-STORE."""
+
+    def say_nothing(path: Path) -> None:
+        peer.is_open = False
+        raise DeliveryDelayed("main", "no answer to C-STORE")
+
+    peer = Peer(answer=say_nothing)
+    return peer
+
+
+def test_destination_that_answers_no_c_store_does_not_hold_up_the_others(hospital: Hospital) -> None:
+    hospital.peers = {"main": silent_peer(), "second": Peer()}
+    for number in range(1, 41):
+        hospital.report(f"1.2.{number}", number=number)
+    hospital.settings = make_settings(hospital.folder, "main", "second", delivery={"retry_base_s": 60.0})
+    hospital.report("1.2.41", number=41)
+    courier = hospital.courier()
+    for _ in range(4):
+        courier.turn()
+    assert hospital.peers["main"].associations == 1
+    assert len(hospital.peers["second"].has) == 1
+
+
+def test_silent_destination_is_left_alone_longer_each_time_until_it_answers(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(destinations, "time", SimpleNamespace(monotonic=lambda: clock.seconds))
+    hospital.settings = make_settings(hospital.folder, "main", delivery={"retry_base_s": 2.0})
+    hospital.peers["main"] = peer = silent_peer()
+    silence, courier = peer.answer, hospital.courier()
+    seen: list[int] = []
+    for seconds in (0.0, 1.9, 2.1, 6.0, 6.2, 14.1, 16.2):
+        clock.seconds = seconds
+        peer.answer = (lambda path: None) if seconds == 6.2 else silence
+        hospital.report(f"1.2.{seconds}", number=1 + len(seen))
+        hospital.run(courier, turns=1)
+        seen.append(peer.associations)
+    assert seen == [1, 1, 2, 2, 3, 4, 5], "pauses of 2 and 4 seconds, then of 2 again"
 
 
 def test_what_an_ended_association_leaves_is_given_back_without_counting(hospital: Hospital) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +16,7 @@ from pacs_node.delivery import stow
 from pacs_node.delivery.stow import StowSession
 from pacs_node.errors import DeliveryDelayed, DeliveryRejected
 from pacs_node.settings import DestinationSettings
+from tests.acceptance.certificates import Authority, Certificate
 from tests.builders import make_radiograph, save
 
 
@@ -24,6 +26,7 @@ class Service(ThreadingHTTPServer):
     status = 200
     reasons: tuple[int, ...] = ()
     body: bytes | None = None
+    scheme = "http"
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -35,8 +38,20 @@ class Service(ThreadingHTTPServer):
         failed = [{"00081197": {"vr": "US", "Value": [reason]}} for reason in self.reasons]
         return json.dumps({"00081198": {"vr": "SQ", "Value": failed}} if failed else {}).encode()
 
+    def speak_tls(self, own: Certificate, *, asks_for_certificate: bool = False) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(own.certificate, own.private_key)
+        if asks_for_certificate:
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(own.ca)
+        self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+        self.scheme = "https"
+
+    def handle_error(self, *_: object) -> None:
+        """Say nothing on the terminal of a handshake that failed."""
+
     def destination(self, **more: Any) -> DestinationSettings:
-        url = f"http://127.0.0.1:{self.server_port}/dicom-web/"
+        url = f"{self.scheme}://127.0.0.1:{self.server_port}/dicom-web/"
         return DestinationSettings(**{"name": "web", "kind": "stow", "url": url} | more)
 
 
@@ -146,3 +161,57 @@ def test_service_that_is_away_delays_and_closes_the_session(file: Path) -> None:
         with pytest.raises(DeliveryDelayed, match="ConnectError"):
             session.send(file)
         assert not session.is_open
+
+
+# TLS
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path / "tls")
+
+
+def test_service_of_a_private_authority_is_believed_by_tls_ca_alone(
+    service: Service, file: Path, authority: Authority, tmp_path: Path
+) -> None:
+    service.speak_tls(authority.sign("pacs"))
+    send(service.destination(tls_ca=authority.certificate), file)
+    stranger = Authority(tmp_path / "other", "stranger")
+    with pytest.raises(DeliveryDelayed, match=r"STOW-RS: its certificate is not believed: .*certificate"):
+        send(service.destination(tls_ca=stranger.certificate), file)
+    assert len(service.requests) == 1
+
+
+def test_certificate_that_names_another_host_is_not_believed(
+    service: Service, file: Path, authority: Authority
+) -> None:
+    service.speak_tls(authority.sign("pacs", "DNS:pacs.example.org"))
+    with pytest.raises(DeliveryDelayed, match="not believed: IP address mismatch"):
+        send(service.destination(tls_ca=authority.certificate), file)
+
+
+def test_service_that_asks_for_a_certificate_is_shown_ours(service: Service, file: Path, authority: Authority) -> None:
+    service.speak_tls(authority.sign("pacs"), asks_for_certificate=True)
+    send(service.destination(**authority.sign("node").settings()), file)
+    with pytest.raises(DeliveryDelayed, match="STOW-RS"):
+        send(service.destination(tls_ca=authority.certificate), file)
+    assert len(service.requests) == 1
+
+
+def test_without_tls_ca_the_systems_authorities_are_believed_and_no_others(
+    service: Service, file: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.speak_tls(authority.sign("pacs"))
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+    monkeypatch.setattr("certifi.where", lambda: pytest.fail("a bundle of its own"))
+    with pytest.raises(DeliveryDelayed, match="not believed"):
+        send(service.destination(), file)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.certificate))  # where OpenSSL looks for the system's
+    send(service.destination(), file)
+
+
+def test_certificate_that_cannot_be_used_rejects_and_is_named(service: Service, tmp_path: Path) -> None:
+    service.scheme = "https"
+    with pytest.raises(DeliveryRejected, match=r"destination web: tls_ca .*ca.crt: No such file"):
+        StowSession(service.destination(tls_ca=tmp_path / "ca.crt"), connect_timeout_s=1, response_timeout_s=1)

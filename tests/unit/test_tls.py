@@ -44,6 +44,15 @@ def test_file_that_cannot_be_used_is_named(tmp_path: Path, contents: dict[str, s
         require_certificates(settings)
 
 
+def test_stow_destination_has_the_files_of_dicom_only_by_its_switch(tmp_path: Path) -> None:
+    files = {name: tmp_path / name for name in ("tls_certificate", "tls_private_key", "tls_ca")}
+    stow = {"kind": "stow", "url": "https://h/w"}
+    settings = Settings(dicom=files, destinations=[stow | {"name": "a"}, stow | {"name": "b", "tls": True}])
+    assert [one.tls_ca for one in settings.destinations] == [None, tmp_path / "tls_ca"]
+    with pytest.raises(ConfigError, match=r"destination b: tls_ca .*: No such file"):
+        require_certificates(settings)
+
+
 @pytest.mark.parametrize(
     ("section", "message"),
     [
@@ -61,6 +70,10 @@ def test_file_that_cannot_be_used_is_named(tmp_path: Path, contents: dict[str, s
             {"destinations": [{"name": "w", "kind": "stow", "url": "http://h/w", "storage_commitment": True}]},
             "DIMSE service",
         ),
+        ({"destinations": [{"name": "w", "kind": "stow", "url": "https://h/w", "tls": True}]}, "w: tls = true needs"),
+        ({"destinations": [{"name": "w", "kind": "stow", "url": "http://h/w", "tls_ca": "ca"}]}, "TLS needs https"),
+        ({"destinations": [{"name": "w", "kind": "stow", "url": "http://h/w", "tls": True}]}, "TLS needs https"),
+        ({"destinations": [{"name": "w", "kind": "stow", "url": "https://h/w", "tls_hostname": "x"}]}, "the url names"),
         (
             {"destinations": [{"name": "m", "ae_title": "P", "host": "h", "port": 1, "objects": ["heatmap"]}]},
             '"sr" is missing',
