@@ -247,6 +247,7 @@ def _loaded(node: Node) -> str:
 
 
 def test_the_audit_trail_is_sealed_and_shown(house: House) -> None:
+    house.send(635)
     until(
         lambda: ", unsealed 0," in house.node.command("audit", "verify").stdout,
         timeout_s=120,
