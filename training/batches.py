@@ -39,7 +39,7 @@ class Batches:
     def __init__(self, images: Images, recipe: Recipe, *, rank: int = 0, world_size: int = 1, workers: int = 0) -> None:
         self._images, self._recipe = images, recipe
         self._rank, self._world_size, self._workers = rank, world_size, workers
-        self._weight_NL = class_weights(images.items, len(recipe.outputs), is_on=recipe.class_weights)
+        self._weight_N = class_weights(images.items, is_on=recipe.class_weights)
         self._pool = np.repeat(
             np.arange(len(images.items)), [recipe.repeats.get(item.source, 1) for item in images.items]
         )
@@ -49,7 +49,7 @@ class Batches:
         return max(1, len(self._pool) // stage.batch_size)
 
     def epoch(self, epoch: int, stage: Stage, *, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (image_B1HW, target_BL): targets are one-hot rows, smoothed, times the image's class weights."""
+        """Yield (image_B1HW, target_BL): targets are one-hot rows, smoothed, times the image's weight."""
         random = np.random.default_rng([self._recipe.seed, epoch])
         order = random.permutation(self._pool)
         seeds = random.integers(0, 2**63, len(order))
@@ -71,7 +71,7 @@ class Batches:
     def _targets(self) -> Tensor:
         one_hot_NL = functional.one_hot(self._images.label_N, len(self._recipe.outputs)).float()
         smoothing = self._recipe.label_smoothing
-        return (one_hot_NL * (1 - smoothing) + smoothing / one_hot_NL.shape[1]) * self._weight_NL
+        return (one_hot_NL * (1 - smoothing) + smoothing / one_hot_NL.shape[1]) * self._weight_N[:, None]
 
 
 class _Augmented(Dataset[tuple[Tensor, Tensor]]):
@@ -96,21 +96,19 @@ class _Fixed(Sampler[list[Place]]):
         return len(self._places)
 
 
-def class_weights(items: Sequence[Item], outputs: int, *, is_on: bool = True) -> Tensor:
-    """Return weight_NL: what an image counts in the loss for each class of its source.
+def class_weights(items: Sequence[Item], *, is_on: bool = True) -> Tensor:
+    """Return weight_N: what each image counts in the loss.
 
     Within every source all classes together count the same, so that the source does not give the label away; every
     image counts 1 on average.
     """
     if not is_on:
-        return torch.ones(len(items), outputs)
+        return torch.ones(len(items))
     images = Counter((item.source, item.label) for item in items)
-    by_source: dict[str, list[float]] = {}
-    for source in {item.source for item in items}:
-        counts = [images[source, label] for label in range(outputs)]
-        present = sum(count > 0 for count in counts)
-        by_source[source] = [sum(counts) / (present * count) if count else 0.0 for count in counts]
-    return torch.tensor([by_source[item.source] for item in items])
+    in_all = Counter(item.source for item in items)
+    classes = Counter(source for source, _ in images)
+    weights = [in_all[i.source] / (classes[i.source] * images[i.source, i.label]) for i in items]
+    return torch.tensor(weights)
 
 
 def resized(image_B1HW: Tensor, size: int) -> Tensor:

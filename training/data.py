@@ -119,6 +119,12 @@ def data_sha256(items: Sequence[Item]) -> str:
     return hashlib.sha256("\n".join(sorted(item.sha256 for item in items)).encode()).hexdigest()
 
 
+def items_sha256(items: Sequence[Item]) -> str:
+    """Return one digest of items as a run meets them: contents, labels and sources, in their order."""
+    rows = (f"{item.sha256} {item.label} {item.source}" for item in items)
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+
 class Images(Dataset[Tensor]):
     """Items and their preprocessed pixels, read from the cache one by one; made by `load_images`.
 

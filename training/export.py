@@ -33,7 +33,7 @@ from models.feature_statistics import DIRECTIONS, fit_statistics
 from models.networks import make_network
 from training.about import About, read_about
 from training.claims import NEVER, ExportRefused, Judged, claimed_populations
-from training.data import Images, data_sha256
+from training.data import Images, data_sha256, items_sha256
 from training.items import DataError, Item
 from training.monai_bundle import write_monai_bundle
 from training.settings import Recipe, RecipeError, recipe_from
@@ -76,9 +76,11 @@ def export(
     if not epochs:
         raise ExportRefused(f"{run} has not ended its first epoch: nothing to export yet; go on with --resume")
     training, validation = images_of(recipe, data, run / "cache", skip_bad=skip_bad)
-    seen = {"training": data_sha256(training.items), "validation": data_sha256(validation.items)}
+    seen = {"training": items_sha256(training.items), "validation": items_sha256(validation.items)}
     if state.get("data", seen) != seen:
-        raise ExportRefused(f"--data is not what {run} was trained on: give the same, and --skip-bad if the run had it")
+        raise ExportRefused(
+            f"--data is not what {run} was trained on: give the same, labels and order too, and --skip-bad if it had it"
+        )
     halved = {
         key: (value.half() if value.is_floating_point() else value).contiguous()
         for key, value in (best["weights"] if best else state["averaged"]).items()

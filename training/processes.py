@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -53,6 +53,12 @@ class Processes:
         total = torch.from_numpy(numbers.copy()).to(self.device)
         distributed.all_reduce(total)
         return total.cpu().numpy()
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Give every process the values of the first, in place."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                distributed.broadcast(tensor, 0)
 
     def gathered(self, mine: range, row_NL: Tensor) -> Tensor:
         """Return all processes' rows in order; `mine` says which rows these are."""

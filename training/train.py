@@ -86,11 +86,18 @@ def train(
 
 
 def thawed(recipe: Recipe) -> Recipe:
-    """Return the recipe, unfrozen if it starts from random weights: a head on random features learns nothing."""
-    if recipe.weights != "none" or all(stage.freeze == "none" for stage in recipe.stages):
+    """Return the recipe, for random weights without what spares pretrained ones: freezing and a rate of their own.
+
+    A head on random features learns nothing.
+    """
+    is_sparing = recipe.backbone_learning_rate or any(stage.freeze != "none" for stage in recipe.stages)
+    if recipe.weights != "none" or not is_sparing:
         return recipe
-    logger.warning("the weights are random: nothing is frozen, whatever the recipe says")
-    return replace(recipe, stages=tuple(replace(stage, freeze="none") for stage in recipe.stages))
+    logger.warning(
+        "the weights are random: nothing is frozen, all layers learn at learning_rate, whatever the recipe says"
+    )
+    stages = tuple(replace(stage, freeze="none") for stage in recipe.stages)
+    return replace(recipe, stages=stages, backbone_learning_rate=0.0)
 
 
 def images_of(recipe: Recipe, data: Sequence[Path], cache: Path, *, skip_bad: bool = False) -> tuple[Images, Images]:

@@ -27,7 +27,7 @@ from models.networks import Classifier, make_network
 from models.serving import precision_of
 from training.augment import Mix
 from training.batches import Batches
-from training.data import Images, data_sha256
+from training.data import Images, items_sha256
 from training.processes import Processes
 from training.settings import Recipe, Stage
 from training.validation import Line, outputs_of, validation_figures
@@ -66,7 +66,7 @@ class Trainer:
         self._checkpoint = checkpoint
         self._device = self._processes.device
         self._is_bf16 = precision_of(recipe.precision, self._device, is_training=True) == "bf16"
-        self._data = {"training": data_sha256(training.items), "validation": data_sha256(validation.items)}
+        self._data = {"training": items_sha256(training.items), "validation": items_sha256(validation.items)}
         self._batches = Batches(
             training, recipe, rank=self._processes.rank, world_size=self._processes.world_size, workers=workers
         )
@@ -194,7 +194,8 @@ class Trainer:
             self.averaged[key].copy_(current[key])
 
     def _judge(self, size: int) -> Line:
-        """Return the averaged weights' validation figures."""
+        """Return the validation figures of the averaged weights: the first process's, which the checkpoint keeps."""
+        self._processes.share(self.averaged.values())  # batch norm follows each process's own part of the batches
         judge = make_network(self.recipe.network, len(self.recipe.outputs))
         judge.load_state_dict(self.averaged)
         judge.to(device=self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -250,7 +251,8 @@ class Trainer:
             )
         if state.get("data", self._data) != self._data:
             raise TrainingStopped(
-                f"{self._checkpoint} was made from other images: give the same --data and --skip-bad, or another --out"
+                f"{self._checkpoint} was made from other images or labels: give the same --data, in the same order, "
+                "and --skip-bad, or another --out"
             )
         if state.get("processes", self._processes.world_size) != self._processes.world_size:
             raise TrainingStopped(

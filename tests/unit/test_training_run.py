@@ -27,7 +27,7 @@ from tests.labelled import make_patients
 from training import settings, train
 from training.augment import Augment, Mix
 from training.batches import Batches, class_weights
-from training.data import load_images
+from training.data import Images, load_images
 from training.items import Item
 from training.settings import RECIPES, Augmentation, Recipe, RecipeError, Stage, load_recipe, recipe_from
 from training.sources import read_items
@@ -149,6 +149,8 @@ def test_frozen_recipe_on_random_weights_learns_everything(caplog: pytest.LogCap
     frozen = load_recipe("resnet50-two-stage", ['weights="none"'])
     assert {stage.freeze for stage in train.thawed(frozen).stages} == {"none"}
     assert "random" in caplog.text
+    slow = load_recipe("resnet50-partial", ['weights="none"'])
+    assert (slow.backbone_learning_rate, train.thawed(slow).backbone_learning_rate) == (3e-5, 0.0)
     kept = load_recipe("resnet50-two-stage", ['weights="some.pth"'])
     assert train.thawed(kept) is kept
 
@@ -214,13 +216,25 @@ def test_no_source_gives_its_label_away() -> None:
         for (source, label), count in counts.items()
         for _ in range(count)
     ]
-    weight_NL = class_weights(items, 2)
     sums = dict.fromkeys(counts, 0.0)
-    for item, weight_L in zip(items, weight_NL, strict=True):
-        sums[item.source, item.label] += float(weight_L[item.label])
+    for item, weight in zip(items, class_weights(items), strict=True):
+        sums[item.source, item.label] += float(weight)
     assert sums["a", 0] == pytest.approx(sums["a", 1]) == pytest.approx(5)
     assert sums["b", 0] == pytest.approx(sums["b", 1]) == pytest.approx(4)
     assert sums["c", 1] == pytest.approx(3)
+
+
+def test_smoothing_a_rare_class_does_not_turn_the_targets_of_the_common_one(tmp_path: Path) -> None:
+    items = [
+        Item(path=tmp_path, label=int(number == 0), sha256="", group=str(number), source="a") for number in range(50)
+    ]
+    images = Images(items, size=32, cache=tmp_path)
+    recipe = Recipe(stages=(Stage(epochs=1, size=32),), class_weights=True, label_smoothing=0.1)
+    target_NL = Batches(images, recipe)._targets()
+    torch.testing.assert_close(
+        target_NL / target_NL.sum(1, keepdim=True), torch.tensor([[0.05, 0.95]] + 49 * [[0.95, 0.05]])
+    )
+    torch.testing.assert_close(target_NL.sum(), torch.tensor(50.0))
 
 
 def test_batches_do_not_depend_on_workers_and_divide_among_processes(tmp_path: Path, data: Path) -> None:
@@ -294,7 +308,12 @@ def test_a_run_goes_on_with_the_same_images_and_processes_only(
     assert main(recipe_file, data, out, "--set", "network=tiny") == 0
     other = make_patients(tmp_path / "other", train=11)
     assert main(recipe_file, other, out, "--resume", "--set", "network=tiny") == 2
-    assert "made from other images" in capsys.readouterr().err
+    assert "made from other images or labels" in capsys.readouterr().err
+    relabelled = shutil.copytree(data, tmp_path / "relabelled" / data.name)
+    one = next((relabelled / "train" / "NORMAL").iterdir())
+    shutil.move(one, relabelled / "train" / "PNEUMONIA" / one.name)
+    assert main(recipe_file, relabelled, out, "--resume", "--set", "network=tiny") == 2
+    assert "made from other images or labels" in capsys.readouterr().err
     state = torch.load(out / train.CHECKPOINT, weights_only=True)
     torch.save(state | {"processes": 3}, out / train.CHECKPOINT)
     assert main(recipe_file, data, out, "--resume", "--set", "network=tiny") == 2
@@ -470,6 +489,36 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path, data: Path) -> None
         assert alone["loss"] == pytest.approx(together["loss"], abs=1e-5)
         assert alone["validation_loss"] == pytest.approx(together["validation_loss"], abs=1e-5)
         assert alone["training_accuracy"] == together["training_accuracy"]
+
+
+def test_all_processes_judge_the_same_averaged_weights(tmp_path: Path, data: Path) -> None:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    done = run(*torchrun, sys.executable, "-c", EACH_KEEPS_ITS_AVERAGE, str(data), str(tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert any("running_mean" in key for key in first)
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+
+
+EACH_KEEPS_ITS_AVERAGE = """
+import sys
+from pathlib import Path
+import torch
+from training import train
+from training.settings import Recipe, Stage
+from training.trainer import Trainer
+out = Path(sys.argv[2])
+judge = Trainer._judge
+def keeping(self, size):
+    line = judge(self, size)
+    torch.save(self.averaged, out / f"{self._processes.rank}.pt")
+    return line
+Trainer._judge = keeping
+recipe = Recipe(network="mobilenet_v2", precision="fp32", validation_share=0.4, learning_rate=1e-3,
+                stages=(Stage(epochs=1, size=32, batch_size=4),))
+train.train(recipe, [Path(sys.argv[1])], out, is_resumed=False, cache=out / "cache", skip_bad=False, workers=0)
+"""
 
 
 WITHOUT_CHANCE = """
