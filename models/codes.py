@@ -206,6 +206,13 @@ _ROWS = (
         advice="Have Patient's Age or Patient's Birth Date filled in, by a modality worklist for instance.",
     ),
     Code(
+        code="depends_on_age",
+        severity=Severity.WARNING,
+        text="The answer depends on the patient's age, which is unknown: the probability is no answer.",
+        advice="Have Patient's Age or Patient's Birth Date filled in; with an upload, state `age_years`.",
+        is_no_answer=True,
+    ),
+    Code(
         code="view_unknown",
         severity=Severity.WARNING,
         text="The view is not stated; the model judges frontal views only.",

@@ -1,6 +1,6 @@
 """From images to probabilities. Takes a card and image_B1HW; gives Predictions, calibrated for each patient's age.
 
-Shapes: B images, H rows, W columns, D features, L network outputs.
+Shapes: B images, H rows, W columns, D features, L network outputs, P populations of the card.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ class Prediction:
         Of the finding, in [0, 1], calibrated for the patient's population.
     threshold, abstain_low, abstain_high
         Of that population: present at threshold and above, undetermined in [abstain_low, abstain_high).
+    depends_on_age
+        The age is not known, and the card's populations would not all be answered alike.
     ood_score, ood_limit
         How unlike the training images this one is, about 1 for what is usual, and the most that the card takes for
         alike; None if the bundle cannot tell.
@@ -55,6 +57,7 @@ class Prediction:
     abstain_high: float
     model_name: str
     model_version: str
+    depends_on_age: bool = False
     ood_score: float | None = None
     ood_limit: float | None = None
 
@@ -145,7 +148,7 @@ class Predictor:
         ages = [None] * len(logit_BL) if age_years_B is None else age_years_B
         populations = [self.card.population_of(age) for age in ages]
         scores = self._statistics.score(feature_BD).tolist() if self._statistics else [None] * len(logit_BL)
-        return [
+        said = [
             tuple(
                 self._prediction(finding, float(probability_L[output]), population, score)
                 for output, finding in self._reported
@@ -154,6 +157,19 @@ class Predictor:
                 calibrated(logit_BL, populations), populations, scores, strict=True
             )
         ]
+        return [
+            said_of if age is not None else self._weighed_by_age(said_of, logit_L)
+            for said_of, age, logit_L in zip(said, ages, logit_BL, strict=True)
+        ]
+
+    def _weighed_by_age(self, said: tuple[Prediction, ...], logit_L: Tensor) -> tuple[Prediction, ...]:
+        """Return what is said of an image without an age, marked where one population would be told otherwise."""
+        populations = self.card.populations
+        probability_PL = calibrated(logit_L.expand(len(populations), -1), populations)
+        return tuple(
+            replace(prediction, depends_on_age=len(set(_calls(finding, populations, probability_PL[:, output]))) > 1)
+            for prediction, (output, finding) in zip(said, self._reported, strict=True)
+        )
 
     def logits(self, image_B1HW: np.ndarray | Tensor) -> Tensor:
         """Return logit_BL, float32, on the CPU: what bias and temperature are fitted on. Raises as `predict`."""
@@ -253,9 +269,16 @@ def _as_one(said: Sequence[Prediction]) -> Prediction:
     return replace(
         said[0],
         probability=math.fsum(prediction.probability for prediction in said) / len(said),
+        depends_on_age=any(prediction.depends_on_age for prediction in said),
         model_name=" + ".join(prediction.model_name for prediction in said),
         model_version=" + ".join(prediction.model_version for prediction in said),
     )
+
+
+def _calls(finding: Finding, populations: Sequence[Population], probability_P: Tensor) -> list[bool]:
+    """Return for each population whether its probability reaches its threshold."""
+    thresholds = [population.limits[finding.name].threshold for population in populations]
+    return [probability >= limit for probability, limit in zip(probability_P.tolist(), thresholds, strict=True)]
 
 
 def calibrated(logit_BL: Tensor, populations: Sequence[Population]) -> Tensor:

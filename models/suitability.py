@@ -219,11 +219,15 @@ def pixel_codes(image_1HW: np.ndarray, *, padding_share: float = 0.0) -> list[st
 
 
 def warnings_of(prediction: Prediction) -> tuple[ImageWarning, ...]:
-    """Return what a prediction says against itself: it lies where the card abstains, or the image is a strange one."""
+    """Return what a prediction says against itself: it lies where the card abstains, another age would turn it, or the
+    image is a strange one.
+    """
     warnings = []
     if prediction.abstain_low <= prediction.probability < prediction.abstain_high:
         low, high = f"{100 * prediction.abstain_low:.0f}", f"{100 * prediction.abstain_high:.0f}"
         warnings.append(make_warning("low_confidence", low=low, high=high))
+    if prediction.depends_on_age:
+        warnings.append(make_warning("depends_on_age"))
     if prediction.is_out_of_distribution:
         warnings.append(make_warning("out_of_distribution"))
     return tuple(warnings)

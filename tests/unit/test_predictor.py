@@ -97,6 +97,22 @@ def test_without_ages_everybody_belongs_to_the_first_population(
         predictor.predict(images, [3])
 
 
+HOT = make_population("adults", (18, 90), bias=(0.0, 9.0))  # nothing is absent in an adult
+COLD = make_population("children", (1, 5), bias=(9.0, 0.0))  # nothing is present in a child
+
+
+@pytest.mark.parametrize(
+    ("populations", "is_marked"),
+    [((COLD, HOT), True), ((HOT, COLD), True), ((COLD,), False), ((COLD, replace(COLD, age_years=(18, 90))), False)],
+)
+def test_answer_that_another_age_would_turn_is_marked_where_the_age_is_unknown(
+    populations: tuple[Population, ...], is_marked: bool, card: ModelCard, images: np.ndarray
+) -> None:
+    judge = Predictor(replace(card, populations=populations), device="cpu", precision="fp32")
+    marked = [prediction.depends_on_age for (prediction,) in judge.predict(images, [None, 3, 40])]
+    assert marked == [is_marked, False, False]
+
+
 def test_logits_are_those_before_calibration(card: ModelCard, predictor: Predictor, images: np.ndarray) -> None:
     hot = Predictor(replace(card, populations=(make_population(temperature=9.0),)), device="cpu", precision="fp32")
     with torch.inference_mode():

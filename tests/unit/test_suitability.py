@@ -260,8 +260,8 @@ STABLE = {
     "forbids": "wrong_modality not_chest no_chest_seen body_part_unknown not_frontal turned not_human for_processing "
     "derived_secondary no_pixels undecodable left_justified_bits colour several_frames low_resolution blank_image "
     "age_outside_card rejected_by_sender processing_failed decode_timeout",
-    "warning": "age_unknown view_unknown secondary_capture lut_shape_contradicts burned_in_annotation low_confidence "
-    "inverted looks_turned exposure_out_of_range low_contrast clipped much_padding out_of_distribution",
+    "warning": "age_unknown depends_on_age view_unknown secondary_capture lut_shape_contradicts burned_in_annotation "
+    "low_confidence inverted looks_turned exposure_out_of_range low_contrast clipped much_padding out_of_distribution",
     "note": "lossy_source no_window stored_in_colour ap_or_portable identity_incomplete first_seen_device",
 }
 """Names and severities stand in databases, reports and other programs: they may be added to, not changed."""
@@ -330,11 +330,14 @@ def test_image_over_the_cards_limit_is_out_of_distribution(
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.5, 0.99, 1.0])
-@pytest.mark.parametrize("code", ["inverted", "out_of_distribution"])
+@pytest.mark.parametrize("code", ["inverted", "out_of_distribution", "depends_on_age"])
 def test_probability_that_is_no_answer_lies_in_the_abstain_band(code: str, probability: float) -> None:
-    is_strange = code == "out_of_distribution"
-    seen = () if is_strange else (make_warning(code),)
-    prediction = make_prediction(probability, ood_score=2.0 if is_strange else 1.0, ood_limit=1.5)
+    of_prediction = {
+        "out_of_distribution": {"ood_score": 2.0, "ood_limit": 1.5},
+        "depends_on_age": {"depends_on_age": True},
+    }
+    seen = () if code in of_prediction else (make_warning(code),)
+    prediction = make_prediction(probability, **of_prediction.get(code, {}))
     ((found,), warnings) = settled([prediction], seen)
     assert found.abstain_low <= probability < found.abstain_high
     assert (found.probability, found.threshold) == (probability, 0.5)
