@@ -5,51 +5,68 @@ import { $, $$, ask, fetchPage, toast } from "./shell.js";
 import { dropRegion, isSeen, regionOfAnswer } from "./film.js";
 import { offer } from "./undo.js";
 
-const main = () => $("#main"), named = () => main().dataset.named;
-let isSaving = false, refused = null;
+let saving = null, refused = null; // what is on its way, and what was refused because somebody was first
+
+/** The study on the screen: who it is, and the tag of what is said of it there. */
+function shown() {
+  const { study, tag, named } = $("#main").dataset;
+  return { study, tag, named };
+}
+const isShown = ({ study }) => $("#main").dataset.study === study;
+/** Return the report that a tag is of: an answer to one is no answer to the next. */
+export const reportOf = (tag) => tag.split(".")[0];
 
 /** Return the button of a key, where the study takes that answer. */
 export const buttonOf = (key) => $$(`[data-say="${key}"]:not(:disabled)`).find((button) => button.offsetParent);
 
-function reviewOf(button) {
+function reviewOf(button, study) {
   const [verdict, said, blind] = button.value.split(":"), name = $("[name=reviewer]"), region = regionOfAnswer();
   const finding = verdict === "disagree" ? $("#finding")?.value || said : said;
   if (name) localStorage.reader = name.value;
   return {
-    study_id: main().dataset.study, verdict, comment: $("#comment")?.value ?? "",
+    study_id: study, verdict, comment: $("#comment")?.value ?? "",
     ...(finding && { corrected_finding: finding }), ...(name && { reviewer: name.value }), ...(region && { region }), ...(blind && { is_blind: true }),
   };
 }
 
-/** Save the answer of a button; `next` shows the study to read then. */
-export async function save(button, next) {
-  if (isSaving || button.disabled) return;
+/** Save the answer of a button; `next` shows the study to read then, `renew` what the node says of this one now. */
+export async function save(button, { next, renew }) {
+  const about = shown();
+  if (button.disabled || (saving && isShown(saving))) return;
+  if (saving) return toast(`Not saved: your answer for ${saving.named} is still on its way.`);
   if (document.body.classList.contains("offline")) return toast("Not saved: the node does not answer.");
-  if (!isSeen()) return toast(`Not saved: the radiograph of ${named()} was not on the screen yet.`);
+  if (!isSeen()) return toast(`Not saved: the radiograph of ${about.named} was not on the screen yet.`);
   const name = $("[name=reviewer]");
   if (name && !name.reportValidity()) return;
-  isSaving = true;
-  await post(reviewOf(button), button.dataset.word, next).finally(() => { isSaving = false; });
+  await post({ about, review: reviewOf(button, about.study), word: button.dataset.word, next, renew });
 }
 
-async function post(review, word, next) {
-  const words = `${word}, saved for ${named()}.`;
-  const answer = await ask("POST", "/api/v1/reviews", review, { "If-Match": `"${main().dataset.tag}"` });
-  if (answer.status === 412) return conflict(review, word, next);
-  if (!answer.ok) return toast(`Not saved for ${named()}. ${answer.body?.detail ?? ""}`);
+/** Send an answer. The reader may go on before the node replies: what follows is for the study that was answered. */
+async function post(given) {
+  const { about, review, word, next } = given;
+  saving = about;
+  const answer = await ask("POST", "/api/v1/reviews", review, { "If-Match": `"${about.tag}"` });
+  saving = null;
+  if (answer.status === 412) return conflict(given);
+  if (!answer.ok) return toast(`Not saved for ${about.named}. ${answer.body?.detail ?? ""}`);
+  offer({ review: answer.body.review_id, study: about.study, tag: answer.headers.get("etag"), words: `${word}, saved for ${about.named}.` });
+  if (!isShown(about)) return;
   dropRegion();
-  offer({ review: answer.body.review_id, study: review.study_id, tag: answer.headers.get("etag"), words });
   await next();
 }
 
-/** Somebody was first: say who and what, and let the reader choose; ours is not saved. */
-async function conflict(review, word, next) {
-  const page = await fetchPage(location.href, { background: true }).catch(() => null);
-  if (!page) return toast(`Not saved for ${named()}: another reader was first, and the node does not answer now.`);
-  const theirs = $$("#standing li", page).map((line) => line.textContent.trim()).join(" ");
-  main().dataset.tag = $("#main", page).dataset.tag;
-  refused = { review, word, next };
-  $("#conflict-words").textContent = `${theirs || "This study has a new report since you opened it."} Yours (${word}) is not saved.`;
+/** What was answered is no more: a new answer of the model is shown; of another reader's word the reader decides. Ours is not saved. */
+async function conflict(given) {
+  const { about, word, renew } = given;
+  const page = await fetchPage(`/studies/${about.study}`, { background: true }).catch(() => null);
+  if (!page) return toast(`Not saved for ${about.named}: somebody was first, and the node does not answer now.`);
+  const { tag } = $("#main", page).dataset, theirs = $$("#standing li", page).map((line) => line.textContent.trim()).join(" ");
+  const isNew = reportOf(tag) !== reportOf(about.tag);
+  if (isNew && isShown(about)) await renew();
+  if (isNew) return toast(`Not saved for ${about.named}: the model's answer is new.`);
+  if (!isShown(about)) return toast(`Not saved for ${about.named}: ${theirs}`);
+  refused = { ...given, about: { ...about, tag } };
+  $("#conflict-words").textContent = `${theirs || "Another reader took an answer back since you opened this study."} Yours (${word}) is not saved.`;
   $("#conflict").hidden = false;
   $("#choices").hidden = true;
   $("#conflict .main").focus();
@@ -57,12 +74,12 @@ async function conflict(review, word, next) {
 
 /** Do what the reader chose in a conflict. */
 export async function settle(choice) {
-  const { review, word, next } = refused;
-  refused = null;
+  const { word, next } = refused;
   $("#conflict").hidden = true;
   $("#choices").hidden = false;
-  if (choice === "second") await post(review, `${word}, as a second reading`, next);
+  if (choice === "second") await post({ ...refused, word: `${word}, as a second reading` });
   else await next({ isSaved: false });
 }
 
-export const isInConflict = () => refused !== null;
+/** Tell whether a conflict is on the screen; one that was left by going elsewhere is over. */
+export const isInConflict = () => $("#conflict")?.hidden === false;

@@ -2,7 +2,7 @@
 
 import { $, $$, contact, fetchPage, keys, toast, unhide } from "./shell.js";
 import { DO, choose, filmAt, hang, heat, hideHeat, lookAgain, magnify, moreHeat, preset, presets, refreshBench, toggleHeat, toggleTheirs } from "./film.js";
-import { buttonOf, isInConflict, save, settle } from "./answer.js";
+import { buttonOf, isInConflict, reportOf, save, settle } from "./answer.js";
 import { listen } from "./live.js";
 import { resume } from "./undo.js";
 
@@ -10,7 +10,6 @@ const ready = new Map(); // study -> {page, film}: what was fetched before it wa
 const main = () => $("#main"), me = () => main().dataset.study;
 const order = () => JSON.parse(sessionStorage.order ?? "[]");
 const address = (study) => `/studies/${study}`;
-const reportOf = (tag) => tag.split(".")[0];
 const isBlind = () => localStorage.blind === "on";
 let revealed = false;
 
@@ -100,30 +99,38 @@ function reveal() {
 }
 
 // ---- keeping fresh ----
+const isHeld = (part) => $(`${part} :focus`) !== null;
+
+/** Put a part of a page in place of ours; whoever held something in it holds the panel then, and answers nothing by a second press. */
+function renew(part, page) {
+  const [mine, theirs] = [$(part), $(part, page)], wasHeld = isHeld(part);
+  if (mine.innerHTML === theirs.innerHTML) return;
+  mine.replaceChildren(...document.adoptNode(theirs).childNodes);
+  if (wasHeld) $(".told").focus({ preventScroll: true });
+}
+
 /** A waiting study fills in by itself; the picture and what is being typed stay as they are. */
 async function refresh() {
   const study = me();
   const page = await fetchPage(location.href, { background: true }).catch(() => null);
   if (!page || study !== me() || isInConflict()) return;
-  for (const part of [".told", ".shelf"]) {
-    const [mine, theirs] = [$(part), $(part, page)];
-    if (mine.innerHTML !== theirs.innerHTML && !mine.contains(document.activeElement)) mine.replaceChildren(...document.adoptNode(theirs).childNodes);
-  }
-  unhide();
   const [mine, theirs] = [main().dataset.tag, $("#main", page).dataset.tag];
-  if (reportOf(mine) !== reportOf(theirs)) { // a new answer of the model; another reader's word is met when ours is saved
-    $("#choices").replaceChildren(...document.adoptNode($("#choices", page)).childNodes);
+  const isNew = reportOf(mine) !== reportOf(theirs); // a new answer of the model; another reader's word is met when ours is saved
+  for (const part of [".told", ".shelf"]) if (isNew || !isHeld(part)) renew(part, page);
+  if (isNew) {
+    renew("#choices", page);
     main().dataset.tag = theirs;
     lookAgain();
     toast("The model's answer to this study is new.");
   }
+  unhide();
   if ($("#film", page)?.dataset.heat && $("#film")) $("#film").dataset.heat = $("#film", page).dataset.heat;
   main().dataset.settled = $("#main", page).dataset.settled;
   refreshBench();
 }
 
 const say = async (opacity) => { const why = await opacity; if (why) toast(why); };
-const answer = (key) => { const button = buttonOf(key); if (button) save(button, goOn); };
+const answer = (key) => { const button = buttonOf(key); if (button) save(button, { next: goOn, renew: refresh }); };
 
 addEventListener("click", (event) => {
   const link = event.target.closest("a[data-image], a[data-prior]"), button = event.target.closest("button");
@@ -144,7 +151,7 @@ addEventListener("submit", (event) => {
   if (event.target.id !== "say") return;
   event.preventDefault();
   const isEnter = document.activeElement?.tagName === "INPUT"; // Enter in the comment is no answer
-  if (event.submitter?.dataset.say && !isEnter) save(event.submitter, goOn);
+  if (event.submitter?.dataset.say && !isEnter) save(event.submitter, { next: goOn, renew: refresh });
   else toast("Choose an answer; the comment goes with it.");
 });
 addEventListener("popstate", () => show(location.href, { push: false }));

@@ -1,0 +1,135 @@
+"""An answer in a real browser is never kept for a study, or for an answer of the model, that its reader did not see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import pytest
+
+from db import facts
+from db.engine import read_scope
+from tests.browser import SEEN_MS, is_shown, reader_at, unexpected, until
+from tests.site import Site, open_study
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page, Route
+
+pytestmark = pytest.mark.acceptance
+
+SAVES = "**/api/v1/reviews"
+
+
+def turn(site: Site, study_id: UUID) -> None:
+    """Have a newer model say the opposite of a suspicious study, in a new report."""
+    with read_scope(site.world.engine) as session:
+        image = facts.study_detail(session, study_id).images[0]
+    site.world.judge(image.instance_id, 0.05, model_version="1.0.1")
+    site.world.report(study_id)
+
+
+def in_order(page: Page, *studies: UUID) -> None:
+    """Read these studies one after the other."""
+    page.goto("/?view=all")
+    page.evaluate(f"sessionStorage.order = JSON.stringify({[str(study) for study in studies]})")
+    open_study(page, studies[0])
+
+
+def is_at(page: Page, study_id: UUID) -> None:
+    until(page, f"document.querySelector('main').dataset.study === '{study_id}'")
+
+
+def hold_answer(page: Page) -> Callable[[], None]:
+    """Answer by a key; the node gets it when the returned function is called."""
+    held: list[Route] = []
+    page.route(SAVES, lambda route: held.append(route))
+    with page.expect_request(SAVES):
+        page.keyboard.press("a")
+
+    def release() -> None:
+        held[0].continue_()
+        page.unroute(SAVES)
+
+    return release
+
+
+def test_answer_to_a_report_that_was_replaced_meanwhile_is_not_kept(site: Site, page: Page) -> None:
+    study_id = site.study(1)
+    open_study(page, study_id)
+    release = hold_answer(page)
+    turn(site, study_id)
+    release()
+    page.locator(".toast", has_text="Not saved for DEMO1 Drawn, A-1: the model's answer is new.").wait_for()
+    assert not page.locator("#conflict").is_visible(), "nobody was first: there is no second reading to save"
+    assert "not suspected" in page.locator(".verdict.clear").inner_text()
+    assert "no pneumonia" in page.locator("[data-say=A]").inner_text().lower()
+    assert site.reviews_of(study_id) == []
+    page.wait_for_timeout(SEEN_MS)
+    page.keyboard.press("a")
+    page.locator(".toast", has_text="Agree: no pneumonia, saved").wait_for()
+
+
+@pytest.mark.parametrize("held", [".told", "[data-say=D]"])
+def test_new_report_is_shown_whatever_the_reader_holds(site: Site, page: Page, held: str) -> None:
+    study_id = site.study(2 if held == ".told" else 3)
+    open_study(page, study_id)
+    page.locator(held).focus()
+    turn(site, study_id)
+    page.locator("[data-say=A]", has_text="no pneumonia").wait_for()
+    assert "not suspected" in page.locator(".verdict.clear").inner_text()
+    assert page.evaluate("document.activeElement.className") == "told", "the keyboard is at what is new"
+
+
+def test_late_reply_touches_nothing_of_the_study_on_the_screen_now(site: Site, page: Page) -> None:
+    first, second, third = (site.study(number) for number in (4, 5, 6))
+    in_order(page, first, second, third)
+    release = hold_answer(page)
+    page.keyboard.press("j")
+    is_at(page, second)
+    is_shown(page)
+    page.keyboard.press("m")
+    page.locator("#film").press("Enter")
+    page.keyboard.press("a")
+    page.locator(".toast", has_text="Not saved: your answer for DEMO4 Drawn, A-4 is still on its way.").wait_for()
+    release()
+    page.locator(".toast", has_text="Agree: pneumonia, saved for DEMO4 Drawn, A-4.").wait_for()
+    with page.expect_response("**/health"):  # whatever follows from the reply has followed
+        page.evaluate("fetch('/health')")
+    is_at(page, second)
+    assert page.locator(".marks .mine").count() == 1
+    assert site.reviews_of(second) == []
+
+
+def test_late_conflict_opens_on_no_other_study(site: Site, page: Page) -> None:
+    first, second = site.study(7), site.study(8)
+    in_order(page, first, second)
+    answer_as_another(site, first)
+    release = hold_answer(page)
+    page.keyboard.press("j")
+    is_at(page, second)
+    release()
+    page.locator(".toast", has_text="Not saved for DEMO7 Drawn, A-7: Dr S. Second answered").wait_for()
+    assert not page.locator("#conflict").is_visible()
+
+
+def answer_as_another(site: Site, study_id: UUID) -> None:
+    with reader_at(site.browser, site.url) as (other, complaints):
+        other.add_init_script("localStorage.reader = 'Dr S. Second'")
+        open_study(other, study_id)
+        other.keyboard.press("d")
+        other.locator(".toast").wait_for()
+    assert unexpected(complaints) == []
+
+
+def test_conflict_that_is_left_by_a_key_holds_no_news_back(site: Site, page: Page) -> None:
+    first, second = site.study(9), site.study(10)
+    in_order(page, first, second)
+    answer_as_another(site, first)
+    page.keyboard.press("a")
+    page.locator("#conflict").wait_for(state="visible")
+    page.keyboard.press("j")
+    is_at(page, second)
+    is_shown(page)
+    turn(site, second)
+    page.locator("[data-say=A]", has_text="no pneumonia").wait_for()
