@@ -330,7 +330,7 @@ class Receipt(Table):
     """One reception: received = new + duplicate + quarantined adds up here."""
 
     __tablename__ = "receipts"
-    __table_args__ = (Index(None, "outcome", "received_at"),)
+    __table_args__ = (Index(None, "outcome", "received_at"), Index(None, "received_at"))
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
     association_id: Mapped[UUID | None] = mapped_column(ForeignKey("associations.id"), index=True)
     instance_id: Mapped[UUID | None] = mapped_column(ForeignKey("instances.id"), index=True)
@@ -486,6 +486,7 @@ class Delivery(Table):
         UniqueConstraint("report_id", "destination"),
         Index(None, "state", "created_at", "id"),
         Index(None, "created_at", "id"),
+        Index(None, "destination", "sent_at"),
         _index_where("ix_deliveries_commit_due_at", "commit_due_at", where="commit_due_at IS NOT NULL"),
     )
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
@@ -626,7 +627,7 @@ class Review(Table):
     __table_args__ = (Index(None, "created_at", "id"),)
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
     study_id: Mapped[UUID] = mapped_column(ForeignKey("studies.id"), index=True)
-    report_id: Mapped[UUID | None] = mapped_column(ForeignKey("reports.id"))
+    report_id: Mapped[UUID | None] = mapped_column(ForeignKey("reports.id"), index=True)
     verdict: Mapped[Verdict] = mapped_column(_names(Verdict))
     comment: Mapped[str] = mapped_column(Text, default="")
     reviewer: Mapped[str] = mapped_column(String(64))
@@ -661,7 +662,7 @@ class AuditEvent(Table):
     """Appended with its fact; numbered and chained later by the one sealer (`db.audit`)."""
 
     __tablename__ = "audit_events"
-    __table_args__ = (Index(None, "action", "at", "id"), Index(None, "at", "id"))
+    __table_args__ = (Index(None, "action", "at", "id"), Index(None, "actor", "at", "id"), Index(None, "at", "id"))
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
     at: Mapped[datetime]
     action: Mapped[str] = mapped_column(String(64))

@@ -64,7 +64,11 @@ class Gate:
             await send(message)
 
         web: Web = scope["app"].state.web
-        refusal, body = await self._admit(web, scope, BoundedBody(receive, web.settings.web.request_timeout_s))
+        bounded = BoundedBody(receive, web.settings.web.request_timeout_s)
+        try:
+            refusal, body = await self._admit(web, scope, bounded)
+        except HTTPException as fault:  # a form that was read for its token; the application's handlers are further in
+            refusal, body = (fault.status_code, fault.detail), bounded
         if refusal is not None:
             await problem(Request(scope), *refusal)(scope, receive, send_guarded)
         else:

@@ -36,7 +36,7 @@ from pacs_node.web.app import run_web
 from pacs_node.web.identify import csrf_of
 from pacs_node.web.security import BoundedBody
 from tests.records import end_jobs
-from tests.web_world import BASE_URL, FORM, World, free_port, make_world
+from tests.web_world import BASE_URL, FORM, PROBLEM, World, free_port, make_world
 
 PASSWORD = "a quiet harbour at dawn"
 PAGE = {"Accept": "text/html"}
@@ -191,6 +191,13 @@ def test_a_request_that_trickles_in_is_ended_in_time() -> None:
         return refused.value.status_code
 
     assert asyncio.run(trickle()) == 408
+
+
+def test_a_form_in_chunks_that_is_too_long_is_refused_where_its_token_is_looked_for(node: World) -> None:
+    client = node.logged_in("anna", Role.RADIOLOGIST)
+    del client.headers["X-CSRF-Token"]
+    answer = client.post("/", content=(b"q=" + b"x" * 10_000 for _ in range(8)), headers=FORM)
+    assert (answer.status_code, answer.headers["content-type"]) == (413, PROBLEM), answer.text
 
 
 def test_node_answers_by_the_name_that_people_know() -> None:
