@@ -97,8 +97,8 @@ def _refuse_shared(spoken: About, items: Sequence[Item]) -> None:
     shared = Counter((source, " and ".join(names)) for source, names in named if len(names) > 1)
     for (source, names), count in shared.items():
         raise ExportRefused(
-            f"{count} validation images of {source} have no age and would be claimed for {names} alike: give their ages "
-            "(a manifest's column age), or name the source in one population only, in the file of --about"
+            f"{count} validation images of {source} have no age and would be claimed for {names} alike: give their "
+            "ages (a manifest's column age), or name the source in one population only, in the file of --about"
         )
     if outside := sum(not names for _, names in named):
         logger.warning("%d validation images are left out: their ages are those of no population", outside)
