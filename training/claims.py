@@ -6,6 +6,8 @@ Shapes: N images, L network outputs.
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +22,8 @@ from training.about import About, Described
 from training.data import Images
 from training.items import Item
 from training.settings import Recipe
+
+logger = logging.getLogger("training")
 
 NEVER = "Never use on"  # how the limitation begins that a population which is not claimed leaves in the card
 ABSTAIN_SHARE = 0.05  # of a population's validation images lie in the band
@@ -51,7 +55,7 @@ def claimed_populations(
     Raises
     ------
     ExportRefused
-        The description does not fit the run, or no population is good enough.
+        The description does not fit the run, an image belongs to several populations, or none is good enough.
     """
     unknown = [found["name"] for found in spoken.findings if found["name"] not in recipe.outputs[1:]]
     if unknown:
@@ -65,6 +69,7 @@ def claimed_populations(
             f"no population has the source {', '.join(unnamed)} (the data's folder, or what a manifest says): name "
             "it in a copy of training/cards/chest-pneumonia.toml, with the ages of its patients, and give it by --about"
         )
+    _refuse_shared(spoken, judged.images.items)
     claimed, figures, refused = [], {}, []
     for described in spoken.populations:
         members = [i for i, item in enumerate(judged.images.items) if described.has(item)]
@@ -84,6 +89,19 @@ def claimed_populations(
     if not claimed:
         raise ExportRefused("no population is good enough to be claimed: " + " ".join(refused))
     return claimed, figures, refused
+
+
+def _refuse_shared(spoken: About, items: Sequence[Item]) -> None:
+    """Refuse images that several populations would be claimed on; log how many none is claimed on."""
+    named = [(item.source, [one.name for one in spoken.populations if one.has(item)]) for item in items]
+    shared = Counter((source, " and ".join(names)) for source, names in named if len(names) > 1)
+    for (source, names), count in shared.items():
+        raise ExportRefused(
+            f"{count} validation images of {source} have no age and would be claimed for {names} alike: give their "
+            "ages (a manifest's column age), or name the source in one population only, in the file of --about"
+        )
+    if outside := sum(not names for _, names in named):
+        logger.warning("%d validation images are left out: their ages are those of no population", outside)
 
 
 def _fewest_patients(recipe: Recipe, images: Images, members: Sequence[int]) -> int:

@@ -89,7 +89,7 @@ def write_report(
         display=display,
         verdicts={name: verdict_in_words(cards[0], display[name], figures, of) for name, of in findings.items()},
         comparisons={
-            name: comparison_in_words(of, display[name], figures, figures["compared_with"])
+            name: comparison_in_words(cards, of, display[name], figures, figures["compared_with"])
             for name, of in figures.get("comparison", {}).items()
         },
         plots={name: [(_caption(file), _embedded(out / file)) for file in files] for name, files in plots.items()},

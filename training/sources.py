@@ -3,8 +3,8 @@
 ======================================================  =============================================================
 layout                                                  patient
 ======================================================  =============================================================
-folder with train, val, test, each with CLASS folders   from the file name: personN, or the IM number whatever its
-folder with CLASS folders                               prefix; a name that says neither is a patient of its own
+folder with train, val, test, each with CLASS folders   a DICOM file's Patient ID; else from the file name: personN, or
+folder with CLASS folders                               the IM number whatever its prefix; else a patient of its own
 folder with labels.csv (the NIH subset)                 the column patient_id
 NAME.npz (PneumoniaMNIST, of any size)                  unknown: every image is a patient of its own
 NAME.csv (`training.manifest`)                          the column patient
@@ -30,6 +30,7 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
+from pydicom import dcmread
 from tqdm import tqdm
 
 from models.preprocess import UNREADABLE
@@ -38,7 +39,8 @@ from training.manifest import MANIFEST, NIH, read_table
 
 logger = logging.getLogger("training")
 
-_SUFFIXES = {".jpeg", ".jpg", ".png", ".dcm", ".dicom"}
+_DICOM_SUFFIXES = {".dcm", ".dicom"}
+_SUFFIXES = {".jpeg", ".jpg", ".png"} | _DICOM_SUFFIXES
 _PERSON = re.compile(r"person(\d+)", re.IGNORECASE)
 _IM_NUMBER = re.compile(r"IM-(\d+)", re.IGNORECASE)
 _CAUSE = re.compile(r"person\d+_(bacteria|virus)", re.IGNORECASE)
@@ -106,17 +108,21 @@ def _read(path: Path, source: str, outputs: tuple[str, ...]) -> list[Item]:
 def _read_folders(root: Path, source: str, outputs: tuple[str, ...]) -> list[Item]:
     splits = {folder: folder.name.lower() for folder in _folders(root) if folder.name.lower() in SPLITS}
     items: list[Item] = []
+    unnamed = 0
     for top, split in (splits or {root: ""}).items():
         for folder in _folders(top):
             paths = _images_in(folder)
             for path in tqdm(paths, desc=f"indexing {folder}", unit="img", delay=2):
                 subgroup = _subgroup_of(folder.name, path.name)
+                name = path.relative_to(root).as_posix()
+                patient = _patient_id_sha256(path) or patient_of(name)
+                unnamed += patient == name
                 items.append(
                     Item(
                         path=path,
                         label=label_of(folder.name, subgroup, outputs, str(path)),
                         sha256=sha256_of(path),
-                        group=group_of(source, patient_of(path.relative_to(root).as_posix())),
+                        group=group_of(source, patient),
                         source=source,
                         split=split,
                         subgroup=subgroup,
@@ -125,7 +131,30 @@ def _read_folders(root: Path, source: str, outputs: tuple[str, ...]) -> list[Ite
     if not items:
         wanted = f"{root}/{{{','.join(SPLITS)}}}/{outputs[0].upper()} or {root}/{outputs[0].upper()}"
         raise DataError(f"{root}: no image: looked for {wanted}, for labels.csv, and for images in them")
+    if unnamed:
+        logger.warning(
+            "%s: no patient in %d of %d names (personN, IM-N, or a DICOM file's Patient ID): each is taken for a "
+            "patient of its own, so one patient may stand on both sides of a split; name the patients in a manifest",
+            root,
+            unnamed,
+            len(items),
+        )
     return items
+
+
+def _patient_id_sha256(path: Path) -> str:
+    """Return a digest of a DICOM file's Patient ID, which nobody is to read; empty where it has none.
+
+    It goes before the file name: many programs call every patient's first image IM-0001-0001.dcm.
+    """
+    if path.suffix.lower() not in _DICOM_SUFFIXES:
+        return ""
+    try:
+        element = dcmread(path, specific_tags=["PatientID"], stop_before_pixels=True).get_item("PatientID")
+        identifier = element.value.strip(b" \0") if element is not None else b""  # raw: pydicom's warnings show values
+    except UNREADABLE:  # named when its pixels are read
+        return ""
+    return hashlib.sha256(identifier).hexdigest()[:16] if identifier else ""
 
 
 def _folders(root: Path) -> list[Path]:

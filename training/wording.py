@@ -5,6 +5,7 @@ What the words claim is bounded by the intervals: "good" needs its lower end, "b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,13 +139,18 @@ def _not_shown(card: ModelCard, name: str, figures: dict[str, Any], of: dict[str
     lines = [_seen_before(figures)]
     if figures["test_time_augmentation"]:
         lines.append("The thresholds with test-time augmentation: the card's were chosen without it.")
-    unknown = data["images"] - data["age_known"]
-    if unknown and len(card.populations) > 1:
-        lines.append(f"{unknown} images of unknown age were judged as {card.populations[0].name}.")
+    lines.append(_of_unknown_age(card, data))
     if len(data["sources"]) == 1:
         lines.append("All images come from one source; other hospitals, devices and exposures are not shown.")
     lines += [_rarer(name, of), _weak(of), _small(of)]
     return [line for line in lines if line]
+
+
+def _of_unknown_age(card: ModelCard, data: dict[str, Any]) -> str:
+    """Say by whose calibration and thresholds a model judged the images without an age; empty if there are none."""
+    unknown = data["images"] - data["age_known"]
+    judged = f"were judged by {card.name} {card.version} as {card.populations[0].name}"
+    return f"{unknown} images of unknown age {judged}, which only some of them may be." if unknown else ""
 
 
 def trained_on(figures: dict[str, Any]) -> str:
@@ -211,16 +217,21 @@ def _small(of: dict[str, Any]) -> str:
     return f"Anything about subgroups with fewer than 20 images of a class: {', '.join(small)}." if small else ""
 
 
-def comparison_in_words(of: dict[str, Any], display: str, first: dict[str, Any], second: dict[str, Any]) -> Words:
+def comparison_in_words(
+    cards: Sequence[ModelCard], of: dict[str, Any], display: str, first: dict[str, Any], second: dict[str, Any]
+) -> Words:
     """Return the verdict on the difference of two models about one finding.
 
     Parameters
     ----------
+    cards
+        Of both.
     first, second
         What `metrics.json` holds of each.
     """
     auc, name, names = of["auc"], display.lower(), (first["model"], second["model"])
-    parts = {"What changes": _changes(of, name, *names)}
+    as_whom = [_of_unknown_age(card, one["data"]) for card, one in zip(cards, (first, second), strict=True)]
+    parts = {"What changes": _changes(of, name, *names) + [line for line in as_whom if line]}
     if auc["low"] is None:
         return Words(tone="bad", headline="These images cannot tell the two models apart.", parts=parts)
     if remembered := [f"{one['model']} {text}" for one in (first, second) if (text := trained_on(one))]:

@@ -245,6 +245,7 @@ def test_one_class_gives_nulls_and_a_report(bundle: Path, tmp_path: Path) -> Non
 
 def test_two_models_side_by_side(bundle: Path, tmp_path: Path) -> None:
     other = make_bundle(tmp_path / "two", seed=2)
+    (other / "card.toml").write_text((other / "card.toml").read_text().replace('"children"', '"grown-ups"'))
     data = make_images(tmp_path / "data", ("test",))
     figures = judge(bundle, data, tmp_path / "out", "--model", str(other), "--no-gallery")
     auc = figures["comparison"]["pneumonia"]["auc"]
@@ -254,6 +255,8 @@ def test_two_models_side_by_side(bundle: Path, tmp_path: Path) -> None:
     assert figures["compared_with"]["model"] == "tiny 0.0.2"
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Side by side" in page
+    assert page.count("8 images of unknown age were judged by tiny 0.0.1 as children") == 2  # alone, and compared
+    assert page.count("8 images of unknown age were judged by tiny 0.0.2 as grown-ups") == 1
     assert (tmp_path / "out" / "predictions-compared.csv").exists()
 
 
@@ -360,7 +363,7 @@ def test_same_model_differs_in_nothing() -> None:
     assert found["auc"]["p_value_delong"] == found["accuracy"]["p_value_mcnemar"] == 1
 
 
-def test_loss_in_one_subgroup_is_named() -> None:
+def test_loss_in_one_subgroup_is_named(card: ModelCard) -> None:
     good_N, truth_N = scores(4.0, count=400)
     poor_N, _ = scores(0.5, count=400, seed=2)
     is_ap_N = np.arange(400) % 8 < 2
@@ -369,7 +372,7 @@ def test_loss_in_one_subgroup_is_named() -> None:
     second = answers(np.where(is_ap_N, good_N, poor_N), truth_N, view=views)
     found = compared(first, second)
     assert (found["verdict"], found["worse_on"]) == ("better", ["view AP"])
-    words = comparison_in_words(found, "Pneumonia", of_model("new 2"), of_model("old 1"))
+    words = comparison_in_words((card, card), found, "Pneumonia", of_model("new 2"), of_model("old 1"))
     assert words.tone == "fair"
     assert any("view AP" in line for line in words.parts["Before you switch"])
 
@@ -377,13 +380,14 @@ def test_loss_in_one_subgroup_is_named() -> None:
 def of_model(name: str, *, trained_on: int = 0) -> dict[str, Any]:
     """Return what the words need of a model's part of metrics.json."""
     seen = {"training": trained_on, "validation": 0, "perhaps": 0}
-    return {"model": name, "split": "all", "test_time_augmentation": False, "data": {"images": 400, "seen": seen}}
+    data = {"images": 400, "age_known": 400, "seen": seen}
+    return {"model": name, "split": "all", "test_time_augmentation": False, "data": data}
 
 
-def test_a_model_is_not_called_better_on_images_that_it_was_trained_on() -> None:
+def test_a_model_is_not_called_better_on_images_that_it_was_trained_on(card: ModelCard) -> None:
     good_N, truth_N = scores(4.0, count=400)
     found = compared(answers(good_N, truth_N), answers(scores(0.5, count=400, seed=2)[0], truth_N))
-    words = comparison_in_words(found, "Pneumonia", of_model("new 2", trained_on=320), of_model("old 1"))
+    words = comparison_in_words((card, card), found, "Pneumonia", of_model("new 2", trained_on=320), of_model("old 1"))
     assert words.tone == "bad"
     assert words.headline.startswith("This is no fair comparison: new 2 was trained on 320 of these 400 images")
     assert not any("speak for switching" in line for lines in words.parts.values() for line in lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,12 @@ from models.preprocess import from_array, squash
 from models.registry import Registry
 from tests.labelled import make_patients
 from training import export, train
-from training.data import data_sha256
+from training.about import read_about
+from training.claims import Judged, claimed_populations
+from training.data import Images, data_sha256
+from training.items import Item
 from training.seen import seen_by, split_of
+from training.settings import load_recipe
 from training.sources import read_items
 
 RECIPE = """\
@@ -115,6 +120,7 @@ def test_figures_of_the_card_are_those_of_serving(finished: Path, data: Path, ab
         ("broken about", "about.toml"),
         ("other finding", "no output fracture"),
         ("other source", "has the source kermany224"),
+        ("shared source", "kermany224 have no age and would be claimed for children of 1 to 5 years and adults alike"),
         ("typing error", "least_auc is missing"),
         ("too few patients", "validation patients, 20 are needed"),
         ("other images", "is not what"),
@@ -137,6 +143,8 @@ def test_refusals_say_what_to_do(
         about.write_text(about.read_text().replace('name = "pneumonia"', 'name = "fracture"'))
     elif problem == "other source":
         about.write_text(about.read_text().replace('"kermany224"', '"elsewhere"'))
+    elif problem == "shared source":
+        about.write_text(about.read_text().replace('"nih"', '"kermany224"'))
     elif problem == "typing error":
         about.write_text(about.read_text().replace("least_auc", "least_auk"))
     elif problem == "too few patients":
@@ -163,6 +171,23 @@ def test_what_is_not_claimed_is_said_on_the_screen_too(
 ) -> None:
     assert main(finished, data, about, tmp_path / "bundles") == 0
     assert "Never use on adults (18 to 90 years): of one class 0 validation patients" in capsys.readouterr().out
+
+
+def test_ages_choose_the_population_and_those_outside_all_are_counted(
+    finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoken = read_about(written(tmp_path, least_auc=0.0))
+    both = [replace(one, sources=("clinic",), least_auc=0.0, least_patients=2) for one in spoken.populations]
+    ages = [3, 40, 10, 95] * 4  # the last two are those of no population
+    items = [
+        Item(path=Path("x"), label=n // 8, sha256=str(n), group=str(n), source="clinic", age_years=age)
+        for n, age in enumerate(ages)
+    ]
+    judged = Judged(images=Images(items, size=32, cache=tmp_path), logit_NL=torch.randn(16, 2))
+    recipe = load_recipe(str(finished.parent / "tiny.toml"))
+    _, figures, _ = claimed_populations(recipe, replace(spoken, populations=tuple(both)), judged)
+    assert [found["pneumonia"]["images"] for found in figures.values()] == [4, 4]
+    assert "8 validation images are left out: their ages are those of no population" in caplog.text
 
 
 def test_card_records_how_the_patients_were_divided(finished: Path, data: Path, about: Path, tmp_path: Path) -> None:

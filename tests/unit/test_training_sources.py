@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.builders import data_folder
+from tests.builders import data_folder, make_radiograph, save
 from training.items import DataError, Item
 from training.sources import patient_of, read_items
 
@@ -92,6 +92,37 @@ def test_class_folders_alone_match_in_any_case_and_unknown_names_are_patients_of
     assert [item.label for item in items] == [0, 1, 1]
     assert len({item.group for item in items}) == 3
     assert {item.split for item in items} == {""}
+
+
+def test_names_without_a_patient_are_counted_in_one_warning(
+    kermany: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    read_items([kermany], OUTPUTS)
+    assert "no patient" not in caplog.text
+    for name, seed in (("alice_1", 11), ("alice_2", 12)):
+        draw(kermany / f"train/NORMAL/{name}.png", seed)
+    assert len({item.group for item in read_items([kermany], OUTPUTS)}) == 4 + 2
+    (warning,) = [record.getMessage() for record in caplog.records if "no patient" in record.getMessage()]
+    assert "no patient in 2 of 8 names" in warning
+    assert "manifest" in warning
+    assert "alice" not in caplog.text
+
+
+def test_patient_id_of_a_dicom_file_goes_before_its_name_and_is_never_shown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "own"
+    named = {"NORMAL/IM-0001-0001": "A^1", "NORMAL/a": "A^1", "PNEUMONIA/IM-0001-0001": "B^2", "PNEUMONIA/x": ""}
+    for name, patient_id in named.items():
+        dataset = make_radiograph()
+        dataset.PatientID = patient_id
+        save(dataset, root / f"{name}.dcm")
+    (root / "PNEUMONIA/broken.dcm").write_bytes(b"no DICOM")
+    one, same, other, broken, unnamed = (item.group for item in read_items([root], OUTPUTS))
+    assert one == same != other
+    assert [broken, unnamed] == [f"own/patient PNEUMONIA/{name}.dcm" for name in ("broken", "x")]
+    assert "no patient in 2 of 5 names" in caplog.text
+    assert not any(patient_id in caplog.text + one + other for patient_id in ("A^1", "B^2"))
 
 
 def test_what_is_no_image_is_ignored_and_said(kermany: Path, caplog: pytest.LogCaptureFixture) -> None:
