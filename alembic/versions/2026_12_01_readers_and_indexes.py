@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from alembic import op
 
-revision = "2026_12_01_b"
-down_revision = "2026_12_01_a"
+revision = "2026_12_01_c"
+down_revision = "2026_12_01_b"
 branch_labels = None
 depends_on = None
 
