@@ -11,8 +11,9 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -33,11 +34,15 @@ PATIENCE_S = 45.0
 """A request waits this long for its turn and its picture."""
 WAITING_MAX = 24
 """Requests that wait for a process at once; the next is asked to come again, so that the rest stays quick."""
+THUMBNAILS_MAX = 12
+"""Requests for a thumbnail that wait at once. One is drawn at a time: a list of them never stands before a film."""
 MEMORY_BYTES = 48_000_000
 REFUSAL_S = 60.0
 """A refusal is remembered this long: the machine may have been busy, not the image bad."""
 SIZE_MIN, SIZE_MAX, SIZE_DEFAULT = 16, 4096, 1024
 """Longest side in pixels; an image is never enlarged."""
+THUMBNAIL = 160
+"""Pixels; larger pictures are views of the study, which are audited."""
 QUALITY = 90
 """Of WebP; PNG loses nothing."""
 HEAT_OPACITY = 0.55
@@ -117,6 +122,7 @@ class Renderer:
     def __init__(self) -> None:
         self._pool = DecodingPool(processes=PROCESSES, timeout_s=TIMEOUT_S, memory_mb=MEMORY_MB)
         self._places = threading.BoundedSemaphore(WAITING_MAX)
+        self._thumbnails, self._thumbnail = threading.BoundedSemaphore(THUMBNAILS_MAX), threading.BoundedSemaphore(1)
         self._drawn = _Memory(MEMORY_BYTES)
 
     def warm(self) -> None:
@@ -131,7 +137,7 @@ class Renderer:
         RenderRefused
             The image is unfit, took too long, or its process died.
         RenderBusy
-            `WAITING_MAX` requests are waiting already.
+            `WAITING_MAX` requests are waiting already, or `THUMBNAILS_MAX` for thumbnails.
         """
         known = self._drawn.get(drawing.etag, time.monotonic())
         if known is None:
@@ -155,29 +161,40 @@ class Renderer:
         return found
 
     def _draw(self, path: Path, drawing: Drawing) -> Picture | str:
-        return self._work(draw_picture, str(path), drawing)
+        if drawing.size > THUMBNAIL:
+            return self._work(draw_picture, str(path), drawing)
+        with _place(self._thumbnails), _place(self._thumbnail, timeout_s=PATIENCE_S):
+            return self._work(draw_picture, str(path), drawing)
 
     def _work(self, function: Callable[..., Result | str], *args: object) -> Result | str:
-        if not self._places.acquire(blocking=False):
-            raise RenderBusy
         try:
-            future = self._pool.submit(function, *args)
-            if wait([future], timeout=PATIENCE_S).not_done:
-                future.cancel()
-                raise RenderBusy
-            found: Result | str = result_of(future)
+            with _place(self._places):
+                future = self._pool.submit(function, *args)
+                if wait([future], timeout=PATIENCE_S).not_done:
+                    future.cancel()
+                    raise RenderBusy
+                found: Result | str = result_of(future)
         except TookTooLong:
             return f"it takes longer than {TIMEOUT_S:g} s"
         except Collapsed:
             return "its decoder stopped"
         except PoolDown:
             raise RenderBusy from None
-        finally:
-            self._places.release()
         return found
 
     def close(self) -> None:
         self._pool.close()
+
+
+@contextmanager
+def _place(places: threading.Semaphore, *, timeout_s: float = 0.0) -> Iterator[None]:
+    """Hold one of these places; `RenderBusy` where none is free in time."""
+    if not places.acquire(timeout=timeout_s):
+        raise RenderBusy
+    try:
+        yield
+    finally:
+        places.release()
 
 
 def draw_picture(path: str, drawing: Drawing) -> Picture | str:

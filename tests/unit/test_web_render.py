@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,19 @@ from PIL import Image
 from pydicom.dataset import Dataset
 
 from pacs_node.web.dicom_views import as_json, as_page
-from pacs_node.web.render import REFUSAL_S, Drawing, Form, Picture, _Memory, draw_picture, size_of
+from pacs_node.web.render import (
+    REFUSAL_S,
+    THUMBNAIL,
+    THUMBNAILS_MAX,
+    Drawing,
+    Form,
+    Picture,
+    RenderBusy,
+    Renderer,
+    _Memory,
+    draw_picture,
+    size_of,
+)
 from tests.builders import make_radiograph, save
 
 FORMS: tuple[Form, ...] = ("png", "webp")
@@ -201,3 +216,40 @@ def content(kind: str, name: str, **values: str) -> Dataset:
     for keyword, value in values.items():
         setattr(item, keyword, value)
     return item
+
+
+class SlowPool:
+    """Draws what it is asked for when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked: Queue[tuple[int, Future[str]]] = Queue()
+
+    def submit(self, _function: Callable[..., object], _path: str, drawing: Drawing) -> Future[str]:
+        future: Future[str] = Future()
+        self.asked.put((drawing.size, future))
+        return future
+
+    def draw_next(self) -> None:
+        self.asked.get(timeout=10)[1].set_result("drawn")
+
+
+def test_film_waits_for_one_thumbnail_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer, pool = Renderer(), SlowPool()
+    monkeypatch.setattr(renderer, "_pool", pool)
+
+    def ask(name: str, size: int) -> str:
+        return str(renderer._draw(tmp_path, Drawing(digest=name, size=size, window=None)))
+
+    with ThreadPoolExecutor(THUMBNAILS_MAX + 2) as threads:
+        thumbnails = [threads.submit(ask, f"{number}", THUMBNAIL) for number in range(THUMBNAILS_MAX + 1)]
+        refused = next(as_completed(thumbnails, timeout=10))
+        assert isinstance(refused.exception(), RenderBusy), "the list may come again; a film may not wait for it"
+        first = pool.asked.get(timeout=10)
+        film = threads.submit(ask, "film", 2048)
+        size, drawn = pool.asked.get(timeout=10)
+        assert (first[0], size) == (THUMBNAIL, 2048)
+        drawn.set_result("drawn")
+        assert film.result(timeout=10) == "drawn"
+        first[1].set_result("drawn")
+        for _ in range(THUMBNAILS_MAX - 1):
+            pool.draw_next()

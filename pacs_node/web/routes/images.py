@@ -18,7 +18,7 @@ from pacs_node.web.dicom_files import FILE, FileForm, dicom_file
 from pacs_node.web.listing import Listed, OfImages, page_of
 from pacs_node.web.problems import documented
 from pacs_node.web.query import refuse
-from pacs_node.web.render import SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, Drawing, Form
+from pacs_node.web.render import SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, THUMBNAIL, Drawing, Form
 from pacs_node.web.routes import API
 from pacs_node.web.schemas import InstanceLine, InstanceOut, Page
 
@@ -29,8 +29,6 @@ router = APIRouter(
     dependencies=[requires(Role.RADIOLOGIST, Role.ADMIN, Role.SERVICE)],
 )
 
-THUMBNAIL = 160
-"""Pixels; larger pictures are views of the study, which are audited."""
 Size = Annotated[int, Query(ge=SIZE_MIN, le=SIZE_MAX, description="Longest side in pixels; never enlarged.")]
 Value = Annotated[
     float,
