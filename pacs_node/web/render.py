@@ -46,7 +46,9 @@ THUMBNAIL = 160
 QUALITY = 90
 """Of WebP; PNG loses nothing."""
 HEAT_OPACITY = 0.55
-"""Of the hottest places of a heat map; cooler ones show less of it, cold ones nothing."""
+"""Of the hottest places of a heat map that is burned in; cooler ones show less of it, cold ones nothing."""
+HEAT_HUE = (240, 180, 100)
+"""Of a heat map that is a layer of its own; the page's key shows it from none to all of it."""
 Form = Literal["png", "webp"]
 RENDERING = "2"
 """Change it when the same request would draw other pixels: it is part of the ETag."""
@@ -108,11 +110,13 @@ class Drawing:
     form: Form = "png"
     heatmap: str | None = None
     """File of the heat map that is laid over the image; None = the image alone."""
+    is_layer: bool = False
+    """The heat map alone, as clear as the place is cold: it lies over a film, whatever the film's window."""
 
     @property
     def etag(self) -> str:
         """The strong validator: the stored bytes never change, so the request decides (RFC 9110 8.8.3)."""
-        key = f"{RENDERING}/{self.digest}/{self.size}/{self.window}/{self.form}/{self.heatmap}"
+        key = f"{RENDERING}/{self.digest}/{self.size}/{self.window}/{self.form}/{self.heatmap}/{self.is_layer}"
         return f'"{hashlib.sha256(key.encode()).hexdigest()[:32]}"'
 
 
@@ -200,7 +204,7 @@ def _place(places: threading.Semaphore, *, timeout_s: float = 0.0) -> Iterator[N
 def draw_picture(path: str, drawing: Drawing) -> Picture | str:
     """Return the image as an 8-bit picture whose longest side is at most `drawing.size`, or the reason why not.
 
-    Grey, or in colours where a heat map lies over it.
+    Grey, or in colours where a heat map lies over it or is what is drawn.
     """
     try:
         dataset = pydicom.dcmread(path)
@@ -217,7 +221,8 @@ def draw_picture(path: str, drawing: Drawing) -> Picture | str:
     image.thumbnail((drawing.size, drawing.size), Image.Resampling.LANCZOS, reducing_gap=3.0)
     if drawing.heatmap is not None:
         try:
-            image = _heated(image, Image.open(drawing.heatmap))
+            heatmap = Image.open(drawing.heatmap).convert("L").resize(image.size, Image.Resampling.BILINEAR)
+            image = _layer(heatmap) if drawing.is_layer else _heated(image, heatmap)
         except OSError:
             return "its heat map cannot be read"
     buffer = io.BytesIO()
@@ -260,12 +265,19 @@ def size_of(path: str) -> tuple[int, int] | str:
 
 def _heated(grey: Image.Image, heatmap: Image.Image) -> Image.Image:
     """Lay a heat map over a picture: from red where it is warm to yellow where it is hottest."""
-    heat_HW = np.asarray(heatmap.convert("L").resize(grey.size, Image.Resampling.BILINEAR), np.float32) / 255
+    heat_HW = np.asarray(heatmap, np.float32) / 255
     opacity_HW1 = (HEAT_OPACITY * heat_HW)[..., None]
     colour_HW3 = np.stack([np.full_like(heat_HW, 255), 255 * heat_HW, np.zeros_like(heat_HW)], axis=-1)
     grey_HW3 = np.asarray(grey.convert("RGB"), np.float32)
     mixed_HW3 = grey_HW3 * (1 - opacity_HW1) + colour_HW3 * opacity_HW1
     return Image.fromarray(np.rint(mixed_HW3).astype(np.uint8))
+
+
+def _layer(heatmap: Image.Image) -> Image.Image:
+    """Return a heat map in one hue, as opaque as the place is warm."""
+    layer = Image.new("RGB", heatmap.size, HEAT_HUE)
+    layer.putalpha(heatmap)
+    return layer
 
 
 class _Memory:

@@ -80,14 +80,15 @@ def test_missing_file_is_said_to_be_purged(tmp_path: Path) -> None:
 
 def test_etag_depends_on_everything_that_changes_pixels() -> None:
     drawings = [
-        Drawing(digest=digest, size=size, window=window, form=form, heatmap=heatmap)
+        Drawing(digest=digest, size=size, window=window, form=form, heatmap=heatmap, is_layer=is_layer)
         for digest in ("a", "b")
         for size in (64, 128)
         for window in (None, (1.0, 2.0))
         for form in FORMS
         for heatmap in (None, "h.png")
+        for is_layer in (False, True)
     ]
-    assert len({drawing.etag for drawing in drawings}) == 32
+    assert len({drawing.etag for drawing in drawings}) == 64
 
 
 def test_memory_is_bounded_and_forgets_refusals() -> None:
@@ -163,12 +164,26 @@ def test_webp_is_drawn_where_it_is_asked_for(tmp_path: Path) -> None:
     assert opened(draw_png(path, 48, None, form="webp")).format == "WEBP"
 
 
-def test_heat_map_colours_where_it_is_warm_alone(tmp_path: Path) -> None:
-    path = str(save(make_radiograph(rows=96, columns=80), tmp_path / "a.dcm"))
+def heat_at_the_right(folder: Path) -> str:
     heat_HW = np.zeros((16, 16), np.uint8)
     heat_HW[:, 12:] = 255
-    Image.fromarray(heat_HW).save(tmp_path / "heat.png")
-    heated_HW3 = np.asarray(opened(draw_png(path, 96, None, heatmap=str(tmp_path / "heat.png"))), int)
+    Image.fromarray(heat_HW).save(folder / "heat.png")
+    return str(folder / "heat.png")
+
+
+def test_heat_map_alone_lets_the_film_through_where_it_is_cold(tmp_path: Path) -> None:
+    path = str(save(make_radiograph(rows=96, columns=80), tmp_path / "a.dcm"))
+    layer = opened(draw_png(path, 96, None, heatmap=heat_at_the_right(tmp_path), is_layer=True))
+    assert (layer.mode, layer.size) == ("RGBA", (80, 96))
+    layer_HW4 = np.asarray(layer)
+    assert not layer_HW4[:, :50, 3].any()
+    assert (layer_HW4[:, 70:, 3] > 200).all()
+    assert len(np.unique(layer_HW4[..., :3].reshape(-1, 3), axis=0)) == 1, "one hue: nothing of the radiograph"
+
+
+def test_heat_map_colours_where_it_is_warm_alone(tmp_path: Path) -> None:
+    path = str(save(make_radiograph(rows=96, columns=80), tmp_path / "a.dcm"))
+    heated_HW3 = np.asarray(opened(draw_png(path, 96, None, heatmap=heat_at_the_right(tmp_path))), int)
     colourful_HW = np.ptp(heated_HW3, axis=2) > 0
     assert heated_HW3.shape == (96, 80, 3)
     assert not colourful_HW[:, :50].any()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, HTTPException, Query, Request, Response
@@ -39,7 +39,11 @@ Width = Annotated[
     Query(gt=0, le=1e7, allow_inf_nan=False, examples=[4096], description="In the image's own units, with `center`."),
 ]
 Overlay = Annotated[
-    str | None, Query(pattern="^heatmap$", description="Where the model saw its finding, in red to yellow.")
+    Literal["heatmap", "heatmap-layer"] | None,
+    Query(
+        description="Where the model saw its finding: `heatmap` lies over the image, in red to yellow; `heatmap-layer` "
+        "is the heat map alone, as clear as the place is cold, to be laid over an image."
+    ),
 ]
 PICTURE: dict[int | str, dict[str, Any]] = {
     200: {
@@ -98,7 +102,8 @@ def get_image(
     heatmap = _heatmap(web, instance_id) if overlay else None
     if size > THUMBNAIL:
         web.note_view(instance.study_id, "image")
-    drawing = Drawing(digest=instance.digest, size=size, window=window, form=form, heatmap=heatmap)
+    is_layer = overlay == "heatmap-layer"
+    drawing = Drawing(digest=instance.digest, size=size, window=window, form=form, heatmap=heatmap, is_layer=is_layer)
     return picture(web, request, instance, drawing)
 
 

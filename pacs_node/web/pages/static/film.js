@@ -7,7 +7,7 @@ import { LightBox, PRESETS, SIZES } from "./viewer.js";
 
 const SEEN_MS = 600; // no answer to a radiograph that was not on the screen
 const LATE_MS = 5000, LONGEST_MS = 45_000, BUSY_MS = 1000; // a film is late; given up; asked for again of a busy node
-const HEAT = 0.85, FAINTEST = 0.1, STEP = 0.1;
+const HEAT = 0.55, FAINTEST = 0.1, STEP = 0.1;
 const SENT = { window: "as sent", lut: "as sent, by its LUT", displayed: "as sent", percentile: "the image states no window" };
 const room = { light: null, beside: null, readyAt: Infinity, tool: "window", heat: 0, heatImage: null, asking: null, study: null, region: null, theirs: null };
 
