@@ -24,12 +24,13 @@ SEEN_MS = 700
 EXPECTED = (
     "status of 412",
     "status of 404",
+    "status of 503",
     "ERR_FAILED",
     "ERR_INTERNET_DISCONNECTED",
     "ERR_INCOMPLETE_CHUNKED_ENCODING",
     "ERR_ABORTED",
 )
-"""A conflict and a heat map that is not drawn are answers; a stream ends with its server."""
+"""A conflict, a heat map that is not drawn and a busy node are answers; a stream ends with its server."""
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from db import facts
 from db.engine import make_engine, read_scope
 from pacs_node.settings import NodeSettings, ReviewSettings, Settings
 from pacs_node.settings.web import WebSettings
-from tests.browser import is_shown, running_browser
+from tests.browser import is_shown, running_browser, until
 from tests.builders import as_bytes, make_bundle, make_radiograph
 from tests.web_world import World, free_port, make_world, serving
 
@@ -36,6 +36,13 @@ class Site:
         """Add a suspicious study with a picture of its own."""
         drawn = as_bytes(make_radiograph(seed=number, rows=512, columns=420))
         return self.world.suspected(number, **{"data": drawn} | changes)
+
+    def turn(self, study_id: UUID) -> None:
+        """Have a newer model say the opposite of a suspicious study, in a new report."""
+        with read_scope(self.world.engine) as session:
+            image = facts.study_detail(session, study_id).images[0]
+        self.world.judge(image.instance_id, 0.05, model_version="1.0.1")
+        self.world.report(study_id)
 
     def reviews_of(self, study_id: UUID) -> list[facts.ReviewFacts]:
         with read_scope(self.world.engine) as session:
@@ -62,6 +69,18 @@ def running_site(root: Path, database: Path, **reviews: Any) -> Iterator[Site]:
 def open_study(page: Page, study_id: UUID) -> None:
     page.goto(f"/studies/{study_id}", wait_until="domcontentloaded")
     is_shown(page)
+
+
+def in_order(page: Page, *studies: UUID) -> None:
+    """Open the first of these studies, with the others behind it in the list."""
+    page.goto("/?view=all")
+    page.evaluate(f"sessionStorage.order = JSON.stringify({[str(study) for study in studies]})")
+    open_study(page, studies[0])
+
+
+def is_at(page: Page, study_id: UUID) -> None:
+    """Wait until this study is on the screen."""
+    until(page, f"document.querySelector('main').dataset.study === '{study_id}'")
 
 
 def faults(page: Page) -> list[str]:

@@ -104,6 +104,8 @@ class Visitor:
     """The studies that may be seen; None = all."""
     session: str | None = field(default=None, repr=False)
     """The session cookie that the request came with, once it was found genuine."""
+    is_background: bool = False
+    """The page asked by itself; nobody need be there who sees the answer."""
 
     @property
     def is_known(self) -> bool:

@@ -103,7 +103,11 @@ class Web:
         return session_scope(self.engine, address=self.caller.address)
 
     def note_view(self, study_id: UUID, what: str) -> None:
-        """Audit that the caller sees the study; the pictures that one view asks for are not told one by one."""
+        """Audit that the caller sees the study; the pictures that one view asks for are not told one by one.
+
+        What a page fetches by itself is told as that: it left the node, and nobody need have looked at it.
+        """
+        what = f"{what}, in the background" if self.caller.is_background else what
         self.note_once((self.caller.actor, study_id, what), Action.STUDY_VIEWED, study_id, {"what": what})
 
     def note_search(self, found: int) -> None:

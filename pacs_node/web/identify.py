@@ -42,14 +42,21 @@ def identify(web: Web, scope: Scope) -> Visitor:
     if scheme.lower() == "bearer":
         return _by_token(web, nobody, token.strip())
     if secret := request.cookies.get(cookie_name(scope)):
-        return _by_session(web, nobody, secret, is_background=_is_background(request))
+        return _by_session(web, nobody, secret)
     return nobody
 
 
 def nobody_at(scope: Scope) -> Visitor:
     """Return a visitor of whom only the address is known."""
     address, is_on_loopback = visitor_address(scope)
-    return Visitor(actor="anyone", name="nobody", address=address, is_on_loopback=is_on_loopback, visible=Visible())
+    return Visitor(
+        actor="anyone",
+        name="nobody",
+        address=address,
+        is_on_loopback=is_on_loopback,
+        visible=Visible(),
+        is_background=_is_background(Request(scope)),
+    )
 
 
 def cookie_name(scope: Scope) -> str:
@@ -89,7 +96,7 @@ def _is_background(request: Request) -> bool:
     return BACKGROUND in request.headers or "text/event-stream" in request.headers.get("accept", "")
 
 
-def _by_session(web: Web, nobody: Visitor, secret: str, *, is_background: bool) -> Visitor:
+def _by_session(web: Web, nobody: Visitor, secret: str) -> Visitor:
     settings = web.settings.web
     with read_scope(web.engine) as session:
         now = db_now(session)
@@ -102,7 +109,7 @@ def _by_session(web: Web, nobody: Visitor, secret: str, *, is_background: bool) 
         )
     if found is None:
         return nobody
-    if not is_background and (now - found.seen_at).total_seconds() > TOUCH_EVERY_S:
+    if not nobody.is_background and (now - found.seen_at).total_seconds() > TOUCH_EVERY_S:
         with session_scope(web.engine) as session:
             credentials.touch_session(session, secret, now=db_now(session))
     return visitor_of(found.account, nobody, settings, secret)

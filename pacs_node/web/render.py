@@ -11,8 +11,9 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -33,15 +34,21 @@ PATIENCE_S = 45.0
 """A request waits this long for its turn and its picture."""
 WAITING_MAX = 24
 """Requests that wait for a process at once; the next is asked to come again, so that the rest stays quick."""
+THUMBNAILS_MAX = 12
+"""Requests for a thumbnail that wait at once. One is drawn at a time: a list of them never stands before a film."""
 MEMORY_BYTES = 48_000_000
 REFUSAL_S = 60.0
 """A refusal is remembered this long: the machine may have been busy, not the image bad."""
 SIZE_MIN, SIZE_MAX, SIZE_DEFAULT = 16, 4096, 1024
 """Longest side in pixels; an image is never enlarged."""
+THUMBNAIL = 160
+"""Pixels; larger pictures are views of the study, which are audited."""
 QUALITY = 90
 """Of WebP; PNG loses nothing."""
 HEAT_OPACITY = 0.55
-"""Of the hottest places of a heat map; cooler ones show less of it, cold ones nothing."""
+"""Of the hottest places of a heat map that is burned in; cooler ones show less of it, cold ones nothing."""
+HEAT_HUE = (240, 180, 100)
+"""Of a heat map that is a layer of its own; the page's key shows it from none to all of it."""
 Form = Literal["png", "webp"]
 RENDERING = "2"
 """Change it when the same request would draw other pixels: it is part of the ETag."""
@@ -103,11 +110,13 @@ class Drawing:
     form: Form = "png"
     heatmap: str | None = None
     """File of the heat map that is laid over the image; None = the image alone."""
+    is_layer: bool = False
+    """The heat map alone, as clear as the place is cold: it lies over a film, whatever the film's window."""
 
     @property
     def etag(self) -> str:
         """The strong validator: the stored bytes never change, so the request decides (RFC 9110 8.8.3)."""
-        key = f"{RENDERING}/{self.digest}/{self.size}/{self.window}/{self.form}/{self.heatmap}"
+        key = f"{RENDERING}/{self.digest}/{self.size}/{self.window}/{self.form}/{self.heatmap}/{self.is_layer}"
         return f'"{hashlib.sha256(key.encode()).hexdigest()[:32]}"'
 
 
@@ -117,6 +126,7 @@ class Renderer:
     def __init__(self) -> None:
         self._pool = DecodingPool(processes=PROCESSES, timeout_s=TIMEOUT_S, memory_mb=MEMORY_MB)
         self._places = threading.BoundedSemaphore(WAITING_MAX)
+        self._thumbnails, self._thumbnail = threading.BoundedSemaphore(THUMBNAILS_MAX), threading.BoundedSemaphore(1)
         self._drawn = _Memory(MEMORY_BYTES)
 
     def warm(self) -> None:
@@ -131,7 +141,7 @@ class Renderer:
         RenderRefused
             The image is unfit, took too long, or its process died.
         RenderBusy
-            `WAITING_MAX` requests are waiting already.
+            `WAITING_MAX` requests are waiting already, or `THUMBNAILS_MAX` for thumbnails.
         """
         known = self._drawn.get(drawing.etag, time.monotonic())
         if known is None:
@@ -155,35 +165,46 @@ class Renderer:
         return found
 
     def _draw(self, path: Path, drawing: Drawing) -> Picture | str:
-        return self._work(draw_picture, str(path), drawing)
+        if drawing.size > THUMBNAIL:
+            return self._work(draw_picture, str(path), drawing)
+        with _place(self._thumbnails), _place(self._thumbnail, timeout_s=PATIENCE_S):
+            return self._work(draw_picture, str(path), drawing)
 
     def _work(self, function: Callable[..., Result | str], *args: object) -> Result | str:
-        if not self._places.acquire(blocking=False):
-            raise RenderBusy
         try:
-            future = self._pool.submit(function, *args)
-            if wait([future], timeout=PATIENCE_S).not_done:
-                future.cancel()
-                raise RenderBusy
-            found: Result | str = result_of(future)
+            with _place(self._places):
+                future = self._pool.submit(function, *args)
+                if wait([future], timeout=PATIENCE_S).not_done:
+                    future.cancel()
+                    raise RenderBusy
+                found: Result | str = result_of(future)
         except TookTooLong:
             return f"it takes longer than {TIMEOUT_S:g} s"
         except Collapsed:
             return "its decoder stopped"
         except PoolDown:
             raise RenderBusy from None
-        finally:
-            self._places.release()
         return found
 
     def close(self) -> None:
         self._pool.close()
 
 
+@contextmanager
+def _place(places: threading.Semaphore, *, timeout_s: float = 0.0) -> Iterator[None]:
+    """Hold one of these places; `RenderBusy` where none is free in time."""
+    if not places.acquire(timeout=timeout_s):
+        raise RenderBusy
+    try:
+        yield
+    finally:
+        places.release()
+
+
 def draw_picture(path: str, drawing: Drawing) -> Picture | str:
     """Return the image as an 8-bit picture whose longest side is at most `drawing.size`, or the reason why not.
 
-    Grey, or in colours where a heat map lies over it.
+    Grey, or in colours where a heat map lies over it or is what is drawn.
     """
     try:
         dataset = pydicom.dcmread(path)
@@ -200,7 +221,8 @@ def draw_picture(path: str, drawing: Drawing) -> Picture | str:
     image.thumbnail((drawing.size, drawing.size), Image.Resampling.LANCZOS, reducing_gap=3.0)
     if drawing.heatmap is not None:
         try:
-            image = _heated(image, Image.open(drawing.heatmap))
+            heatmap = Image.open(drawing.heatmap).convert("L").resize(image.size, Image.Resampling.BILINEAR)
+            image = _layer(heatmap) if drawing.is_layer else _heated(image, heatmap)
         except OSError:
             return "its heat map cannot be read"
     buffer = io.BytesIO()
@@ -243,12 +265,19 @@ def size_of(path: str) -> tuple[int, int] | str:
 
 def _heated(grey: Image.Image, heatmap: Image.Image) -> Image.Image:
     """Lay a heat map over a picture: from red where it is warm to yellow where it is hottest."""
-    heat_HW = np.asarray(heatmap.convert("L").resize(grey.size, Image.Resampling.BILINEAR), np.float32) / 255
+    heat_HW = np.asarray(heatmap, np.float32) / 255
     opacity_HW1 = (HEAT_OPACITY * heat_HW)[..., None]
     colour_HW3 = np.stack([np.full_like(heat_HW, 255), 255 * heat_HW, np.zeros_like(heat_HW)], axis=-1)
     grey_HW3 = np.asarray(grey.convert("RGB"), np.float32)
     mixed_HW3 = grey_HW3 * (1 - opacity_HW1) + colour_HW3 * opacity_HW1
     return Image.fromarray(np.rint(mixed_HW3).astype(np.uint8))
+
+
+def _layer(heatmap: Image.Image) -> Image.Image:
+    """Return a heat map in one hue, as opaque as the place is warm."""
+    layer = Image.new("RGB", heatmap.size, HEAT_HUE)
+    layer.putalpha(heatmap)
+    return layer
 
 
 class _Memory:

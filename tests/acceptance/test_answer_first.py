@@ -101,7 +101,7 @@ def test_reader_who_hides_the_answer_says_what_is_seen(site: Site, page: Page) -
     page.keyboard.press("u")
     page.locator(".verdict.positive").wait_for()
     page.keyboard.press("b")
-    until(page, "document.body.classList.contains('blind')")
+    until(page, "document.documentElement.classList.contains('blind')")
     keys = page.locator("[data-say]:visible").evaluate_all("(all) => all.map((b) => b.dataset.say)")
     assert keys == ["P", "N", "U"], "no key names the model's answer"
     page.evaluate("localStorage.blind = 'off'")

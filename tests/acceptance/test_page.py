@@ -32,6 +32,15 @@ pytestmark = pytest.mark.acceptance
 FILMS_FETCHED = """new Set(performance.getEntriesByType('resource').map((one) => one.name)
   .filter((name) => name.includes('size=2048'))).size"""
 
+CLEAR = """(() => {
+  const image = document.querySelector('#film .layer img'), { naturalWidth: width, naturalHeight: height } = image;
+  const pen = new OffscreenCanvas(width, height).getContext('2d', { willReadFrequently: true });
+  pen.drawImage(image, 0, 0);
+  const opacity = (x) => pen.getImageData(x, height / 2, 1, 1).data[3];
+  return (opacity(10) === 0) + (opacity(width - 10) === 255);
+})()"""
+"""Of the heat map, clear at the left and full at the right: how many of the two are so."""
+
 
 def values(page: Page) -> str:
     return str(page.locator("#film + p [data-values]").inner_text())
@@ -110,7 +119,9 @@ def test_heat_map_is_off_until_asked_for_and_lies_over_the_film(site: Site, page
     with read_scope(site.world.engine) as session:
         image = facts.study_detail(session, study_id).images[0]
     drawn = io.BytesIO()
-    Image.new("L", (64, 64), 255).save(drawn, "PNG")
+    heat = Image.new("L", (64, 64), 255)
+    heat.paste(0, (0, 0, 32, 64))
+    heat.save(drawn, "PNG")
     kept = site.world.store.place([drawn.getvalue()])
     with session_scope(site.world.engine) as session:
         made = NewHeatmap(instance_id=image.instance_id, model_name="drawn", model_version="0.0.1", path=kept.path)
@@ -121,6 +132,7 @@ def test_heat_map_is_off_until_asked_for_and_lies_over_the_film(site: Site, page
     page.keyboard.press("h")
     layer.wait_for(state="visible")
     assert layer.evaluate("(image) => image.naturalWidth") > 0
+    assert page.evaluate(CLEAR) == 2, "cold places let the film through, with its window and its inversion"
     assert "not an outline" in page.locator("[data-heatkey]").inner_text()
     strong = float(layer.evaluate("(image) => image.style.opacity"))
     page.keyboard.press(",")
@@ -229,6 +241,15 @@ def test_tablet_shows_every_column_of_the_worklist_and_a_scale_to_read(site: Sit
         assert list_.evaluate("list => list.scrollWidth <= list.clientWidth")
         for study_id in (urgent, warned.study_id):
             assert page.locator(f"tr[data-id='{study_id}'] .scale").bounding_box()["width"] > 60
+    assert unexpected(complaints) == []
+
+
+def test_tablet_has_the_tools_in_one_row(site: Site) -> None:
+    study_id = site.study(62)
+    with reader_at(site.browser, site.url, width=820, height=1180, touch=True) as (page, complaints):
+        open_study(page, study_id)
+        rows = page.locator("#bench button").evaluate_all("(all) => new Set(all.map((one) => one.offsetTop)).size")
+        assert rows == 1
     assert unexpected(complaints) == []
 
 

@@ -8,10 +8,8 @@ from uuid import UUID
 
 import pytest
 
-from db import facts
-from db.engine import read_scope
-from tests.browser import SEEN_MS, is_shown, reader_at, unexpected, until
-from tests.site import Site, open_study
+from tests.browser import SEEN_MS, is_shown, reader_at, unexpected
+from tests.site import Site, in_order, is_at, open_study
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page, Route
@@ -19,25 +17,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.acceptance
 
 SAVES = "**/api/v1/reviews"
-
-
-def turn(site: Site, study_id: UUID) -> None:
-    """Have a newer model say the opposite of a suspicious study, in a new report."""
-    with read_scope(site.world.engine) as session:
-        image = facts.study_detail(session, study_id).images[0]
-    site.world.judge(image.instance_id, 0.05, model_version="1.0.1")
-    site.world.report(study_id)
-
-
-def in_order(page: Page, *studies: UUID) -> None:
-    """Read these studies one after the other."""
-    page.goto("/?view=all")
-    page.evaluate(f"sessionStorage.order = JSON.stringify({[str(study) for study in studies]})")
-    open_study(page, studies[0])
-
-
-def is_at(page: Page, study_id: UUID) -> None:
-    until(page, f"document.querySelector('main').dataset.study === '{study_id}'")
 
 
 def hold_answer(page: Page) -> Callable[[], None]:
@@ -58,7 +37,7 @@ def test_answer_to_a_report_that_was_replaced_meanwhile_is_not_kept(site: Site, 
     study_id = site.study(1)
     open_study(page, study_id)
     release = hold_answer(page)
-    turn(site, study_id)
+    site.turn(study_id)
     release()
     page.locator(".toast", has_text="Not saved for DEMO1 Drawn, A-1: the model's answer is new.").wait_for()
     assert not page.locator("#conflict").is_visible(), "nobody was first: there is no second reading to save"
@@ -75,7 +54,7 @@ def test_new_report_is_shown_whatever_the_reader_holds(site: Site, page: Page, h
     study_id = site.study(2 if held == ".told" else 3)
     open_study(page, study_id)
     page.locator(held).focus()
-    turn(site, study_id)
+    site.turn(study_id)
     page.locator("[data-say=A]", has_text="no pneumonia").wait_for()
     assert "not suspected" in page.locator(".verdict.clear").inner_text()
     assert page.evaluate("document.activeElement.className") == "told", "the keyboard is at what is new"
@@ -131,5 +110,5 @@ def test_conflict_that_is_left_by_a_key_holds_no_news_back(site: Site, page: Pag
     page.keyboard.press("j")
     is_at(page, second)
     is_shown(page)
-    turn(site, second)
+    site.turn(second)
     page.locator("[data-say=A]", has_text="no pneumonia").wait_for()

@@ -129,6 +129,14 @@ def test_study_page_takes_an_answer_without_script(small_world: World) -> None:
     assert other.status_code == 428, "another reader's verdict stands and this form does not say that it was seen"
 
 
+def test_page_that_asks_by_itself_is_no_readers_view(small_world: World) -> None:
+    study_id, client = small_world.suspected(), small_world.client()
+    for headers in ({"X-Background": "1"}, {"X-Background": "1"}, {}):
+        client.get(f"/studies/{study_id}", headers=headers)
+    noted = [event.details["what"] for event in small_world.audited(Action.STUDY_VIEWED)]
+    assert noted == ["page, in the background", "page"], "what left the node is told, and what a reader opened"
+
+
 def test_study_page_offers_what_fits_the_answer(small_world: World) -> None:
     suspected, silent = small_world.suspected(1), small_world.receive(2)
     small_world.judge(silent.instance_id, None, [LATERAL])

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,19 @@ from PIL import Image
 from pydicom.dataset import Dataset
 
 from pacs_node.web.dicom_views import as_json, as_page
-from pacs_node.web.render import REFUSAL_S, Drawing, Form, Picture, _Memory, draw_picture, size_of
+from pacs_node.web.render import (
+    REFUSAL_S,
+    THUMBNAIL,
+    THUMBNAILS_MAX,
+    Drawing,
+    Form,
+    Picture,
+    RenderBusy,
+    Renderer,
+    _Memory,
+    draw_picture,
+    size_of,
+)
 from tests.builders import make_radiograph, save
 
 FORMS: tuple[Form, ...] = ("png", "webp")
@@ -65,14 +80,15 @@ def test_missing_file_is_said_to_be_purged(tmp_path: Path) -> None:
 
 def test_etag_depends_on_everything_that_changes_pixels() -> None:
     drawings = [
-        Drawing(digest=digest, size=size, window=window, form=form, heatmap=heatmap)
+        Drawing(digest=digest, size=size, window=window, form=form, heatmap=heatmap, is_layer=is_layer)
         for digest in ("a", "b")
         for size in (64, 128)
         for window in (None, (1.0, 2.0))
         for form in FORMS
         for heatmap in (None, "h.png")
+        for is_layer in (False, True)
     ]
-    assert len({drawing.etag for drawing in drawings}) == 32
+    assert len({drawing.etag for drawing in drawings}) == 64
 
 
 def test_memory_is_bounded_and_forgets_refusals() -> None:
@@ -148,12 +164,26 @@ def test_webp_is_drawn_where_it_is_asked_for(tmp_path: Path) -> None:
     assert opened(draw_png(path, 48, None, form="webp")).format == "WEBP"
 
 
-def test_heat_map_colours_where_it_is_warm_alone(tmp_path: Path) -> None:
-    path = str(save(make_radiograph(rows=96, columns=80), tmp_path / "a.dcm"))
+def heat_at_the_right(folder: Path) -> str:
     heat_HW = np.zeros((16, 16), np.uint8)
     heat_HW[:, 12:] = 255
-    Image.fromarray(heat_HW).save(tmp_path / "heat.png")
-    heated_HW3 = np.asarray(opened(draw_png(path, 96, None, heatmap=str(tmp_path / "heat.png"))), int)
+    Image.fromarray(heat_HW).save(folder / "heat.png")
+    return str(folder / "heat.png")
+
+
+def test_heat_map_alone_lets_the_film_through_where_it_is_cold(tmp_path: Path) -> None:
+    path = str(save(make_radiograph(rows=96, columns=80), tmp_path / "a.dcm"))
+    layer = opened(draw_png(path, 96, None, heatmap=heat_at_the_right(tmp_path), is_layer=True))
+    assert (layer.mode, layer.size) == ("RGBA", (80, 96))
+    layer_HW4 = np.asarray(layer)
+    assert not layer_HW4[:, :50, 3].any()
+    assert (layer_HW4[:, 70:, 3] > 200).all()
+    assert len(np.unique(layer_HW4[..., :3].reshape(-1, 3), axis=0)) == 1, "one hue: nothing of the radiograph"
+
+
+def test_heat_map_colours_where_it_is_warm_alone(tmp_path: Path) -> None:
+    path = str(save(make_radiograph(rows=96, columns=80), tmp_path / "a.dcm"))
+    heated_HW3 = np.asarray(opened(draw_png(path, 96, None, heatmap=heat_at_the_right(tmp_path))), int)
     colourful_HW = np.ptp(heated_HW3, axis=2) > 0
     assert heated_HW3.shape == (96, 80, 3)
     assert not colourful_HW[:, :50].any()
@@ -201,3 +231,40 @@ def content(kind: str, name: str, **values: str) -> Dataset:
     for keyword, value in values.items():
         setattr(item, keyword, value)
     return item
+
+
+class SlowPool:
+    """Draws what it is asked for when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked: Queue[tuple[int, Future[str]]] = Queue()
+
+    def submit(self, _function: Callable[..., object], _path: str, drawing: Drawing) -> Future[str]:
+        future: Future[str] = Future()
+        self.asked.put((drawing.size, future))
+        return future
+
+    def draw_next(self) -> None:
+        self.asked.get(timeout=10)[1].set_result("drawn")
+
+
+def test_film_waits_for_one_thumbnail_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer, pool = Renderer(), SlowPool()
+    monkeypatch.setattr(renderer, "_pool", pool)
+
+    def ask(name: str, size: int) -> str:
+        return str(renderer._draw(tmp_path, Drawing(digest=name, size=size, window=None)))
+
+    with ThreadPoolExecutor(THUMBNAILS_MAX + 2) as threads:
+        thumbnails = [threads.submit(ask, f"{number}", THUMBNAIL) for number in range(THUMBNAILS_MAX + 1)]
+        refused = next(as_completed(thumbnails, timeout=10))
+        assert isinstance(refused.exception(), RenderBusy), "the list may come again; a film may not wait for it"
+        first = pool.asked.get(timeout=10)
+        film = threads.submit(ask, "film", 2048)
+        size, drawn = pool.asked.get(timeout=10)
+        assert (first[0], size) == (THUMBNAIL, 2048)
+        drawn.set_result("drawn")
+        assert film.result(timeout=10) == "drawn"
+        first[1].set_result("drawn")
+        for _ in range(THUMBNAILS_MAX - 1):
+            pool.draw_next()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, HTTPException, Query, Request, Response
@@ -18,7 +18,7 @@ from pacs_node.web.dicom_files import FILE, FileForm, dicom_file
 from pacs_node.web.listing import Listed, OfImages, page_of
 from pacs_node.web.problems import documented
 from pacs_node.web.query import refuse
-from pacs_node.web.render import SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, Drawing, Form
+from pacs_node.web.render import SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, THUMBNAIL, Drawing, Form
 from pacs_node.web.routes import API
 from pacs_node.web.schemas import InstanceLine, InstanceOut, Page
 
@@ -29,8 +29,6 @@ router = APIRouter(
     dependencies=[requires(Role.RADIOLOGIST, Role.ADMIN, Role.SERVICE)],
 )
 
-THUMBNAIL = 160
-"""Pixels; larger pictures are views of the study, which are audited."""
 Size = Annotated[int, Query(ge=SIZE_MIN, le=SIZE_MAX, description="Longest side in pixels; never enlarged.")]
 Value = Annotated[
     float,
@@ -41,7 +39,11 @@ Width = Annotated[
     Query(gt=0, le=1e7, allow_inf_nan=False, examples=[4096], description="In the image's own units, with `center`."),
 ]
 Overlay = Annotated[
-    str | None, Query(pattern="^heatmap$", description="Where the model saw its finding, in red to yellow.")
+    Literal["heatmap", "heatmap-layer"] | None,
+    Query(
+        description="Where the model saw its finding: `heatmap` lies over the image, in red to yellow; `heatmap-layer` "
+        "is the heat map alone, as clear as the place is cold, to be laid over an image."
+    ),
 ]
 PICTURE: dict[int | str, dict[str, Any]] = {
     200: {
@@ -100,7 +102,8 @@ def get_image(
     heatmap = _heatmap(web, instance_id) if overlay else None
     if size > THUMBNAIL:
         web.note_view(instance.study_id, "image")
-    drawing = Drawing(digest=instance.digest, size=size, window=window, form=form, heatmap=heatmap)
+    is_layer = overlay == "heatmap-layer"
+    drawing = Drawing(digest=instance.digest, size=size, window=window, form=form, heatmap=heatmap, is_layer=is_layer)
     return picture(web, request, instance, drawing)
 
 

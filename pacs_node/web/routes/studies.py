@@ -17,9 +17,9 @@ from pacs_node.web.dicom_files import FILE, FileForm, dicom_file
 from pacs_node.web.problems import documented
 from pacs_node.web.query import Cursor, Limit, cursor_out
 from pacs_node.web.reading import decisive_image
-from pacs_node.web.render import Drawing
+from pacs_node.web.render import THUMBNAIL, Drawing
 from pacs_node.web.routes import API
-from pacs_node.web.routes.images import THUMBNAIL, picture
+from pacs_node.web.routes.images import picture
 from pacs_node.web.schemas import Page, StudyLine, StudyOut, StudySearch
 from pacs_node.web.study_query import Sort, Wanted
 

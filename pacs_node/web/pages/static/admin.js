@@ -1,6 +1,6 @@
 // The administrator's buttons. What cannot be taken back asks first, and names its consequence on the button.
 
-import { $, $$, ask, keys, toast } from "./shell.js";
+import { $, $$, BACKGROUND, ask, keys, toast } from "./shell.js";
 
 const EXPORT_LOOK_MS = 2000, LONG_MS = 300_000, EVENTS = 40;
 
@@ -174,7 +174,7 @@ async function followExport() {
   const place = $("#training"), button = $("[data-training]"), file = $("#training-file");
   const words = { none: () => "", running: () => "The export is being made. You may leave this page.", failed: (e) => `The export was not made. ${e.said.join(" ")}`, ready: (e) => `${e.name} is ready. ${e.said.join(" ")}` };
   for (;;) {
-    const answer = await ask("GET", "/api/v1/exports/training", undefined, { "X-Background": "1" });
+    const answer = await ask("GET", "/api/v1/exports/training", undefined, BACKGROUND);
     const state = answer.ok ? answer.body.state : "none", text = answer.ok ? words[state](answer.body) : why(answer);
     if (place.textContent !== text) place.textContent = text;
     Object.assign(place.dataset, { state });

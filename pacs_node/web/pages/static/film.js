@@ -1,33 +1,40 @@
 // The film on the light box: the chosen image, an earlier one beside it, the tools of the bench, the heat map, and the
 // region that a reader marks.
 
-import { $, $$ } from "./shell.js";
+import { $, $$, BACKGROUND } from "./shell.js";
 import { read } from "./greys.js";
 import { LightBox, PRESETS, SIZES } from "./viewer.js";
 
 const SEEN_MS = 600; // no answer to a radiograph that was not on the screen
-const HEAT = 0.85, FAINTEST = 0.1, STEP = 0.1;
+const LATE_MS = 5000, LONGEST_MS = 45_000, BUSY_MS = 1000; // a film is late; given up; asked for again of a busy node
+const HEAT = 0.55, FAINTEST = 0.1, STEP = 0.1;
 const SENT = { window: "as sent", lut: "as sent, by its LUT", displayed: "as sent", percentile: "the image states no window" };
-const room = { light: null, beside: null, readyAt: Infinity, tool: "window", heat: 0, heatImage: null, study: null, region: null, theirs: null };
+const room = { light: null, beside: null, readyAt: Infinity, tool: "window", heat: 0, heatImage: null, asking: null, study: null, region: null, theirs: null };
 
 /** Fetch a radiograph with its grey levels, drawn from the stored pixels; or throw what the node said about it. */
-export async function filmAt(url, window = null, size = SIZES[0], signal = undefined) {
+export async function filmAt(url, { window = null, size = SIZES[0], signal = null, background = false } = {}) {
   const asked = new URL(url, location.href);
   asked.searchParams.set("size", size);
   if (window) { asked.searchParams.set("center", window.centre); asked.searchParams.set("width", window.width); }
-  const answer = await reached(asked, signal);
-  const bitmap = await createImageBitmap(await answer.blob(), { colorSpaceConversion: "none" });
-  return { ...read(bitmap, answer.headers.get("VOI-Window"), size), url };
+  const { picture, said } = await reached(asked, { signal, headers: background ? BACKGROUND : {} });
+  const bitmap = await createImageBitmap(picture, { colorSpaceConversion: "none" });
+  return { ...read(bitmap, said, size), url };
 }
 
-async function reached(url, signal) {
+/** Return a picture and what the node says of it, or throw why there is none; a node that is busy is asked once more. */
+async function reached(url, { signal = null, headers = {}, isLast = false } = {}) {
+  const limit = AbortSignal.timeout(LONGEST_MS);
   let answer;
   try {
-    answer = await fetch(url, { signal });
+    answer = await fetch(url, { headers, signal: AbortSignal.any([limit, signal ?? limit]) });
+    if (answer.ok) return { picture: await answer.blob(), said: answer.headers.get("VOI-Window") };
   } catch {
-    throw new Error("The node did not answer. The file is kept.");
+    throw new Error(limit.aborted ? `The node did not answer within ${LONGEST_MS / 1000} seconds. The file is kept.` : "The node did not answer. The file is kept.");
   }
-  if (answer.ok) return answer;
+  if (answer.status === 503 && !isLast) {
+    await new Promise((resolve) => { setTimeout(resolve, BUSY_MS); });
+    return reached(url, { signal, headers, isLast: true });
+  }
   const problem = await answer.json().catch(() => null);
   throw new Error(problem?.detail ?? `The node answered ${answer.status}. The file is kept.`);
 }
@@ -66,21 +73,53 @@ function tell(box) {
   };
 }
 
-function refuse(box, sentence) {
-  const light = box.closest(".light"), message = $("template", light).content.cloneNode(true);
+const instead = new WeakMap(); // box -> the message that stands in its place
+
+/** Say in place of a picture why it is not there, with a second try. */
+function refuse(box, sentence, again) {
+  const known = instead.get(box), light = box.closest(".light"), wasHeld = box === document.activeElement;
+  const message = known ?? $("template", light).content.firstElementChild.cloneNode(true);
   $("p", message).textContent = sentence;
+  if (known) return;
+  instead.set(box, message);
+  $("[data-values]", light).textContent = "";
+  $("button", message).addEventListener("click", () => { putBack(box); again(); });
   box.replaceWith(message);
+  if (wasHeld) $("button", message).focus();
+}
+
+function putBack(box) {
+  const message = instead.get(box), isHeld = message?.contains(document.activeElement);
+  if (!instead.delete(box)) return;
+  message.replaceWith(box);
+  $("[data-values]", box.closest(".light")).textContent = "Loading …";
+  if (isHeld) box.focus({ preventScroll: true });
+}
+
+/** Return the film of a box; `ahead` is one on its way. When it is late its reader hears so, and may ask again. */
+async function awaited(box, again, signal, ahead = null) {
+  const late = setTimeout(() => refuse(box, `The node has not answered for ${LATE_MS / 1000} seconds. The film is shown as soon as it comes.`, again), LATE_MS);
+  try {
+    const come = await ahead, film = come?.url === address(box) ? come : await filmAt(address(box), { signal });
+    signal.throwIfAborted(); // the reader has gone on
+    putBack(box);
+    return film;
+  } finally {
+    clearTimeout(late);
+  }
 }
 
 function lightBox(box, marked) {
-  const light = new LightBox(box, { source: (window, size, signal) => filmAt(address(box), window, size, signal), changed: tell(box), marked });
+  const light = new LightBox(box, { source: (window, size, signal) => filmAt(address(box), { window, size, signal }), changed: tell(box), marked });
   light.tool = room.tool;
   return light;
 }
 
-/** Hang what the page names; `ready` is a film that was fetched before it was asked for. */
-export async function hang(ready = null) {
+/** Hang what the page names; `ahead` is a film that was fetched before it was asked for, or is on its way. */
+export async function hang(ahead = null) {
   const box = $("#film"), asked = $("#main").dataset.study;
+  room.asking?.abort();
+  const { signal } = room.asking = new AbortController();
   Object.assign(room, { light: null, beside: null, readyAt: Infinity, heat: 0, heatImage: null });
   if (room.study !== asked && room.tool === "region") room.tool = "window"; // a drag never marks by surprise
   room.study = asked;
@@ -90,34 +129,34 @@ export async function hang(ready = null) {
   bench();
   if (!box) return;
   try {
-    const film = ready?.url === address(box) ? ready : await filmAt(address(box));
-    if (asked !== $("#main").dataset.study || !box.isConnected) return; // the reader has gone on
+    const film = await awaited(box, () => hang(), signal, ahead);
     room.light = lightBox(box, outlined);
     room.light.show(film);
     showMarks();
     room.readyAt = performance.now() + SEEN_MS;
     bench();
   } catch (error) {
-    refuse(box, error.message);
+    if (!signal.aborted) refuse(box, error.message, () => hang());
     return;
   }
   const earlier = $("#earlier-film");
-  if (earlier) await hangBeside(earlier);
+  if (earlier) await hangBeside(earlier, signal);
 }
 
-async function hangBeside(box) {
+async function hangBeside(box, signal) {
+  const again = () => hangBeside(box, signal);
   try {
-    const film = await filmAt(address(box));
-    if (!box.isConnected) return;
+    const film = await awaited(box, again, signal);
+    if (room.beside) return; // asked for twice
     room.beside = lightBox(box);
     room.beside.show(film);
   } catch (error) {
-    refuse(box, error.message);
+    if (!signal.aborted) refuse(box, error.message, again);
   }
 }
 
 const both = (act) => [room.light, room.beside].filter(Boolean).forEach(act);
-const canExplain = () => Boolean(room.light && $("#film")?.dataset.heat && !document.body.classList.contains("blind"));
+const canExplain = () => Boolean(room.light && $("#film")?.dataset.heat && !document.documentElement.classList.contains("blind"));
 
 function bench() {
   for (const b of $$("[data-tool]")) b.setAttribute("aria-pressed", String(b.dataset.tool === room.tool));

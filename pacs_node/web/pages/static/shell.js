@@ -4,7 +4,10 @@
 export const $ = (query, from = document) => from.querySelector(query);
 export const $$ = (query, from = document) => [...from.querySelectorAll(query)];
 
-const PAGES = { w: "/", q: "/quality", a: "/admin" }, PATIENCE_MS = 5000;
+const PAGES = { w: "/", q: "/quality", a: "/admin" };
+export const PATIENCE_MS = 5000;
+/** Of what a page asks by itself: it does not show that the reader is there, or sees it. */
+export const BACKGROUND = { "X-Background": "1" };
 
 /** Ask the API; returns {ok, status, body, headers}, and status 0 when the node did not answer. */
 export async function ask(method, url, body, headers = {}, patienceMs = 4 * PATIENCE_MS) {
@@ -22,7 +25,7 @@ export async function ask(method, url, body, headers = {}, patienceMs = 4 * PATI
 
 /** Fetch a page as a document, as a reader's step or by itself. */
 export async function fetchPage(url, { background = false } = {}) {
-  const headers = { Accept: "text/html", ...(background && { "X-Background": "1" }) };
+  const headers = { Accept: "text/html", ...(background && BACKGROUND) };
   const answer = await fetch(url, { headers, signal: AbortSignal.timeout(PATIENCE_MS) });
   if (answer.redirected && new URL(answer.url).pathname === "/login") location.reload();
   if (!answer.ok) throw new Error(answer.status);
@@ -86,10 +89,10 @@ export function keys(table) {
   });
 }
 
-/** Show or take away the banner that says since when the node is silent. */
-export function contact(lastContact, isThere) {
+/** Say when the node was last heard, by itself or asked; show or take away the banner that says since when it is silent. */
+export function contact(lastContact, isThere, isLive) {
   const banner = $("#offline"), live = $("#live"), at = lastContact.toLocaleTimeString("en-GB");
-  live.textContent = isThere ? `Live, ${at}` : `No connection since ${at}`;
+  live.textContent = isThere ? `${isLive ? "Live" : "Asked"}, ${at}` : `No connection since ${at}`;
   document.body.classList.toggle("offline", !isThere);
   if (!banner) return;
   banner.hidden = isThere;

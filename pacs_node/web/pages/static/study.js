@@ -6,7 +6,7 @@ import { buttonOf, isInConflict, reportOf, save, settle } from "./answer.js";
 import { listen } from "./live.js";
 import { resume } from "./undo.js";
 
-const ready = new Map(); // study -> {page, film}: what was fetched before it was asked for
+const ready = new Map(); // study -> {page, film}: what was asked for before its reader did; the film may be on its way
 const main = () => $("#main"), me = () => main().dataset.study;
 const order = () => JSON.parse(sessionStorage.order ?? "[]");
 const address = (study) => `/studies/${study}`;
@@ -14,15 +14,16 @@ const isBlind = () => localStorage.blind === "on";
 let revealed = false;
 
 // ---- moving ----
-async function fetchStudy(url) {
-  const page = await fetchPage(url), source = $("#film", page)?.dataset.src;
-  return { page, film: source ? await filmAt(source).catch(() => null) : null };
+/** Fetch a study before it is asked for: nobody sees it yet. */
+async function fetchAhead(url) {
+  const page = await fetchPage(url, { background: true }), source = $("#film", page)?.dataset.src;
+  return { page, film: source ? filmAt(source, { background: true }).catch(() => null) : null };
 }
 
 async function fetchNext() {
   const next = order()[order().indexOf(me()) + 1];
   for (const study of ready.keys()) if (study !== next) ready.delete(study);
-  if (next && !ready.has(next)) ready.set(next, fetchStudy(address(next)).catch(() => { ready.delete(next); return null; }));
+  if (next && !ready.has(next)) ready.set(next, fetchAhead(address(next)).catch(() => { ready.delete(next); return null; }));
 }
 
 /** Show a page in place of this one; the modules and what they remember stay. */
@@ -39,14 +40,16 @@ async function show(url, { push = true, keep = false } = {}) {
   const comment = keep ? $("#comment")?.value : "";
   document.title = found.page.title;
   for (const image of $$(".box > img", found.page)) image.remove(); // the light box fetches it itself
+  const held = document.activeElement, isOfFilm = held?.id === "film", isElsewhere = held !== document.body && !main().contains(held);
   main().replaceWith(document.adoptNode($("#main", found.page)));
+  if (!isElsewhere) ((isOfFilm && $("#film")) || main()).focus({ preventScroll: true });
   if (push) history.pushState(null, "", url);
   if (isNew) revealed = false;
   if (comment && $("#comment")) $("#comment").value = comment;
   ready.delete(study);
   await draw(found.film);
   main().dataset.shownMs = Math.round(performance.now() - begun);
-  if (kept) refresh();
+  if (kept) refresh({ background: false }); // now it is seen
   fetchNext();
 }
 
@@ -88,11 +91,11 @@ function image(by) {
 
 // ---- what is hidden until the reader has looked ----
 function blind() {
-  document.body.classList.toggle("blind", isBlind() && !revealed);
+  document.documentElement.classList.toggle("blind", isBlind() && !revealed);
   refreshBench();
 }
 function reveal() {
-  if (document.body.classList.contains("blind")) revealed = true;
+  if (document.documentElement.classList.contains("blind")) revealed = true;
   else { localStorage.blind = isBlind() ? "off" : "on"; revealed = false; hideHeat(); }
   blind();
   toast(isBlind() ? "The model's answer stays hidden until you have looked." : "The model's answer is shown at once.");
@@ -110,9 +113,9 @@ function renew(part, page) {
 }
 
 /** A waiting study fills in by itself; the picture and what is being typed stay as they are. */
-async function refresh() {
+async function refresh({ background = true } = {}) {
   const study = me();
-  const page = await fetchPage(location.href, { background: true }).catch(() => null);
+  const page = await fetchPage(location.href, { background }).catch(() => null);
   if (!page || study !== me() || isInConflict()) return;
   const [mine, theirs] = [main().dataset.tag, $("#main", page).dataset.tag];
   const isNew = reportOf(mine) !== reportOf(theirs); // a new answer of the model; another reader's word is met when ours is saved
@@ -172,7 +175,7 @@ function changed(study) {
   else if (wasReady) fetchNext();
 }
 
-listen({ changed, poll: () => main().dataset.settled === "no" && refresh(), contact });
+listen({ changed, poll: refresh, contact });
 draw().then(fetchNext);
 resume();
 setTimeout(() => $("#saved")?.remove(), 8000);
