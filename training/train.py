@@ -176,15 +176,15 @@ def write_figures(lines: Sequence[Line], out: Path, scalars: SummaryWriter, *, s
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; 2 and one line for a mistake in what was asked."""
     options = _options(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
     is_first = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(
-        level=logging.INFO if is_first else logging.ERROR,
-        format="%(asctime)s %(message)s",
-        handlers=[logging.StreamHandler(), *([logging.FileHandler(options.out / "train.log")] if is_first else [])],
-    )
     overrides = [*options.set, *([f'weights="{options.weights}"'] if options.weights else [])]
     try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        logging.basicConfig(
+            level=logging.INFO if is_first else logging.ERROR,
+            format="%(asctime)s %(message)s",
+            handlers=[logging.StreamHandler(), *([logging.FileHandler(options.out / "train.log")] if is_first else [])],
+        )
         train(
             load_recipe(options.recipe, overrides),
             options.data,
@@ -198,7 +198,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"training: {error}", file=sys.stderr)
         return 2
     except torch.OutOfMemoryError:
-        print("training: the GPU has no memory for such a batch: lower batch_size in the stages", file=sys.stderr)
+        print(
+            "training: the GPU has no memory for such a batch: begin again (another --out) with a smaller one, "
+            "such as --set stages.batch_size=8",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("training: stopped; continue with --resume", file=sys.stderr)

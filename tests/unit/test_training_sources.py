@@ -246,12 +246,17 @@ def test_mistake_in_a_manifest_names_file_and_line(manifest: Path, row: str, mes
         (b"", "no column path, label, patient; the header has nothing"),
         (b"path,label,patient\n", "no rows"),
         (b"path;label;patient\na.png;normal;p1\n", "commas, not by semicolons"),
+        (b'path,label,patient\na.png,normal,"p1\nb.png,pneumonia,p2\n', "line 1 or later: .*stray quotation mark"),
+        (
+            b'path,label,patient\na.png,normal,p1\nb.png,normal,"' + b"x" * 140_000,
+            "line 3 or later: .*stray quotation mark",
+        ),
         ("path,label,patient\nGröße.png,normal,p1\n".encode("latin-1"), "not UTF-8"),
     ],
 )
 def test_table_that_is_no_manifest_is_named(manifest: Path, content: bytes, message: str) -> None:
     manifest.write_bytes(content)
-    with pytest.raises(DataError, match=rf"manifest\.csv: .*{message}"):
+    with pytest.raises(DataError, match=rf"manifest\.csv[:,] .*{message}"):
         read_items([manifest], OUTPUTS)
 
 
