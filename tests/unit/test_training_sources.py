@@ -125,6 +125,20 @@ def test_patient_id_of_a_dicom_file_goes_before_its_name_and_is_never_shown(
     assert not any(patient_id in caplog.text + one + other for patient_id in ("A^1", "B^2"))
 
 
+@pytest.mark.parametrize("name", ["valid", "Validation"])
+def test_validation_folder_has_many_names(kermany: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    (kermany / "val").rename(kermany / name)
+    assert Counter(item.split for item in read_items([kermany], OUTPUTS)) == {"train": 3, "val": 1, "test": 2}
+    assert "passed over" not in caplog.text
+
+
+def test_images_that_no_class_folder_holds_are_named(kermany: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for seed, name in enumerate(("a", "train/b", "train/c", "extra/NORMAL/d", "__MACOSX/e", ".thumbs/f"), start=20):
+        draw(kermany / f"{name}.png", seed)
+    assert len(read_items([kermany], OUTPUTS)) == 6
+    assert "4 images are passed over, for no class folder holds them: . (1), extra/NORMAL (1), train (2)" in caplog.text
+
+
 def test_what_is_no_image_is_ignored_and_said(kermany: Path, caplog: pytest.LogCaptureFixture) -> None:
     (kermany / "train/NORMAL/notes.txt").write_text("x")
     (kermany / "train/NORMAL/._IM-0007-0001.png").write_text("x")
