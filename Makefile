@@ -36,7 +36,8 @@ fuzz: .venv/installed-dev
 bench: setup
 	$(BIN)/python -m bench
 
-# make train DATA="folder [more]" VERSION=X.Y.Z [RECIPE=default NAME=chest-pneumonia ABOUT=card.toml SPLIT=test]: train (or go on), export, judge.
+# make train DATA="folder [more]" VERSION=X.Y.Z [RECIPE=default NAME=chest-pneumonia ABOUT=card.toml SPLIT=test]: train (or go on), export, judge;
+# with AGAINST=bundle folder, beside that model.
 RECIPE ?= default
 NAME ?= chest-pneumonia
 SPLIT ?= validation
@@ -45,7 +46,7 @@ train: .venv/installed-training
 	@[ -n "$(DATA)" ] && [ -n "$(VERSION)" ] || { echo 'Say what to train from and what to call it: make train DATA="folder [more]" VERSION=0.3.0'; exit 2; }
 	$(BIN)/python -m training.train --recipe $(RECIPE) --data $(DATA) --out $(RUN) $(if $(wildcard $(RUN)/checkpoint.pt),--resume)
 	$(BIN)/python -m training.export --run $(RUN) --data $(DATA) --name $(NAME) --version $(VERSION) $(if $(ABOUT),--about $(ABOUT)) --to var/trained
-	$(BIN)/python -m training.evaluate --model var/trained/$(NAME)/$(VERSION) --data $(DATA) --split $(SPLIT) --out $(RUN)/report --run $(RUN) --cache $(RUN)/cache
+	$(BIN)/python -m training.evaluate --model var/trained/$(NAME)/$(VERSION) $(if $(AGAINST),--model $(AGAINST)) --data $(DATA) --split $(SPLIT) --out $(RUN)/report --run $(RUN) --cache $(RUN)/cache
 	@echo "Next: pacs-node models add var/trained/$(NAME)/$(VERSION), then pacs-node models activate $(NAME)/$(VERSION)"
 
 setup: .venv/installed-dev peers

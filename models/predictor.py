@@ -171,14 +171,6 @@ class Predictor:
             for prediction, (output, finding) in zip(said, self._reported, strict=True)
         )
 
-    def logits(self, image_B1HW: np.ndarray | Tensor) -> Tensor:
-        """Return logit_BL, float32, on the CPU: what bias and temperature are fitted on. Raises as `predict`."""
-        return self._judge(torch.as_tensor(image_B1HW))[0]
-
-    def features(self, image_B1HW: np.ndarray | Tensor) -> Tensor:
-        """Return the pooled feature_BD of the images as they are, float32, on the CPU. Raises as `predict`."""
-        return self._run(torch.as_tensor(image_B1HW))[1]
-
     def _judge(self, image_B1HW: Tensor, *, use_tta: bool | None = None) -> tuple[Tensor, Tensor]:
         """Return logit_BL, the mean over the small moves if asked for, and feature_BD of the images as they are."""
         logit_BL, feature_BD = self._run(image_B1HW)

@@ -36,6 +36,7 @@ from training.claims import NEVER, ExportRefused, Judged, claimed_populations
 from training.data import Images, data_sha256, items_sha256
 from training.items import DataError, Item
 from training.monai_bundle import write_monai_bundle
+from training.seen import begun_from, record_of
 from training.settings import Recipe, RecipeError, recipe_from
 from training.train import CHECKPOINT, images_of
 from training.validation import outputs_of
@@ -106,7 +107,7 @@ def export(
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "intended_use": spoken.intended_use,
         "limitations": [*spoken.limitations, *refused],
-        "licence": spoken.licence,
+        "licence": f"{spoken.licence} {_origin(recipe.weights)}",
         "findings": [dict(finding) for finding in spoken.findings],
         "populations": populations,
         "out_of_distribution": out_of_distribution,
@@ -168,25 +169,42 @@ def _out_of_distribution(training_ND: Tensor, validation_ND: Tensor) -> tuple[by
 
 def _training_data(recipe: Recipe, spoken: About, training: Images, validation: Images, epochs: int) -> dict[str, Any]:
     sides = {"training": training.items, "validation": validation.items}
+    start = begun_from(recipe.weights)
     names = sorted({item.source for items in sides.values() for item in items})
-    return {
-        "sources": {name: spoken.sources.get(name, "not described") for name in names},
-        "sha256": data_sha256([*training.items, *validation.items]),
-        "held_out": "official test folders, and their patients: never seen",
-        "split": {
-            "salt": recipe.split_salt,
-            "validation_share": recipe.validation_share,
-            "validation_shares": dict(recipe.validation_shares),
-        },
-        "epochs": epochs,
-        "epochs_planned": recipe.epochs,
-        "seed": recipe.seed,
-        "stages": [f"{stage.epochs} epochs at {stage.size} px" for stage in recipe.stages],
-        "initial_weights": _named(recipe.weights),
-    } | {
-        side: {"sha256": data_sha256(items)} | {name: _counts(recipe, items, name) for name in names}
-        for side, items in sides.items()
-    }
+    return (
+        {
+            "sources": {name: spoken.sources.get(name, "not described") for name in names},
+            "sha256": data_sha256([*training.items, *validation.items]),
+            "held_out": "official test folders, and their patients: not seen by this run",
+            "split": {
+                "salt": recipe.split_salt,
+                "validation_share": recipe.validation_share,
+                "validation_shares": dict(recipe.validation_shares),
+            },
+            "epochs": epochs,
+            "epochs_planned": recipe.epochs,
+            "seed": recipe.seed,
+            "stages": [f"{stage.epochs} epochs at {stage.size} px" for stage in recipe.stages],
+            "initial_weights": _named(recipe.weights),
+        }
+        | {
+            side: {"sha256": data_sha256(items)} | {name: _counts(recipe, items, name) for name in names}
+            for side, items in sides.items()
+        }
+        | ({"before": record_of(start)} if start else {})
+    )
+
+
+def _origin(weights: str) -> str:
+    """Say what the weights came from, as far as it is known."""
+    if weights == "none":
+        return "Trained from random weights on the data named in this card and on nothing else."
+    if start := begun_from(weights):
+        return (
+            f"Begun from the weights of {start.name} {start.version}, trained on what this card names under `before`; "
+            "then trained on the data named in this card."
+        )
+    return f"Begun from other weights ({_named(weights)}), whose training data this card does not name."
 
 
 def _named(weights: str) -> str:

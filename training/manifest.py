@@ -42,11 +42,15 @@ _AGE_MAX = 120  # years
 def read_table(path: Path, source: str, outputs: tuple[str, ...], columns: Mapping[str, str]) -> list[Item]:
     """Return one item per row; `columns` names this table's column for each column of the manifest."""
     items: list[Item] = []
-    for line, row in _rows(path, columns):
-        try:
-            items.append(_item_of_row(path.parent, source, outputs, row))
-        except DataError as error:
-            raise DataError(f"{path}, line {line}: {error}") from error
+    line = 0
+    try:
+        for line, row in _rows(path, columns):
+            try:
+                items.append(_item_of_row(path.parent, source, outputs, row))
+            except DataError as error:
+                raise DataError(f"{path}, line {line}: {error}") from error
+    except csv.Error as error:
+        raise DataError(f"{path}, line {line + 1} or later: {error}; most likely a stray quotation mark") from error
     if not items:
         raise DataError(f"{path}: no image: the table has no rows")
     return items
@@ -60,7 +64,7 @@ def _rows(path: Path, columns: Mapping[str, str]) -> Iterable[tuple[int, dict[st
         raise DataError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f'{path}: not UTF-8 ({error}); a spreadsheet saves it as "CSV UTF-8"') from error
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)  # or an open quotation mark swallows rows
     header = {(name or "").strip().lower(): name for name in reader.fieldnames or []}
     if missing := [columns[name] for name in _NEEDED if columns[name] not in header]:
         hint = "; cells are parted by commas, not by semicolons" if any(";" in name for name in header) else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -127,7 +127,9 @@ class Recipe:
 
 
 def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
-    """Return the recipe of that name (or path), with `key=value` or `augmentation.key=value` overrides applied.
+    """Return the recipe of that name (or path), with `key=value` overrides applied.
+
+    `augmentation.key=value` reaches into a table, `stages.key=value` into every stage.
 
     Raises
     ------
@@ -140,7 +142,7 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     except FileNotFoundError:
         known = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.toml")))
         raise RecipeError(f"no recipe {path}; known: {known}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: {error}") from error
     for override in overrides or []:
         _override(values, override)
@@ -156,13 +158,13 @@ def recipe_from(values: dict[str, Any], source: str) -> Recipe:
         A key is unknown, or a value is of the wrong type or impossible; `source` says where.
     """
     values = dict(values)
-    stages = tuple(_build(Stage, item, f"{source}: stages") for item in values.pop("stages", []))
+    stages = tuple(_build(Stage, item, f"{source}: stages") for item in _listed(values, "stages", [], source))
     if not stages:
         raise RecipeError(f"{source}: stages: at least one is needed")
     augmentation = _build(Augmentation, values.pop("augmentation", {}), f"{source}: augmentation")
-    outputs = tuple(values.pop("outputs", Recipe.__dataclass_fields__["outputs"].default))
-    if len(outputs) < 2:
-        raise RecipeError(f"{source}: outputs: at least two are needed, the first for nothing found")
+    outputs = tuple(_listed(values, "outputs", Recipe.__dataclass_fields__["outputs"].default, source))
+    if len(outputs) < 2 or not all(isinstance(output, str) for output in outputs):
+        raise RecipeError(f"{source}: outputs: at least two names are needed, the first for nothing found")
     recipe: Recipe = _build(
         Recipe,
         {"name": Path(source).stem} | values | {"outputs": outputs, "stages": stages, "augmentation": augmentation},
@@ -171,7 +173,16 @@ def recipe_from(values: dict[str, Any], source: str) -> Recipe:
     return recipe
 
 
-def _build(kind: Any, values: dict[str, Any], where: str) -> Any:
+def _listed(values: dict[str, Any], key: str, default: Any, source: str) -> Sequence[Any]:
+    value = values.pop(key, default)
+    if not isinstance(value, (list, tuple)):
+        raise RecipeError(f"{source}: {key} must be a list, not {value!r}")
+    return value
+
+
+def _build(kind: Any, values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise RecipeError(f"{where}: must be a table of keys and values, not {values!r}")
     types = {entry.name: entry.type for entry in dataclasses.fields(kind)}
     for key, value in values.items():
         if key not in types:
@@ -180,6 +191,8 @@ def _build(kind: Any, values: dict[str, Any], where: str) -> Any:
             values = values | {key: float(value)}
         elif types[key] in ("int", "float", "str", "bool") and type(value).__name__ != types[key]:
             raise RecipeError(f"{where}: {key} must be of type {types[key]}, not {value!r}")
+        elif types[key].startswith("Mapping") and not isinstance(value, Mapping):
+            raise RecipeError(f"{where}: {key} must be a table by source, such as {{ nih = ... }}, not {value!r}")
         for number in value.values() if isinstance(value, Mapping) else [value]:
             _check_range(key, number, where)
         if value not in _CHOICES.get(key, (value,)):
@@ -206,8 +219,17 @@ def _override(values: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    target = values
+    tables = [values]
     *parents, last = key.strip().split(".")
     for parent in parents:
-        target = target.setdefault(parent, {})
-    target[last] = value
+        tables = [inner for table in tables for inner in _tables(table.setdefault(parent, {}), override, parent)]
+    for table in tables:
+        table[last] = value
+
+
+def _tables(value: Any, override: str, name: str) -> list[dict[str, Any]]:
+    """Return the table, or the tables of a list, that an override reaches into."""
+    tables = value if isinstance(value, list) else [value]
+    if not all(isinstance(table, dict) for table in tables):
+        raise RecipeError(f"--set {override}: {name} is {value!r}, not a table")
+    return tables

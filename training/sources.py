@@ -10,9 +10,9 @@ NAME.npz (PneumoniaMNIST, of any size)                  unknown: every image is 
 NAME.csv (`training.manifest`)                          the column patient
 ======================================================  =============================================================
 
-CLASS is an output of the recipe, whatever its case. Where the recipe's outputs are finer than the folders (normal,
-bacterial, viral), the finer label comes from the file name (personN_bacteria_M, personN_virus_M) or from the
-manifest's column subgroup. Images are JPEG, PNG (8 bits) or DICOM files.
+CLASS is an output of the recipe, whatever its case; val may be called valid or validation. Where the recipe's outputs
+are finer than the folders (normal, bacterial, viral), the finer label comes from the file name (personN_bacteria_M,
+personN_virus_M) or from the manifest's column subgroup. Images are JPEG, PNG (8 bits) or DICOM files.
 
 Sources are told apart by name and joined by identical bytes only: PneumoniaMNIST and the Kermany folders are the same
 radiographs at other sizes, which nothing here can see. Never train on one and judge on the other.
@@ -41,6 +41,7 @@ logger = logging.getLogger("training")
 
 _DICOM_SUFFIXES = {".dcm", ".dicom"}
 _SUFFIXES = {".jpeg", ".jpg", ".png"} | _DICOM_SUFFIXES
+_SPLIT_FOLDERS = {name: name for name in SPLITS} | dict.fromkeys(("valid", "validation"), "val")
 _PERSON = re.compile(r"person(\d+)", re.IGNORECASE)
 _IM_NUMBER = re.compile(r"IM-(\d+)", re.IGNORECASE)
 _CAUSE = re.compile(r"person\d+_(bacteria|virus)", re.IGNORECASE)
@@ -106,11 +107,13 @@ def _read(path: Path, source: str, outputs: tuple[str, ...]) -> list[Item]:
 
 
 def _read_folders(root: Path, source: str, outputs: tuple[str, ...]) -> list[Item]:
-    splits = {folder: folder.name.lower() for folder in _folders(root) if folder.name.lower() in SPLITS}
+    splits = {folder: split for folder in _folders(root) if (split := _SPLIT_FOLDERS.get(folder.name.lower()))}
     items: list[Item] = []
     unnamed = 0
+    read: set[Path] = set()
     for top, split in (splits or {root: ""}).items():
         for folder in _folders(top):
+            read.add(folder)
             paths = _images_in(folder)
             for path in tqdm(paths, desc=f"indexing {folder}", unit="img", delay=2):
                 subgroup = _subgroup_of(folder.name, path.name)
@@ -131,6 +134,7 @@ def _read_folders(root: Path, source: str, outputs: tuple[str, ...]) -> list[Ite
     if not items:
         wanted = f"{root}/{{{','.join(SPLITS)}}}/{outputs[0].upper()} or {root}/{outputs[0].upper()}"
         raise DataError(f"{root}: no image: looked for {wanted}, for labels.csv, and for images in them")
+    _warn_of_unread(root, read)
     if unnamed:
         logger.warning(
             "%s: no patient in %d of %d names (personN, IM-N, or a DICOM file's Patient ID): each is taken for a "
@@ -155,6 +159,22 @@ def _patient_id_sha256(path: Path) -> str:
     except UNREADABLE:  # named when its pixels are read
         return ""
     return hashlib.sha256(identifier).hexdigest()[:16] if identifier else ""
+
+
+def _warn_of_unread(root: Path, read: set[Path]) -> None:
+    """Log where images lie that no class folder holds: loose ones, and those of folders beside train, val and test."""
+    unread = Counter(
+        path.parent.relative_to(root).as_posix()
+        for path in sorted(root.rglob("*"))
+        if path.suffix.lower() in _SUFFIXES
+        and path.parent not in read
+        and not any(part.startswith((".", "__")) for part in path.relative_to(root).parts)
+    )
+    if unread:
+        folders = ", ".join(f"{folder} ({count})" for folder, count in unread.items())
+        logger.warning(
+            "%s: %d images are passed over, for no class folder holds them: %s", root, unread.total(), folders
+        )
 
 
 def _folders(root: Path) -> list[Path]:

@@ -21,14 +21,13 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from models.card import CARD_FILE, WEIGHTS_FILE, load_card
 from models.errors import CardError, WeightsUnavailable
 from models.networks import Classifier, make_network
 from models.weights import load_backbone
 from training.data import Images, Split, load_images, recipe_split, uneven_shares
 from training.items import DataError, Item
 from training.processes import Processes
-from training.seen import seen_by
+from training.seen import begun_from, seen_by
 from training.settings import Recipe, RecipeError, load_recipe
 from training.sources import read_items
 from training.trainer import Trainer, TrainingStopped
@@ -141,14 +140,13 @@ def _warn(recipe: Recipe, everything: Sequence[Item], split: Split) -> None:
         logger.warning("%d rows or files give one image several labels, the first is %s", len(torn), torn[0].path)
     for sentence in uneven_shares(split, recipe):
         logger.warning("%s", sentence)
-    weights = Path(recipe.weights)
-    if weights.name == WEIGHTS_FILE and (weights.parent / CARD_FILE).exists():
-        seen = seen_by(load_card(weights.parent), everything, split.validation)
+    if (start := begun_from(recipe.weights)) is not None:
+        seen = seen_by(start, everything, split.validation)
         if seen is not None and (count := seen.training + seen.perhaps):
             logger.warning(
                 "%s was trained on %d of the %d validation images: all figures will be too good. Split as it did "
                 "(split_salt, validation_share, validation_shares), or begin from other weights",
-                weights.parent,
+                start.folder,
                 count,
                 len(split.validation),
             )
@@ -183,15 +181,15 @@ def write_figures(lines: Sequence[Line], out: Path, scalars: SummaryWriter, *, s
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; 2 and one line for a mistake in what was asked."""
     options = _options(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
     is_first = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(
-        level=logging.INFO if is_first else logging.ERROR,
-        format="%(asctime)s %(message)s",
-        handlers=[logging.StreamHandler(), *([logging.FileHandler(options.out / "train.log")] if is_first else [])],
-    )
     overrides = [*options.set, *([f'weights="{options.weights}"'] if options.weights else [])]
     try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        logging.basicConfig(
+            level=logging.INFO if is_first else logging.ERROR,
+            format="%(asctime)s %(message)s",
+            handlers=[logging.StreamHandler(), *([logging.FileHandler(options.out / "train.log")] if is_first else [])],
+        )
         train(
             load_recipe(options.recipe, overrides),
             options.data,
@@ -205,7 +203,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"training: {error}", file=sys.stderr)
         return 2
     except torch.OutOfMemoryError:
-        print("training: the GPU has no memory for such a batch: lower batch_size in the stages", file=sys.stderr)
+        print(
+            "training: the GPU has no memory for such a batch: begin again (another --out) with a smaller one, "
+            "such as --set stages.batch_size=8",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("training: stopped; continue with --resume", file=sys.stderr)

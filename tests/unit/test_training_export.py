@@ -12,10 +12,10 @@ import pytest
 import tomli_w
 import torch
 from monai.bundle import ConfigWorkflow
-from PIL import Image
+from PIL import Image, ImageOps
 
 from models.card import CARD_FILE, load_card
-from models.predictor import Predictor
+from models.predictor import Predictor, calibrated
 from models.preprocess import from_array, squash
 from models.registry import Registry
 from tests.labelled import make_patients
@@ -24,7 +24,7 @@ from training.about import read_about
 from training.claims import Judged, claimed_populations
 from training.data import Images, data_sha256
 from training.items import Item
-from training.seen import seen_by, split_of
+from training.seen import Seen, seen_by, split_of
 from training.settings import load_recipe
 from training.sources import read_items
 
@@ -94,7 +94,8 @@ def test_bundle_holds_what_the_run_learned_and_serves(finished: Path, data: Path
     )
     with torch.inference_mode():
         expected_BL = network.eval()(image_B1HW)
-    torch.testing.assert_close(predictor.logits(image_B1HW), expected_BL, atol=1e-4, rtol=1e-4)
+    found = [prediction.probability for (prediction,) in predictor.predict(image_B1HW)]
+    np.testing.assert_allclose(found, calibrated(expected_BL, [children] * 3)[:, 1], atol=1e-4)
 
 
 def test_figures_of_the_card_are_those_of_serving(finished: Path, data: Path, about: Path, tmp_path: Path) -> None:
@@ -201,6 +202,33 @@ def test_card_records_how_the_patients_were_divided(finished: Path, data: Path, 
     assert seen is not None
     assert (seen.training, seen.validation) == (len(split.training), len(split.validation))
     assert (card.training_data["epochs"], card.training_data["epochs_planned"]) == (3, 3)
+
+
+def test_card_of_a_model_that_began_from_another_says_so_and_knows_what_that_one_saw(
+    finished: Path, data: Path, about: Path, tmp_path: Path
+) -> None:
+    assert main(finished, data, about, tmp_path / "first") == 0
+    first = load_card(tmp_path / "first" / "tiny" / "1.2.3")
+    assert first.licence.endswith("Trained from random weights on the data named in this card and on nothing else.")
+    other = make_patients(tmp_path / "clinic")
+    for path in other.rglob("*.png"):
+        ImageOps.invert(Image.open(path)).save(path)
+    (recipe := tmp_path / "tiny.toml").write_text(RECIPE.replace("epochs = 3", "epochs = 1"))
+    named = ["--recipe", str(recipe), "--data", str(other), "--out", str(tmp_path / "run"), "--workers", "0"]
+    assert train.main([*named, "--weights", str(first.weights_path)]) == 0
+    about.write_text(about.read_text().replace('"kermany224"', '"clinic"'))
+    assert main(tmp_path / "run", other, about, tmp_path / "second") == 0
+    second = load_card(tmp_path / "second" / "tiny" / "1.2.3")
+    assert "random" not in second.licence
+    assert "Begun from the weights of tiny 1.2.3" in second.licence
+    for items in (read_items([data], first.outputs), read_items([other], first.outputs)):
+        split = split_of(first, items)
+        seen = Seen(training=len(split.training), validation=len(split.validation))
+        assert seen_by(second, items, items) == seen
+
+
+def test_weights_of_unknown_training_are_named() -> None:
+    assert "(vgg.pth), whose training data this card does not name" in export._origin("/home/me/vgg.pth")
 
 
 def test_a_run_cut_short_is_served_at_the_size_it_was_trained_at(

@@ -133,6 +133,17 @@ def test_every_recipe_makes_its_network_and_takes_a_step(name: str, tmp_path: Pa
         (["validation_shares={nih=25}"], "validation_shares"),
         (["repeats={nih=0}"], "repeats"),
         (["repeats={nih='two'}"], "repeats"),
+        (["repeats=3"], "repeats must be a table by source"),
+        (["validation_shares=0.2"], "validation_shares must be a table by source"),
+        (["outputs=normal"], "outputs must be a list"),
+        (["outputs=[1,2]"], "outputs: at least two names"),
+        (["stages=3"], "stages must be a list"),
+        (["stages=[3]"], "stages: must be a table"),
+        (["stages.epochs=0"], "epochs must be a number from 1"),
+        (["augmentation=0"], "augmentation: must be a table"),
+        (["seed.x=1"], "seed is 1, not a table"),
+        (["outputs.x=1"], r"outputs is \['normal', 'pneumonia'\], not a table"),
+        (["learning_rate.x=1", "beta2.x.y=1"], "beta2 is 0.99, not a table|learning_rate"),
     ],
 )
 def test_recipe_error_names_the_key(overrides: list[str], message: str) -> None:
@@ -143,6 +154,11 @@ def test_recipe_error_names_the_key(overrides: list[str], message: str) -> None:
 def test_override_reaches_every_level() -> None:
     recipe = load_recipe("default", ["seed=7", "augmentation.flip=0", "network=mobilenet_v2", "repeats.nih=3"])
     assert (recipe.seed, recipe.augmentation.flip, recipe.network, recipe.repeats["nih"]) == (7, 0.0, "mobilenet_v2", 3)
+
+
+def test_override_of_a_key_of_the_stages_is_set_in_every_stage() -> None:
+    stages = load_recipe("default", ["stages.epochs=1", "stages.batch_size=16"]).stages
+    assert [(stage.epochs, stage.size, stage.batch_size) for stage in stages] == [(1, 128, 16), (1, 224, 16)]
 
 
 def test_frozen_recipe_on_random_weights_learns_everything(caplog: pytest.LogCaptureFixture) -> None:
@@ -383,6 +399,30 @@ def test_weights_that_have_seen_the_validation_images_are_named(
     caplog.clear()
     train.images_of(replace(recipe, split_salt="2"), [data], tmp_path / "cache")
     assert "was trained on" not in caplog.text
+
+
+def test_out_that_cannot_be_written_is_one_line(
+    tmp_path: Path, data: Path, recipe_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (taken := tmp_path / "run").write_text("a file")
+    assert main(recipe_file, data, taken) == 2
+    assert f"'{taken}'" in capsys.readouterr().err
+
+
+def test_full_gpu_is_one_line_that_names_what_works(
+    tmp_path: Path,
+    data: Path,
+    recipe_file: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(train, "train", full)
+    assert main(recipe_file, data, tmp_path / "run") == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training: ")]
+    assert load_recipe(str(recipe_file), [line.partition("--set ")[2]]).stages[0].batch_size == 8
 
 
 def test_resume_without_a_run_says_so(

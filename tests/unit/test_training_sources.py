@@ -125,6 +125,20 @@ def test_patient_id_of_a_dicom_file_goes_before_its_name_and_is_never_shown(
     assert not any(patient_id in caplog.text + one + other for patient_id in ("A^1", "B^2"))
 
 
+@pytest.mark.parametrize("name", ["valid", "Validation"])
+def test_validation_folder_has_many_names(kermany: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    (kermany / "val").rename(kermany / name)
+    assert Counter(item.split for item in read_items([kermany], OUTPUTS)) == {"train": 3, "val": 1, "test": 2}
+    assert "passed over" not in caplog.text
+
+
+def test_images_that_no_class_folder_holds_are_named(kermany: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for seed, name in enumerate(("a", "train/b", "train/c", "extra/NORMAL/d", "__MACOSX/e", ".thumbs/f"), start=20):
+        draw(kermany / f"{name}.png", seed)
+    assert len(read_items([kermany], OUTPUTS)) == 6
+    assert "4 images are passed over, for no class folder holds them: . (1), extra/NORMAL (1), train (2)" in caplog.text
+
+
 def test_what_is_no_image_is_ignored_and_said(kermany: Path, caplog: pytest.LogCaptureFixture) -> None:
     (kermany / "train/NORMAL/notes.txt").write_text("x")
     (kermany / "train/NORMAL/._IM-0007-0001.png").write_text("x")
@@ -246,12 +260,17 @@ def test_mistake_in_a_manifest_names_file_and_line(manifest: Path, row: str, mes
         (b"", "no column path, label, patient; the header has nothing"),
         (b"path,label,patient\n", "no rows"),
         (b"path;label;patient\na.png;normal;p1\n", "commas, not by semicolons"),
+        (b'path,label,patient\na.png,normal,"p1\nb.png,pneumonia,p2\n', "line 1 or later: .*stray quotation mark"),
+        (
+            b'path,label,patient\na.png,normal,p1\nb.png,normal,"' + b"x" * 140_000,
+            "line 3 or later: .*stray quotation mark",
+        ),
         ("path,label,patient\nGröße.png,normal,p1\n".encode("latin-1"), "not UTF-8"),
     ],
 )
 def test_table_that_is_no_manifest_is_named(manifest: Path, content: bytes, message: str) -> None:
     manifest.write_bytes(content)
-    with pytest.raises(DataError, match=rf"manifest\.csv: .*{message}"):
+    with pytest.raises(DataError, match=rf"manifest\.csv[:,] .*{message}"):
         read_items([manifest], OUTPUTS)
 
 
