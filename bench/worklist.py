@@ -24,6 +24,7 @@ from bench.table import Bar, Table, note
 from db import facts
 from db.engine import Engine, Session, make_engine, migrate, read_scope, session_scope
 from db.facts import Asked, Visible
+from db.facts.study_filters import StudyFilters, count_groups, count_studies
 from db.tables import (
     NOT_REVIEWED,
     Answer,
@@ -82,6 +83,8 @@ FILTERS: dict[str, Ask] = {
     "one group's senders": lambda s: facts.list_studies(s, visible=ROOMS),
     "one group's institution": lambda s: facts.list_studies(s, visible=CLINIC),
     "a group that sees nothing": lambda s: facts.list_studies(s, visible=Visible()),
+    "first page of the worklist": lambda s: _open_work(s),
+    "what was not delivered": lambda s: facts.list_studies(s, is_undelivered=True),
     "list of images, institution": lambda s: facts.list_instances(s, Asked(visible=CLINIC)),
     "list of results, two senders": lambda s: facts.list_results(s, Asked(visible=ROOMS)),
     "list of reports, no sender": lambda s: facts.list_reports(s, Asked(calling_ae_title="NOBODY")),
@@ -92,6 +95,15 @@ FILTERS: dict[str, Ask] = {
     "list of reports, incomplete": lambda s: facts.list_reports(s, Asked(), answer=Answer.INCOMPLETE),
     "list of deliveries, failed": lambda s: facts.list_deliveries(s, Asked(), state=DeliveryState.FAILED),
 }
+
+
+def _open_work(session: Session) -> None:
+    """Ask what the page asks: its counts, then the beginning of every group."""
+    unread: StudyFilters = {"is_reviewed": False}
+    groups = {count.group for count in count_groups(session, unread)}
+    count_groups(session, {"is_undelivered": True})
+    count_studies(session, {"is_reviewed": True}, limit=10_001)
+    facts.list_groups(session, groups, limit=100, **unread)
 
 
 def run(folder: Path, *, is_quick: bool, rounds: int) -> Table:

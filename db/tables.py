@@ -154,7 +154,7 @@ class DeliveryState(enum.StrEnum):
 
 
 NOT_REVIEWED = -1
-"""No reader's verdict stands; below every revision, so that reviewed < current says: not reviewed."""
+"""Of no report; below every revision, so that reviewed < current says: readers have not answered."""
 PRIOR = "prior"
 """Reason of a HELD delivery: the study is old (a prior, a migration); its report is not sent by itself."""
 
@@ -240,6 +240,10 @@ WORKLIST_COLUMNS = (
     *("revision", "reviewed_revision", "hold", "unreported_since", "institution"),
 )
 """The order of a worklist, then what its filters ask: a page is found in one index, whatever is filtered."""
+OPEN_COLUMNS = (*WORKLIST_COLUMNS, "asked_revision", "last_received_at")
+"""The same of the studies that readers have yet to answer, and what tells where in the list they stand."""
+SUSPECTED_COLUMNS = ("probability", "id", "answer", "priority", "revision", "reviewed_revision", "asked_revision")
+"""Of those studies too, for what stands in the order of the probability."""
 
 
 class Study(Table):
@@ -250,6 +254,8 @@ class Study(Table):
         _index_where("ix_studies_not_purged", "last_received_at", where="purged_at IS NULL"),
         _index_where("ix_studies_unreported", "unreported_since", where="unreported_since IS NOT NULL"),
         Index("ix_studies_worklist", *WORKLIST_COLUMNS),
+        _index_where("ix_studies_open", *OPEN_COLUMNS, where="reviewed_revision <> revision"),
+        _index_where("ix_studies_suspected", *SUSPECTED_COLUMNS, where="reviewed_revision <> revision"),
         Index(None, "calling_ae_title", "first_received_at", "id"),
         Index(None, "priority", "first_received_at", "id"),
         Index(None, "probability", "id"),
@@ -282,6 +288,8 @@ class Study(Table):
     model_version: Mapped[str | None] = mapped_column(String(32))
     reviewed_revision: Mapped[int] = mapped_column(default=NOT_REVIEWED)
     """The current report is reviewed while this is its revision."""
+    asked_revision: Mapped[int] = mapped_column(default=NOT_REVIEWED)
+    """What readers said of the current report asks for another reader while this is its revision."""
     purged_at: Mapped[datetime | None]
     """When the bytes of all its images went; NULL again as soon as one comes."""
 
@@ -446,6 +454,7 @@ class Report(Table):
         Index(None, "answer", "content_at", "id"),
         Index(None, "content_at", "id"),
         _index_where("ix_reports_unbuilt", "study_id", where="built_at IS NULL"),
+        _index_where("ix_reports_withdrawn", "study_id", "revision", where="withdrawn_at IS NOT NULL"),
         _index_where("ix_reports_review_id", "review_id", where="review_id IS NOT NULL", unique=True),
     )
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)

@@ -3,13 +3,17 @@
 Each reader of a study's report has a chain of verdicts; its last link *stands* unless it withdraws. The first reader's
 chain is reading 1, the second reader's 2. A comment is beside the chains.
 
+While no answer leads among the standing words (all are unsure, or as many say one thing as another) the study asks for
+another reader, and is not reviewed.
+
 A `ReviewState` carries a tag that changes with every verdict and with every new report. Who hands in the tag that was
 read is refused when it changed since (`ReviewConflict`), so that nobody answers to what was never seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -172,6 +176,30 @@ def review_state(session: Session, study_id: UUID) -> ReviewState:
     )
 
 
+def asks_another(standing: Iterable[ReviewFacts]) -> bool:
+    """Tell whether readers have answered and none of their answers leads; who is unsure gives none."""
+    verdicts = [(review.verdict, review.corrected_finding) for review in standing]
+    counts = [n for _, n in Counter(said for said in verdicts if said[0] is not Verdict.UNSURE).most_common(2)]
+    return bool(verdicts) and (not counts or counts[:1] == counts[1:])
+
+
+def standing_about(session: Session, reports: Mapping[UUID, UUID | None]) -> dict[UUID, tuple[ReviewFacts, ...]]:
+    """Return the standing verdicts of several studies, the first reader's first.
+
+    Parameters
+    ----------
+    reports
+        By study, the report that they are about; None = the study has none yet.
+    """
+    later = _REVIEWS.alias("later")
+    stands = (_REVIEWS.c.verdict.in_(STANDING), ~exists().where(later.c.predecessor_id == _REVIEWS.c.id))
+    found: dict[UUID, tuple[ReviewFacts, ...]] = {}
+    for review in sorted(_where(session, _REVIEWS.c.study_id.in_(reports), *stands), key=lambda said: said.reading):
+        if review.report_id == reports[review.study_id]:
+            found[review.study_id] = (*found.get(review.study_id, ()), review)
+    return found
+
+
 def reviews_of_study(session: Session, study_id: UUID) -> tuple[ReviewFacts, ...]:
     """Return the reviews of a study, the first one first."""
     return _where(session, _REVIEWS.c.study_id == study_id)
@@ -242,10 +270,12 @@ def answered_by(session: Session, study_ids: Collection[UUID], reviewer: str) ->
 
 
 def _mark(session: Session, study_id: UUID) -> None:
-    """Note on the study whether its current report is reviewed, for worklists."""
-    is_reviewed = bool(review_state(session, study_id).standing)
-    revision = _STUDIES.c.revision if is_reviewed else NOT_REVIEWED
-    session.execute(update(_STUDIES).where(_STUDIES.c.id == study_id).values(reviewed_revision=revision))
+    """Note on the study whether its current report is reviewed, or asks for another reader, for worklists."""
+    standing = review_state(session, study_id).standing
+    is_asked = asks_another(standing)
+    marks = {"reviewed_revision": bool(standing) and not is_asked, "asked_revision": is_asked}
+    values = {name: _STUDIES.c.revision if is_so else NOT_REVIEWED for name, is_so in marks.items()}
+    session.execute(update(_STUDIES).where(_STUDIES.c.id == study_id).values(values))
 
 
 def _report_under_review(session: Session, study_id: UUID) -> UUID | None:

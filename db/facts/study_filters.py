@@ -12,13 +12,26 @@ from datetime import datetime
 from typing import Any, TypedDict
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, and_, case, exists, select, union_all
+from sqlalchemy import ColumnElement, Select, and_, case, exists, func, or_, select, union_all
 
 from db.engine import Session
+from db.facts.groups import GROUPS, IS_REVIEWED, PLACE, SAYINGS, SAYS, SAYS_VEILED, STUDIES
 from db.facts.paging import turn_to
 from db.facts.studies import is_being_judged, is_sent_to
 from db.facts.visibility import Visible, may_see
-from db.tables import Answer, Instance, Job, JobKind, JobState, Prediction, Report, Study, Warning, rows_of
+from db.tables import (
+    Answer,
+    Delivery,
+    DeliveryState,
+    Instance,
+    Job,
+    JobKind,
+    JobState,
+    Prediction,
+    Report,
+    Warning,
+    rows_of,
+)
 
 STUDY_STATES = ("receiving", "judging", "reporting", "answered", "held", "failed")
 """FAILED: its report could not be built; `failed_job_id` builds it when it is run again."""
@@ -42,7 +55,13 @@ class StudyFilters(TypedDict, total=False):
     calling_ae_title: str | None
     model_version: str | None
     is_reviewed: bool | None
-    """A reader's verdict on the current report stands."""
+    """Readers have answered the current report, and what they said asks for no other reader."""
+    group: str | None
+    """One of `groups.GROUPS`."""
+    says: str | None
+    """One of `groups.SAYINGS`."""
+    is_undelivered: bool | None
+    """True = the current report was not built, or some destination did not take it."""
     priority: int | None
     """At least this."""
     received_from: datetime | None
@@ -67,10 +86,9 @@ STUDY_SORTS = {
 }
 """`-` = falling. Studies without a probability are no part of the order by probability."""
 
-STUDIES, REPORTS, JOBS = rows_of(Study), rows_of(Report), rows_of(Job)
+REPORTS, JOBS, _DELIVERIES = rows_of(Report), rows_of(Job), rows_of(Delivery)
 _INSTANCES, _PREDICTIONS, _WARNINGS = rows_of(Instance), rows_of(Prediction), rows_of(Warning)
 CURRENT = and_(REPORTS.c.study_id == STUDIES.c.id, REPORTS.c.revision == STUDIES.c.revision)
-IS_REVIEWED = STUDIES.c.reviewed_revision == STUDIES.c.revision
 BUILDING = JOBS.alias("building")
 HAS_FAILED = and_(
     BUILDING.c.kind == JobKind.REPORT, BUILDING.c.subject_id == REPORTS.c.id, BUILDING.c.state == JobState.FAILED
@@ -92,10 +110,55 @@ _JUDGED = select(JOBS.c.study_id).where(
     JOBS.c.kind == JobKind.INFER, JOBS.c.state.in_([JobState.READY, JobState.RUNNING])
 )
 _NOT_BUILT = select(JOBS.c.study_id).where(JOBS.c.kind == JobKind.REPORT, JOBS.c.state == JobState.FAILED)
+_REFUSED = (
+    select(REPORTS.c.study_id)
+    .join(_DELIVERIES, _DELIVERIES.c.report_id == REPORTS.c.id)
+    .where(_DELIVERIES.c.state == DeliveryState.FAILED)
+)
+_IS_REFUSED = _REFUSED.where(CURRENT).correlate(STUDIES).exists()
+_IS_NOT_BUILT = select(REPORTS.c.id).join(BUILDING, HAS_FAILED).where(CURRENT).correlate(STUDIES).exists()
 _CANDIDATES = {"receiving": _DUE, "judging": _JUDGED, "reporting": union_all(_DUE, _UNBUILT), "failed": _NOT_BUILT}
 """By state: the studies among which all of that state are."""
 _UNDER_WAY = union_all(_JUDGED, _UNBUILT, _NOT_BUILT)
 """The studies with a report among which all that are not answered are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupCount:
+    """How many studies stand in a group and say the same."""
+
+    group: str
+    """One of `groups.GROUPS`."""
+    says: str
+    """One of `groups.SAYINGS`."""
+    studies: int
+    waiting_since: datetime
+    """When the last image came of the one that waits longest."""
+
+
+def count_groups(session: Session, wanted: StudyFilters, *, is_veiled: bool = False) -> list[GroupCount]:
+    """Count the studies by where a reader finds them and what the model says.
+
+    Parameters
+    ----------
+    is_veiled
+        For who may not know yet what the model says.
+    """
+    says = SAYS_VEILED if is_veiled else SAYS
+    columns = (PLACE.label("place"), says.label("says"), STUDIES.c.last_received_at)
+    chosen = _filtered(session, select(*columns), wanted).subquery()
+    place, said, waits = chosen.c
+    query = select(place, said, func.count(), func.min(waits)).group_by(place, said)
+    return [
+        GroupCount(group=place or said, says=said, studies=n, waiting_since=since)
+        for place, said, n, since in session.execute(query)
+    ]
+
+
+def count_studies(session: Session, wanted: StudyFilters, *, limit: int) -> int:
+    """Count the studies, and no further than to `limit`."""
+    chosen = _filtered(session, select(STUDIES.c.id), wanted).limit(limit).subquery()
+    return session.execute(select(func.count()).select_from(chosen)).scalar_one()
 
 
 def ids_of_page(
@@ -128,6 +191,8 @@ def _filtered(session: Session, query: Select[Any], wanted: StudyFilters) -> Sel
         query = query.where(_narrowed(session, *_predicted(finding, wanted)))
     if warning is not None:
         query = query.where(_narrowed(session, *_warned(warning)))
+    if wanted.get("is_undelivered"):
+        query = query.where(_narrowed(session, union_all(_REFUSED, _NOT_BUILT), or_(_IS_REFUSED, _IS_NOT_BUILT)))
     if state == "held":
         query = query.where(STUDIES.c.hold.is_not(None))
     elif state == "answered":
@@ -167,6 +232,8 @@ def _on_the_row(wanted: StudyFilters) -> list[ColumnElement[bool]]:
         (wanted.get("priority"), lambda priority: row.priority >= priority),
         (wanted.get("received_from"), lambda instant: row.first_received_at >= instant),
         (wanted.get("received_before"), lambda instant: row.first_received_at < instant),
+        (wanted.get("group"), lambda group: GROUPS[group]),
+        (wanted.get("says"), lambda says: SAYINGS[says]),
         (is_reviewed, lambda is_wanted: IS_REVIEWED if is_wanted else ~IS_REVIEWED),
         (visible, may_see),
     ]

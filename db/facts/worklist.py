@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any, NamedTuple, Unpack
@@ -11,18 +11,17 @@ from uuid import UUID
 from sqlalchemy import func, select
 
 from db.engine import NoSuchRecord, Session
+from db.facts.groups import GROUP_SORTS, IS_REVIEWED, NEEDS_READER, STUDIES
 from db.facts.images import ImageFacts, WarningFacts, images_of_study
 from db.facts.paging import page
 from db.facts.reports import ReportFacts, reports_of_study
-from db.facts.reviews import ReviewFacts, reviews_of_study
+from db.facts.reviews import ReviewFacts, reviews_of_study, standing_about
 from db.facts.study_filters import (
     BUILDING,
     CURRENT,
     HAS_FAILED,
-    IS_REVIEWED,
     REPORTS,
     STATE,
-    STUDIES,
     STUDY_SORTS,
     StudyFilters,
     ids_of_page,
@@ -69,7 +68,11 @@ class StudySummary:
     hold: Hold | None
     priority: int
     is_reviewed: bool
-    """A reader's verdict on the current report stands."""
+    """Readers have answered the current report, and what they said asks for no other reader."""
+    needs_reader: bool
+    """What readers said of the current report asks for another one."""
+    standing: tuple[ReviewFacts, ...] = field(repr=False)
+    """The last verdict of each reader on the current report, the first reader's first."""
     patient_name: str = field(repr=False)
     patient_id: str = field(repr=False)
     patient_birth_date: str = field(repr=False)
@@ -127,6 +130,7 @@ _LINE = (
         _REPORTS.c.images.label("frozen"),
         _REPORTS.c.withdrawn_at,
         IS_REVIEWED.label("is_reviewed"),
+        NEEDS_READER.label("needs_reader"),
     )
     .select_from(_STUDIES)
     .outerjoin(_REPORTS, CURRENT)
@@ -159,6 +163,19 @@ def list_studies(
     keys = ["received_at" if name == "first_received_at" else name for name in STUDY_SORTS[sort].columns]
     studies = [found[study_id] for study_id in ids]
     return page(studies, limit, lambda study: (*(getattr(study, key) for key in keys), study.study_id))
+
+
+def list_groups(
+    session: Session, groups: Collection[str], *, limit: int, **wanted: Unpack[StudyFilters]
+) -> list[StudySummary]:
+    """Return the studies with which each of these groups begins, at most `limit` of each; of `groups.GROUPS`."""
+    ids: list[UUID] = []
+    for group in groups:
+        of_group = wanted | {"group": group}
+        sort = GROUP_SORTS.get(group, "received_at")
+        ids += ids_of_page(session, of_group, sort=sort, limit=limit, cursor=None)[:limit]
+    found = {study.study_id: study for study in _summaries(session, _LINE.where(_STUDIES.c.id.in_(ids)))}
+    return [found[study_id] for study_id in ids]
 
 
 def search_studies(
@@ -251,6 +268,7 @@ def _summaries(session: Session, query: Any) -> list[StudySummary]:
     studies = [row["study_id"] for row in rows]
     images, warnings = _count_images(session, studies), _warnings(session, studies)
     deliveries = _deliveries(session, [row["report_id"] for row in rows if row["report_id"]])
+    standing = standing_about(session, {row["study_id"]: row["report_id"] for row in rows})
     return [
         StudySummary(
             **{name: value for name, value in row.items() if name not in ("report_id", "frozen")},
@@ -258,6 +276,7 @@ def _summaries(session: Session, query: Any) -> list[StudySummary]:
             images=images.get(row["study_id"], 0),
             warnings=warnings.get(row["study_id"], ()),
             deliveries=deliveries.get(row["report_id"], ()),
+            standing=standing.get(row["study_id"], ()),
         )
         for row in rows
     ]

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from uuid import UUID
 
 from db.facts import ImageFacts, PredictionFacts, StudyDetail
-from db.facts.reviews import STANDING, ReviewState
+from db.facts.reviews import ReviewState
 from db.tables import InstanceState
 from pacs_node.report.answer import FINDING, FORBIDS, NOT_NAMED, prediction_of
 from pacs_node.settings.web import STUDY_FIELD
@@ -228,8 +228,8 @@ def _prior_view(prior: StudyDetail, beside: UUID | None) -> PriorView:
         said = f"{said}, {written} by version {summary.model_version}"
     if summary.withdrawn_at is not None:
         said = f"{words.WITHDRAWN.lower()}: {said}"
-    last = next((review for review in reversed(prior.reviews) if review.verdict in STANDING), None)
-    read = f"{VERDICTS[last.verdict]}, {last.reviewer}" if summary.is_reviewed and last else "not reviewed"
+    last = max(summary.standing, key=lambda review: review.created_at, default=None)
+    read = f"{VERDICTS[last.verdict]}, {last.reviewer}" if last else "not reviewed"
     return PriorView(
         study_id=summary.study_id,
         date=f"{summary.study_date or summary.received_at.date()}",

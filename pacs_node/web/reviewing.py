@@ -51,7 +51,7 @@ def review_view(review: ReviewFacts, now: datetime, images: Sequence[ImageFacts]
         Of the study, as they lie on the shelf.
     """
     return ReviewView(
-        words=_review_words(review),
+        words=review_words(review),
         reviewer=review.reviewer,
         at=words.clock(review.created_at, now),
         comment=review.comment,
@@ -71,7 +71,8 @@ def _region_view(review: ReviewFacts, images: Sequence[UUID]) -> RegionView | No
     )
 
 
-def _review_words(review: ReviewFacts) -> str:
+def review_words(review: ReviewFacts) -> str:
+    """Return what a reader said, without what was commented."""
     seen = {NOTHING: "no pneumonia", "other": "another finding", None: ""}.get(
         review.corrected_finding, review.corrected_finding
     )

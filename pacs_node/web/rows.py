@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from db.facts import StudySummary
+from db.facts import ReviewFacts, StudySummary
 from db.tables import DeliveryState
 from pacs_node.web import words
+from pacs_node.web.reviewing import review_words
 from pacs_node.web.words import Kind, ReportWords, Saying, Sentence
 
 SEXES = {"F": "F", "M": "M", "O": "other"}
@@ -36,6 +37,7 @@ class Row:
     point: Point | None
     is_urgent: bool
     is_reviewed: bool
+    needs_reader: bool
     is_undelivered: bool
     is_withdrawn: bool
     """The model's answer counts no more, whatever it was."""
@@ -72,6 +74,7 @@ def row_of(study: StudySummary, now: datetime, *, is_hidden: bool = False) -> Ro
     said += words.reason_sentences(kind, study.warnings)
     said += [] if is_hidden else [Sentence(text) for text in words.warning_sentences(study.warnings)]
     said += [Sentence(words.delivery_sentence(d)) for d in study.deliveries if d.state is DeliveryState.FAILED]
+    said += [_answer_given(review, now, is_hidden=is_hidden) for review in study.standing]
     is_failed, is_withdrawn = study.failed_job_id is not None, study.withdrawn_at is not None
     images = f"{study.images} images" if study.images != 1 else "1 image"
     return Row(
@@ -83,6 +86,7 @@ def row_of(study: StudySummary, now: datetime, *, is_hidden: bool = False) -> Ro
         point=point,
         is_urgent=study.priority > 0,
         is_reviewed=study.is_reviewed,
+        needs_reader=study.needs_reader,
         is_undelivered=is_failed or any(delivery.state is DeliveryState.FAILED for delivery in study.deliveries),
         is_withdrawn=is_withdrawn,
         patient_name=words.readable_name(study.patient_name),
@@ -98,6 +102,13 @@ def row_of(study: StudySummary, now: datetime, *, is_hidden: bool = False) -> Ro
         received=words.clock(study.last_received_at, now),
         failed_job_id=study.failed_job_id,
     )
+
+
+def _answer_given(review: ReviewFacts, now: datetime, *, is_hidden: bool) -> Sentence:
+    who = f"{review.reviewer}, {words.clock(review.created_at, now)}"
+    if is_hidden:
+        return Sentence(f"{who}; what it says is shown after yours.", "Answered:")
+    return Sentence(f"{who}.", f"{review_words(review)}:")
 
 
 def point_of(study: StudySummary) -> Point | None:

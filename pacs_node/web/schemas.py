@@ -131,7 +131,10 @@ class StudyLine(Schema):
     revision: int = Field(examples=[1], description="Of the current report; 0 = none yet.")
     hold: Hold | None = Field(description="Why nothing about it leaves the node.")
     priority: int = Field(examples=[0], description="Above 0: asked for as urgent.")
-    is_reviewed: bool
+    is_reviewed: bool = Field(
+        description="Readers have answered the current report, and what they said asks for no other reader."
+    )
+    needs_reader: bool = Field(description="The readers so far are unsure, or as many say one thing as another.")
     calling_ae_title: str = Field(examples=["CR_ROOM_1"])
     received_at: datetime
     last_received_at: datetime

@@ -30,7 +30,7 @@ FindingCode = Annotated[
         description="Some image was judged for it; the probability is then that image's, else the report's.",
     ),
 ]
-Reviewed = Annotated[bool, Query(description="A reader's verdict on the current report stands.")]
+Reviewed = Annotated[bool, Query(description="Readers have answered, and no other reader is asked.")]
 
 
 def _wanted(

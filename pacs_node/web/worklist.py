@@ -1,15 +1,18 @@
 """The worklist as the page shows it: rows in the order in which a reader should look, and words around them. Pure.
 
-Urgent, then suspected, then unanswered, then the rest, then what a reader answered; each group says why.
+Urgent, then suspected, then unanswered, then what asks for another reader, then the rest, then what readers answered;
+each group says why. A page holds the beginning of each group, so that none pushes another off; its counts are of all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 from urllib.parse import urlencode
 
+from db.facts.study_filters import GroupCount, StudyFilters
 from pacs_node.web import words
 from pacs_node.web.rows import Row
 from pacs_node.web.words import Kind
@@ -17,9 +20,28 @@ from pacs_node.web.words import Kind
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
+    """Studies that stand in the list for one reason; the first of them."""
+
+    name: str
+    """One of `GROUPS`."""
     title: str
     why: str
     rows: Sequence[Row]
+    count: int
+    """Of all its studies."""
+    href: str = ""
+    """Where the group stands alone, page by page."""
+
+    @property
+    def count_text(self) -> str:
+        return counted(self.count)
+
+    @property
+    def more(self) -> str:
+        """Return what is not shown, in words; empty = all of it is."""
+        if self.count <= len(self.rows):
+            return ""
+        return f"and {self.count - len(self.rows)} more" if self.count <= COUNTED else "and more"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +50,7 @@ class View:
 
     words: str
     href: str
-    count: int
+    count: str
     is_chosen: bool
 
 
@@ -87,58 +109,103 @@ class WorkList:
     silence: Silence | None
     views: Sequence[View] = ()
     view: str = "all"
+    group: str = ""
+    """The one that is shown alone; empty = all."""
     choice: Choice = field(default_factory=lambda: Choice())
     sought: str = ""
-    is_first_page: bool = True
 
     @property
     def is_live(self) -> bool:
-        """Only the newest studies are kept fresh; a search and older pages stand still."""
-        return self.is_first_page and not self.sought
+        """Only the worklist as a whole is kept fresh; a search and a group alone stand still."""
+        return not self.group and not self.sought
 
 
-VIEWS: dict[str, tuple[str, Callable[[Row], bool]]] = {
-    "open": ("To read", lambda row: not row.is_reviewed),
-    "positive": ("Above threshold", lambda row: row.says(Kind.POSITIVE) and not row.is_reviewed),
-    "silent": ("No answer", lambda row: row.is_silent and not row.is_reviewed),
-    "undelivered": ("Not delivered", lambda row: row.is_undelivered),
-    "all": ("All", lambda row: True),
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """How many studies there are of what the filters let through, whatever fits on the page."""
+
+    unread: Sequence[GroupCount] = ()
+    undelivered: Sequence[GroupCount] = ()
+    answered: int = 0
+    """Counted to `COUNTED` and one more."""
+
+    @property
+    def to_read(self) -> int:
+        return sum(count.studies for count in self.unread)
+
+    def of_view(self, view: str, choice: Choice) -> dict[str, int]:
+        """Return how many studies each group of a view holds."""
+        chosen = self.undelivered if view == "undelivered" else self.unread
+        says = asked_in(view, choice).get("says")
+        found: dict[str, int] = {}
+        for count in chosen:
+            if says in (None, count.says):
+                found[count.group] = found.get(count.group, 0) + count.studies
+        return found | ({"answered": self.answered} if view == "all" and self.answered else {})
+
+
+VIEWS: dict[str, tuple[str, StudyFilters]] = {
+    "open": ("To read", {"is_reviewed": False}),
+    "positive": ("Above threshold", {"is_reviewed": False, "says": "positive"}),
+    "silent": ("No answer", {"is_reviewed": False, "says": "silent"}),
+    "undelivered": ("Not delivered", {"is_undelivered": True}),
+    "all": ("All", {}),
 }
+_SILENT = ("No answer from the model", "these need a reader no less than the others")
+GROUPS = {
+    "urgent": ("Urgent", "asked for as STAT, whatever the model says"),
+    "hidden": ("To read", "longest wait first; the model's answers are shown after yours"),
+    "positive": ("Above threshold", "highest probability first"),
+    "silent": _SILENT,
+    "unjudged": _SILENT,
+    "another": ("Needs another reader", "the readers so far are unsure, or as many say one thing as another"),
+    "negative": ("Below threshold", "the model knows pneumonia only; other findings are not excluded"),
+    "answered": ("Answered by a reader", "newest first"),
+}
+"""In the order of need; of each the title, and why it stands there."""
+COUNTED = 10_000
+"""Answered studies are counted so far."""
 _ORDER = list(Kind)
-_SILENT_WHY = "these need a reader no less than the others"
-_HIDDEN_WHY = "longest wait first; the model's answers are shown after yours"
-_NEGATIVE_WHY = "the model knows pneumonia only; other findings are not excluded"
+
+
+def asked_in(view: str, choice: Choice) -> StudyFilters:
+    """Return what the database is asked for in a view; who answers first is not told that a band was met."""
+    _, asked = VIEWS[view]
+    return {**asked, "says": "unjudged"} if view == "silent" and not choice.is_by_answer else asked
+
+
+def counted(number: int) -> str:
+    """Return a count as it is written."""
+    return f"{number}" if number <= COUNTED else f"{COUNTED}+"
 
 
 def list_view(
     rows: Sequence[Row],
+    counts: Counts,
     *,
     view: str,
     choice: Choice,
-    others: Sequence[Row] = (),
+    group: str = "",
     last_received: str = "",
-    is_first_page: bool = True,
     now: datetime,
 ) -> WorkList:
-    """Return the rows that the view shows, grouped, with the words around them.
+    """Return the rows of the view, grouped, with the words around them.
 
     Parameters
     ----------
-    others
-        Rows that are not on this page and count all the same.
+    group
+        The one that is shown alone; empty = all.
     last_received
         When the node's newest image came, and from whom; empty = never.
     """
-    shown = [row for row in rows if VIEWS[view][1](row)]
-    known = list({row.study_id: row for row in (*rows, *others)}.values())
     return WorkList(
-        summary=_summary(known, now),
-        groups=_groups_of(shown),
-        silence=None if shown else _silence(known, choice, last_received),
-        views=_views(known, view, choice),
+        summary=_summary(counts, now),
+        groups=_groups_of(rows, counts.of_view(view, choice), view=view, choice=choice),
+        silence=None if rows else _silence(counts, choice, last_received),
+        views=_views(counts, view, choice),
         view=view,
+        group=group,
         choice=choice,
-        is_first_page=is_first_page,
     )
 
 
@@ -151,36 +218,65 @@ def search_view(rows: Sequence[Row], sought: str, now: datetime) -> WorkList:
         action="Show the worklist",
     )
     found = f"{len(rows)} studies found." if len(rows) != 1 else "1 study found."
-    return WorkList(summary=found, groups=_groups_of(rows), silence=None if rows else silence, sought=sought or " ")
+    return WorkList(summary=found, groups=_groups_of(rows, {}), silence=None if rows else silence, sought=sought or " ")
 
 
-def _groups_of(rows: Sequence[Row]) -> list[Group]:
-    """Return the rows in the order of need; a group without rows is left out."""
-    return [Group(title=title, why=why, rows=ordered) for title, why, ordered in _groups(rows) if ordered]
+def _groups_of(rows: Sequence[Row], counts: Mapping[str, int], **query: Any) -> list[Group]:
+    """Return the rows in the order of need; a group without rows is left out.
 
-
-def _groups(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[Row]]]:
-    unread = [row for row in rows if not row.is_reviewed]
-    calm = [row for row in unread if not row.is_urgent]
-    yield "Urgent", "asked for as STAT, whatever the model says", _sorted([row for row in unread if row.is_urgent])
-    yield "To read", _HIDDEN_WHY, _sorted([row for row in calm if row.kind is Kind.HIDDEN])
-    yield "Above threshold", "highest probability first", _sorted([row for row in calm if row.says(Kind.POSITIVE)])
-    yield "No answer from the model", _SILENT_WHY, _sorted([row for row in calm if row.is_silent])
-    yield "Below threshold", _NEGATIVE_WHY, _sorted([row for row in calm if row.says(Kind.NEGATIVE)])
-    yield "Answered by a reader", "newest first", [row for row in rows if row.is_reviewed]
-
-
-def _sorted(rows: Sequence[Row]) -> list[Row]:
-    """By kind, then the highest probability, then the longest wait."""
-    return sorted(rows, key=lambda row: (_ORDER.index(row.kind), -(row.probability or 0.0), row.waiting_since))
-
-
-def _views(rows: Sequence[Row], chosen: str, choice: Choice) -> list[View]:
-    is_blind = any(row.kind is Kind.HIDDEN for row in rows)
+    Parameters
+    ----------
+    counts
+        By group, of all its studies; a group that is missing is shown in full.
+    """
+    gathered: dict[str, list[Row]] = {name: [] for name in GROUPS}
+    for row in rows:
+        gathered[_group_of(row)].append(row)
+    is_veiled = "choice" in query and not query["choice"].is_by_answer
+    gathered |= {"silent": [], "unjudged": gathered["silent"]} if is_veiled else {}
     return [
-        View(words=title, href=href(view=name, **choice.query), count=sum(map(shows, rows)), is_chosen=name == chosen)
-        for name, (title, shows) in VIEWS.items()
-        if not (is_blind and name == "positive")  # it would count what is hidden
+        Group(
+            name=name,
+            title=title,
+            why=why,
+            rows=gathered[name] if name == "answered" else sorted(gathered[name], key=_need),
+            count=max(counts.get(name, 0), len(gathered[name])),
+            href=href(view=query["view"], group=name, **query["choice"].query) if query else "",
+        )
+        for name, (title, why) in GROUPS.items()
+        if gathered[name]
+    ]
+
+
+def _group_of(row: Row) -> str:
+    """Return where a study stands, as `db.facts.groups` says it."""
+    if row.is_reviewed:
+        return "answered"
+    if row.is_urgent:
+        return "urgent"
+    if row.needs_reader:
+        return "another"
+    if row.kind is Kind.HIDDEN:
+        return "hidden"
+    return "silent" if row.is_silent else row.kind.value
+
+
+def _need(row: Row) -> tuple[int, float, datetime]:
+    """Sort by kind, then what is suspected by the highest probability, then by the longest wait."""
+    probability = row.probability if row.kind is Kind.POSITIVE else None
+    return _ORDER.index(row.kind), -(probability or 0.0), row.waiting_since
+
+
+def _views(counts: Counts, chosen: str, choice: Choice) -> list[View]:
+    return [
+        View(
+            words=title,
+            href=href(view=name, **choice.query),
+            count=counted(sum(counts.of_view(name, choice).values())),
+            is_chosen=name == chosen,
+        )
+        for name, (title, _) in VIEWS.items()
+        if choice.is_by_answer or name != "positive"  # it would count what is hidden
     ]
 
 
@@ -206,24 +302,23 @@ def export_href(choice: Choice, now: datetime) -> str:
     return "/api/v1/exports/studies?" + urlencode({name: v for name, v in asked.items() if v not in ("", None)})
 
 
-def _summary(rows: Sequence[Row], now: datetime) -> str:
-    unread = [row for row in rows if not row.is_reviewed]
-    if not unread:
+def _summary(counts: Counts, now: datetime) -> str:
+    if not counts.unread:
         return ""
-    longest = words.time_since(min(row.waiting_since for row in unread), now)
-    return f"{len(unread)} to read, longest wait {longest}. {len(rows) - len(unread)} answered."
+    longest = words.time_since(min(count.waiting_since for count in counts.unread), now)
+    return f"{counts.to_read} to read, longest wait {longest}. {counted(counts.answered)} answered."
 
 
-def _silence(rows: Sequence[Row], choice: Choice, last_received: str) -> Silence:
+def _silence(counts: Counts, choice: Choice, last_received: str) -> Silence:
     if choice.is_narrowed:
         text = "The node has studies, but none that these filters let through."
         return Silence(title="No study matches these filters.", text=text, href="/", action="Clear the filters")
-    if rows and all(row.is_reviewed for row in rows):
-        text = f"All {len(rows)} studies of this list are answered. The node is receiving: {last_received}."
+    answered = counted(counts.answered)
+    if counts.answered and not counts.unread:
+        text = f"Studies answered by a reader: {answered}. The last image came {last_received}."
         return Silence(title="Nothing waits for a reader.", text=text, href=href(view="all"), action="Show all studies")
-    if rows:
-        answered = sum(row.is_reviewed for row in rows)
-        text = f"Studies in the list: {len(rows)}; answered by a reader: {answered}."
+    if counts.unread:
+        text = f"Studies to read: {counts.to_read}; answered by a reader: {answered}."
         return Silence(title="No study matches this view.", text=text, href=href(view="all"), action="Show all studies")
     return Silence(
         title="Nothing has been received yet.",

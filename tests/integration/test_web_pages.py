@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from dataclasses import replace
 from datetime import date
@@ -18,6 +19,7 @@ from db.tables import DeliveryState, Instance, Role, rows_of
 from pacs_node.settings import Settings
 from pacs_node.settings.delivery import DestinationSettings
 from pacs_node.settings.web import GroupSettings, WebSettings
+from pacs_node.web.routes import pages
 from pacs_node.web.routes.administration import Disk
 from tests.records import NOON
 from tests.web_world import FORM, LATERAL, World, make_world
@@ -76,6 +78,46 @@ def test_worklist_groups_urgent_first_and_views_count(small_world: World) -> Non
     page = small_world.client().get("/").text
     assert page.index("Urgent") < page.index(str(urgent.study_id)) < page.index("highest probability first")
     assert small_world.client().get("/?view=positive").text.count('class="study"') == 1
+
+
+def test_urgent_study_stays_on_the_page_however_many_came_after_it(
+    small_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "ROWS", 2)
+    urgent = small_world.receive(1, priority=1, minutes_ago=600)
+    small_world.judge(urgent.instance_id, 0.97)
+    small_world.report(urgent.study_id, DeliveryState.FAILED)
+    for number in range(2, 7):
+        calm = small_world.receive(number)
+        small_world.judge(calm.instance_id, 0.1)
+        small_world.report(calm.study_id)
+    client = small_world.client()
+    for view in ("open", "positive", "undelivered", "all"):
+        page = client.get(f"/?view={view}").text
+        assert str(urgent.study_id) in page, view
+        views = dict(re.findall(r'href="/\?view=(\w+)"[^>]*>[^<]*<span class="num">(\d+)', page))
+        assert views == {"open": "6", "positive": "1", "silent": "0", "undelivered": "1", "all": "6"}, view
+        assert "6 to read, longest wait 10 h. 0 answered." in page
+    page = client.get("/").text
+    assert page.count('class="study"') == 3
+    assert '<a href="/?view=open&amp;group=negative">and 3 more</a>' in page
+    address, seen = "/?view=open&group=negative", set()
+    while address:
+        page = client.get(address).text
+        seen |= set(re.findall(r'data-id="([^"]+)"', page))
+        following = re.search(r'href="([^"]+)">More of this group', page)
+        address = html.unescape(following[1]) if following else ""
+    assert len(seen) == 5
+    assert str(urgent.study_id) not in seen
+
+
+def test_study_of_which_a_reader_is_unsure_stays_to_be_read(small_world: World) -> None:
+    study_id, client = small_world.suspected(), small_world.client()
+    client.post(f"/studies/{study_id}/reviews", content="answer=unsure:&reviewer=Anna", headers=FORM)
+    page = client.get("/").text
+    assert "Needs another reader" in page
+    assert re.search(r"Unsure:</b> Anna, \d\d:\d\d\.", page)
+    assert client.get("/api/v1/studies?reviewed=false").json()["items"][0]["needs_reader"] is True
 
 
 def test_empty_worklist_explains_itself(small_world: World) -> None:

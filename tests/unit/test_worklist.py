@@ -5,13 +5,15 @@ from __future__ import annotations
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import update
 
 from db import audit, facts
 from db.audit import Action
 from db.engine import NoSuchRecord, Session
 from db.facts import Asked, StudySummary
+from db.facts.study_filters import count_groups, count_studies
 from db.queue import JobKind
-from db.tables import Answer, DeliveryState, Verdict
+from db.tables import Answer, Delivery, DeliveryState, Verdict
 from tests.records import LATERAL, LOW_CONFIDENCE, NOON, SECOND, add_image, freeze, judge, make_prediction
 
 
@@ -128,6 +130,90 @@ def test_worklist_is_filtered(session: Session, wanted: dict[str, object], expec
     facts.add_review(session, studies["absent"], verdict=Verdict.COMMENT, comment="?", reviewer="r", now=NOON)
     found, _ = facts.list_studies(session, **wanted)  # type: ignore[arg-type]
     assert {summary.study_id for summary in found} == {studies[name] for name in expected}
+
+
+def review(session: Session, study_id: UUID, reader: str, verdict: Verdict, finding: str | None = None) -> None:
+    facts.add_review(
+        session, study_id, verdict=verdict, comment="", reviewer=reader, corrected_finding=finding, now=NOON
+    )
+
+
+AGREE, DISAGREE, UNSURE = (Verdict.AGREE, None), (Verdict.DISAGREE, "normal"), (Verdict.UNSURE, None)
+
+
+@pytest.mark.parametrize(
+    ("said", "is_asked"),
+    [
+        ([AGREE], False),
+        ([UNSURE], True),
+        ([UNSURE, UNSURE], True),
+        ([UNSURE, AGREE], False),
+        ([AGREE, DISAGREE], True),
+        ([AGREE, AGREE], False),
+        ([(Verdict.DISAGREE, "pneumonia"), DISAGREE], True),
+        ([AGREE, DISAGREE, AGREE], False),
+        ([AGREE, DISAGREE, UNSURE], True),
+    ],
+)
+def test_study_asks_for_another_reader_while_no_answer_leads(
+    session: Session, said: list[tuple[Verdict, str | None]], is_asked: bool
+) -> None:
+    study_id = answered(session, "1.1", 0.9, Answer.PRESENT)
+    for number, (verdict, finding) in enumerate(said):
+        review(session, study_id, f"r{number}", verdict, finding)
+    summary = only(session)
+    assert (summary.needs_reader, summary.is_reviewed) == (is_asked, not is_asked)
+    assert [(word.reviewer, word.verdict) for word in summary.standing] == [
+        (f"r{number}", verdict) for number, (verdict, _) in enumerate(said)
+    ]
+    assert [count.group for count in count_groups(session, {})] == ["another" if is_asked else "answered"]
+    freeze(session, study_id, Answer.UNDETERMINED)
+    assert (only(session).needs_reader, only(session).standing) == (False, ()), "a new report begins anew"
+
+
+def test_every_study_stands_in_one_group_and_is_counted_there(session: Session) -> None:
+    placed = {
+        "urgent": answered(session, "1.1"),
+        "positive": answered(session, "1.2", 0.9, Answer.PRESENT),
+        "negative": answered(session, "1.3"),
+        "silent": answered(session, "1.4", 0.9, Answer.PRESENT),
+        "another": answered(session, "1.5", 0.9, Answer.PRESENT),
+        "answered": answered(session, "1.6"),
+    }
+    waiting = add_image(session, study="1.7", now=NOON - SECOND).study_id
+    add_image(session, 2, study="1.1", priority=1)
+    review(session, placed["another"], "r", Verdict.UNSURE)
+    review(session, placed["answered"], "r", Verdict.AGREE)
+    (report,) = facts.study_detail(session, placed["silent"]).reports
+    facts.withdraw_report(session, report.report_id, code="113001", actor="admin", now=NOON)
+    for group, study_id in placed.items():
+        found = facts.list_groups(session, [group], limit=10)
+        expected = [waiting, study_id] if group == "silent" else [study_id]
+        assert [study.study_id for study in found] == expected, group
+    counted = {(count.group, count.says): count for count in count_groups(session, {"is_reviewed": False})}
+    assert {key: count.studies for key, count in counted.items()} == {
+        ("urgent", "negative"): 1,
+        ("positive", "positive"): 1,
+        ("negative", "negative"): 1,
+        ("silent", "silent"): 2,
+        ("another", "positive"): 1,
+    }
+    assert counted["silent", "silent"].waiting_since == NOON - SECOND
+    veiled = {count.group: count.studies for count in count_groups(session, {}, is_veiled=True)}
+    assert veiled == {"urgent": 1, "hidden": 3, "unjudged": 1, "another": 1, "answered": 1}
+    assert len(facts.list_groups(session, ["hidden", "unjudged"], limit=2)) == 3
+    assert count_studies(session, {}, limit=5) == 5
+
+
+def test_what_a_destination_did_not_take_is_found_however_old(session: Session) -> None:
+    refused, _ = answered(session, "1.1"), answered(session, "1.2")
+    (report,) = facts.study_detail(session, refused).reports
+    is_its = Delivery.report_id == report.report_id
+    session.execute(update(Delivery).where(is_its).values(state=DeliveryState.FAILED))
+    found, _ = facts.list_studies(session, is_undelivered=True)
+    assert [study.study_id for study in found] == [refused]
+    freeze(session, refused, Answer.UNDETERMINED)
+    assert facts.list_studies(session, is_undelivered=True)[0] == [], "the current report alone counts"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from pydantic import BaseModel, ValidationError
 from db import facts
 from db.engine import Session, db_now, read_scope
 from db.facts import StudyDetail, StudySummary, Visible
-from db.facts.study_filters import StudyFilters
+from db.facts.groups import GROUP_SORTS
+from db.facts.study_filters import StudyFilters, count_groups, count_studies
 from db.tables import Verdict
 from pacs_node.web import blind, words, worklist
 from pacs_node.web.access import Role, requires
@@ -32,20 +33,22 @@ from pacs_node.web.routes.reviews import add_review
 from pacs_node.web.routes.studies import detail_of
 from pacs_node.web.rows import Row, row_of
 from pacs_node.web.schemas import NewReview, StudySearch
-from pacs_node.web.worklist import Choice
+from pacs_node.web.worklist import Choice, Counts
 
 router = APIRouter(include_in_schema=False, dependencies=[requires(Role.RADIOLOGIST, Role.ADMIN)])
 
 Sent = TypeVar("Sent", bound=BaseModel)
 ROWS = 100
-"""Studies on one page of the worklist."""
+"""Studies of one group on a page of the worklist, or that a search finds."""
 PRIORS, PRIORS_SHOWN = 20, 4
 """Earlier studies of a patient that are looked at, and that are shown."""
 FORM = "application/x-www-form-urlencoded"
 Sender = Annotated[str, Query(max_length=16, pattern=r"^[\x20-\x5b\x5d-\x7e]*$")]
 """Empty = all: it comes from a form."""
 PROBABILITY = r"^(0(\.[0-9]{1,6})?|1(\.0{1,6})?)?$"
-ViewName = Annotated[str, Query(pattern="^(open|positive|silent|undelivered|all)$")]
+ViewName = Annotated[str, Query(pattern=f"^({'|'.join(worklist.VIEWS)})$")]
+GroupName = Annotated[str, Query(pattern=f"^({'|'.join(worklist.GROUPS)})?$")]
+"""Empty = all of the view."""
 
 
 async def _form(request: Request) -> dict[str, str]:
@@ -87,10 +90,10 @@ def show_worklist(
     request: Request,
     asked: Annotated[Choice, Depends(_choice)],
     view: ViewName = "open",
+    group: GroupName = "",
     cursor: Cursor = None,
 ) -> HTMLResponse:
-    """Show the newest studies in the order of need; those that a reader answered do not push others off the page."""
-    is_of_all = view in ("all", "undelivered")
+    """Show the beginning of each group in the order of need, or one group page by page; none pushes another off."""
     with read_scope(web.engine) as session:
         now = db_now(session)
         senders = facts.list_senders(session, web.caller.visible)
@@ -98,22 +101,24 @@ def show_worklist(
         choice = replace(asked, senders=senders, model_versions=versions)
         if _answers_first(web):  # what a filter lets through tells the probability
             choice = replace(choice, is_by_answer=False, probability_from=None, probability_to=None)
+        if not choice.is_by_answer and "positive" in (view, group):
+            raise HTTPException(404, "This view would tell what the model said.")
         wanted = _wanted(web, choice, now)
-        unread = wanted | {"is_reviewed": False}
-        page, other = (wanted, unread) if is_of_all else (unread, wanted)
-        studies, following = facts.list_studies(session, limit=ROWS, cursor=cursor, **page)
-        others = [] if cursor else facts.list_studies(session, limit=ROWS, **other)[0]
-        hidden = _hidden(web, session, [*studies, *others])
-    shown = worklist.list_view(
-        _rows(studies, hidden, now),
-        view=view,
-        choice=choice,
-        others=_rows(others, hidden, now),
-        last_received=_last_received([*studies, *others], now),
-        is_first_page=cursor is None,
-        now=now,
-    )
-    older = worklist.href(view=view, cursor=cursor_out(following), **choice.query) if following else ""
+        counts = _counts(session, wanted, is_veiled=not choice.is_by_answer)
+        wanted |= worklist.asked_in(view, choice)
+        if group:
+            sort = GROUP_SORTS.get(group, "received_at")
+            wanted["group"] = group
+            page = facts.list_studies(session, sort=sort, limit=ROWS, cursor=cursor, **wanted)
+        else:
+            page = facts.list_groups(session, counts.of_view(view, choice), limit=ROWS, **wanted), None
+        studies, following = page
+        hidden = _hidden(web, session, studies)
+        last_received = "" if studies else _last_received(session, web.caller.visible, now)
+    rows = _rows(studies, hidden, now)
+    told: dict[str, Any] = {"view": view, "group": group, "choice": choice, "now": now}
+    shown = worklist.list_view(rows, counts, last_received=last_received, **told)
+    older = worklist.href(view=view, group=group, cursor=cursor_out(following), **choice.query) if following else ""
     context = {"page": "worklist", "list": shown, "older": older, "periods": worklist.PERIODS}
     context["export_href"] = worklist.export_href(choice, now)
     return show(web, request, "worklist.html", context)
@@ -135,7 +140,7 @@ def _hidden(web: Web, session: Session, studies: Sequence[StudySummary]) -> froz
         return frozenset()
     reader, ids = _reader(web), frozenset(study.study_id for study in studies)
     if reader is None:
-        return frozenset(study.study_id for study in studies if not study.is_reviewed)
+        return frozenset(study.study_id for study in studies if not study.standing)
     return ids - facts.answered_by(session, ids, reader)
 
 
@@ -154,11 +159,21 @@ def _wanted(web: Web, choice: Choice, now: datetime) -> StudyFilters:
     }
 
 
-def _last_received(studies: Sequence[StudySummary], now: datetime) -> str:
-    if not studies:
+def _counts(session: Session, wanted: StudyFilters, *, is_veiled: bool) -> Counts:
+    unread, answered = StudyFilters(**wanted, is_reviewed=False), StudyFilters(**wanted, is_reviewed=True)
+    return Counts(
+        unread=count_groups(session, unread, is_veiled=is_veiled),
+        undelivered=count_groups(session, StudyFilters(**wanted, is_undelivered=True), is_veiled=is_veiled),
+        answered=count_studies(session, answered, limit=worklist.COUNTED + 1),
+    )
+
+
+def _last_received(session: Session, visible: Visible | None, now: datetime) -> str:
+    newest, _ = facts.list_studies(session, limit=10, visible=visible)
+    if not newest:
         return ""
-    newest = max(studies, key=lambda study: study.last_received_at)
-    return f"its last image came at {words.clock(newest.last_received_at, now)} from {newest.calling_ae_title}"
+    last = max(newest, key=lambda study: study.last_received_at)
+    return f"at {words.clock(last.last_received_at, now)} from {last.calling_ae_title}"
 
 
 @router.post("/")
