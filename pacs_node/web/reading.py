@@ -23,6 +23,8 @@ _CAUTION = {
     Kind.POSITIVE: "Above the threshold. The model knows pneumonia only; it is blind to any other finding.",
     Kind.NEGATIVE: "Below the threshold. The model knows pneumonia only; this does not exclude any other finding.",
 }
+_OF_NOTHING = "0.0"
+"""The tag of a study without a report and a review."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +164,7 @@ def study_view(
         else "",
         viewer_href=shown.viewer_url.replace(STUDY_FIELD, quote(study.study_instance_uid, safe="")),
         revision=summary.revision,
-        tag=reviews.tag,
+        tag=_tag(study, reviews),
         standing=[review_view(review, now, radiographs) for review in reviews.standing],
         priors=earlier,
         beside=next((prior for prior in earlier if prior.is_beside and prior.instance_id), None),
@@ -186,6 +188,12 @@ def _decisive(images: Sequence[ImageFacts], probability: float | None) -> ImageF
         if prediction is not None and prediction.probability == probability:
             return image
     return None
+
+
+def _tag(study: StudyDetail, reviews: ReviewState) -> str:
+    """Return the tag of what is shown: of nothing where a report came between two reads, so that no answer is taken."""
+    shown = [report.report_id for report in study.reports if report.revision <= study.summary.revision]
+    return reviews.tag if reviews.report_id is None or reviews.report_id in shown else _OF_NOTHING
 
 
 def _point(found: PredictionFacts | None) -> Point | None:

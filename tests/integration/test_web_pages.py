@@ -14,11 +14,12 @@ from sqlalchemy import Engine, update
 
 from db import facts
 from db.audit import Action
-from db.engine import session_scope
+from db.engine import db_now, read_scope, session_scope
 from db.tables import DeliveryState, Instance, Role, rows_of
 from pacs_node.settings import Settings
 from pacs_node.settings.delivery import DestinationSettings
 from pacs_node.settings.web import GroupSettings, WebSettings
+from pacs_node.web.reading import Shown, study_view
 from pacs_node.web.routes import pages
 from pacs_node.web.routes.administration import Disk
 from tests.records import NOON
@@ -177,6 +178,21 @@ def test_page_that_asks_by_itself_is_no_readers_view(small_world: World) -> None
         client.get(f"/studies/{study_id}", headers=headers)
     noted = [event.details["what"] for event in small_world.audited(Action.STUDY_VIEWED)]
     assert noted == ["page, in the background", "page"], "what left the node is told, and what a reader opened"
+
+
+def test_page_over_which_a_report_came_takes_no_answer(small_world: World) -> None:
+    study_id = small_world.suspected()
+    with read_scope(small_world.engine) as session:
+        before, now = facts.study_detail(session, study_id), db_now(session)
+    small_world.judge(before.images[0].instance_id, 0.05, model_version="1.0.1")
+    small_world.report(study_id)
+    with read_scope(small_world.engine) as session:
+        after, reviews = facts.study_detail(session, study_id), facts.review_state(session, study_id)
+    tags = [study_view(study, reviews, [], Shown(), now=now).tag for study in (before, after)]
+    assert tags[1] == reviews.tag
+    review = {"study_id": str(study_id), "verdict": "agree", "reviewer": "Dr R. Reader"}
+    answer = small_world.client().post("/api/v1/reviews", json=review, headers={"If-Match": f'"{tags[0]}"'})
+    assert answer.status_code == 412
 
 
 def test_study_page_offers_what_fits_the_answer(small_world: World) -> None:

@@ -102,6 +102,8 @@ function reveal() {
 }
 
 // ---- keeping fresh ----
+const AGAIN_MS = 5000;
+let again;
 const isHeld = (part) => $(`${part} :focus`) !== null;
 
 /** Put a part of a page in place of ours; whoever held something in it holds the panel then, and answers nothing by a second press. */
@@ -116,6 +118,8 @@ function renew(part, page) {
 async function refresh({ background = true } = {}) {
   const study = me();
   const page = await fetchPage(location.href, { background }).catch(() => null);
+  clearTimeout(again);
+  if (!page) again = setTimeout(() => refresh({ background }), AGAIN_MS); // the news that were asked for are not lost with one answer
   if (!page || study !== me() || isInConflict()) return;
   const [mine, theirs] = [main().dataset.tag, $("#main", page).dataset.tag];
   const isNew = reportOf(mine) !== reportOf(theirs); // a new answer of the model; another reader's word is met when ours is saved
