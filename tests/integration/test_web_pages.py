@@ -19,7 +19,7 @@ from db.tables import DeliveryState, Instance, Role, rows_of
 from pacs_node.settings import Settings
 from pacs_node.settings.delivery import DestinationSettings
 from pacs_node.settings.web import GroupSettings, WebSettings
-from pacs_node.web.routes import pages
+from pacs_node.web.routes import administration, pages
 from pacs_node.web.routes.administration import Disk
 from tests.records import NOON
 from tests.web_world import FORM, LATERAL, World, make_world
@@ -239,7 +239,9 @@ def test_quality_numbers_are_a_file_that_is_audited(small_world: World) -> None:
     assert small_world.audited(Action.LIST_EXPORTED)[-1].details["list"] == "numbers"
 
 
-def test_admin_page_shows_what_needs_a_person_and_no_patient(small_world: World) -> None:
+def test_admin_page_shows_what_needs_a_person_and_no_patient(
+    small_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     accepted = small_world.receive(1)
     small_world.judge(accepted.instance_id, 0.94)
     job_id = small_world.break_report(accepted.study_id)
@@ -249,6 +251,15 @@ def test_admin_page_shows_what_needs_a_person_and_no_patient(small_world: World)
     assert f'data-retry="{job_id}"' in page
     for hidden in ("DEMO1", "SYN-1", "A-1<"):
         assert hidden not in page
+    monkeypatch.setattr(administration, "FAILED_SHOWN", 1)
+    other = small_world.receive(2)
+    assert re.search(r"Queue: 1 image, 3\d\d s old", client.get("/admin").text)
+    small_world.judge(other.instance_id, 0.94)
+    small_world.break_report(other.study_id)
+    page = client.get("/admin").text
+    assert "2 failed jobs" in page
+    assert "Shown are 1 of 2." in page
+    assert "Queue: no image waits" in page
     assert client.post("/admin/chain").json()["unbroken"] is True
     assert client.post("/admin/destinations/nobody/echo").status_code == 404
 
