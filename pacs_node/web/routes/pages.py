@@ -115,6 +115,7 @@ def show_worklist(
         studies, following = page
         hidden = _hidden(web, session, studies)
         last_received = "" if studies else _last_received(session, web.caller.visible, now)
+    web.note_list("page")
     rows = _rows(studies, hidden, now)
     told: dict[str, Any] = {"view": view, "group": group, "choice": choice, "now": now}
     shown = worklist.list_view(rows, counts, last_received=last_received, **told)
