@@ -84,6 +84,7 @@ def test_urgent_study_stays_on_the_page_however_many_came_after_it(
     small_world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pages, "ROWS", 2)
+    monkeypatch.setattr(pages, "GROUP_ROWS", 2)
     urgent = small_world.receive(1, priority=1, minutes_ago=600)
     small_world.judge(urgent.instance_id, 0.97)
     small_world.report(urgent.study_id, DeliveryState.FAILED)
