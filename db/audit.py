@@ -44,6 +44,7 @@ class Action(enum.StrEnum):
     STUDY_RELEASED = "study_released"
     STUDY_VIEWED = "study_viewed"
     STUDY_SEARCHED = "study_searched"
+    STUDIES_LISTED = "studies_listed"
     STUDY_PURGED = "study_purged"
     INSTANCE_JUDGED = "instance_judged"
     INSTANCE_NOT_ANALYSED = "instance_not_analysed"

@@ -35,6 +35,7 @@ from pacs_node.wiring import active_card
 
 CARD_S = 10.0
 VIEW_S = 60.0
+LIST_S = 3600.0
 VIEWS_MAX = 10_000
 
 
@@ -114,13 +115,24 @@ class Web:
         """Audit that someone looked for a patient or an order, and how many studies that showed; never for whom."""
         self.note(Action.STUDY_SEARCHED, details={"found": found})
 
+    def note_list(self, what: str) -> None:
+        """Audit that the caller sees the patients of a list: once an hour, for a page asks for it again and again."""
+        key = (self.caller.actor, self.caller.address, "list", what)
+        self.note_once(key, Action.STUDIES_LISTED, None, {"what": what}, every_s=LIST_S)
+
     def note_once(
-        self, key: tuple[object, ...], action: Action, subject_id: UUID | None, details: Mapping[str, Any]
+        self,
+        key: tuple[object, ...],
+        action: Action,
+        subject_id: UUID | None,
+        details: Mapping[str, Any],
+        *,
+        every_s: float = VIEW_S,
     ) -> None:
-        """Audit what happens many times a minute once a minute."""
+        """Audit what happens many times a minute once a minute, or once in `every_s`."""
         now, kept = time.monotonic(), self._kept
         with kept.lock:
-            if now - kept.noted.get(key, -VIEW_S) < VIEW_S:
+            if now - kept.noted.get(key, -every_s) < every_s:
                 return
         self.note(action, subject_id, details)
         with kept.lock:  # after the commit: what was not audited is not taken for audited

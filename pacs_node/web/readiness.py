@@ -85,8 +85,9 @@ def _queue(web: Web) -> Check:
         waiting = queue.waiting(session, JobKind.INFER)
         oldest = facts.oldest_waiting(session).get(JobKind.INFER)
         now = db_now(session)
-    age = f", the oldest for {age_s(oldest, now):.0f} s" if oldest else ""
-    detail = f"{waiting} images wait to be judged{age}"
+    images = {0: "no image waits", 1: "1 image"}.get(waiting, f"{waiting} images")
+    age = f", {'the oldest ' if waiting > 1 else ''}{age_s(oldest, now):.0f} s old" if oldest else ""
+    detail = f"{images}{age}"
     if waiting >= web.settings.queue.max_waiting:
         return Check(
             name="queue", is_ready=False, detail=f"{detail}: queue.max_waiting is reached and senders are put off"

@@ -110,6 +110,10 @@ class InstanceOut(ImageOut):
     is_purged: bool = Field(description="Its bytes are gone; what was found stays.")
 
 
+PATIENT = frozenset({"patient_name", "patient_id", "accession_number"})
+"""What of a study's line tells whose it is."""
+
+
 class StudyLine(Schema):
     """One study with its answer and where its report stands."""
 
@@ -138,9 +142,9 @@ class StudyLine(Schema):
     calling_ae_title: str = Field(examples=["CR_ROOM_1"])
     received_at: datetime
     last_received_at: datetime
-    patient_name: str = Field(examples=["ALDER^Demo"])
-    patient_id: str = Field(examples=["SYN-0417"])
-    accession_number: str = Field(examples=["A-220417"])
+    patient_name: str | None = Field(examples=["ALDER^Demo"], description="Null in a list for role service.")
+    patient_id: str | None = Field(examples=["SYN-0417"], description="As the name.")
+    accession_number: str | None = Field(examples=["A-220417"], description="As the name.")
     study_date: date | None
 
 

@@ -60,6 +60,21 @@ def test_worklist_announces_new_studies_and_moves_no_row(site: Site, page: Page)
     assert page.locator("tbody.group th").first.inner_text().startswith("Urgent")
 
 
+def test_worklist_takes_the_focus_from_nothing_and_filters_when_it_is_told_to(site: Site, page: Page) -> None:
+    site.study(40)
+    page.goto("/")
+    until(page, "document.querySelector('#live').textContent.startsWith('Live, ')")
+    page.locator("#views a").first.focus()
+    site.study(41)
+    page.locator("#fresh").wait_for(state="visible")
+    assert page.evaluate("document.activeElement.closest('#views') !== null")
+    page.locator("[name=period]").select_option("7")
+    page.wait_for_timeout(500)
+    assert "period" not in page.url
+    page.locator("#filters button", has_text="Show").click()
+    page.wait_for_url("**period=7*")
+
+
 def test_reading_windows_by_drag_keys_and_presets(site: Site, page: Page) -> None:
     open_study(page, site.study(3))
     assert values(page).startswith("centre 2048, width 4096, as sent")

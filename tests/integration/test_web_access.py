@@ -179,6 +179,20 @@ def test_a_program_speaks_for_no_reader(node: World) -> None:
     assert (said.status_code, said.json()["reviewer"]) == (201, "token:script")
 
 
+def test_a_list_of_patients_is_audited_once_and_names_none_to_a_program(node: World) -> None:
+    node.suspected(1)
+    reader, program = node.logged_in("anna", Role.RADIOLOGIST), node.with_token("his", Role.SERVICE)
+    for _ in range(2):
+        assert "DEMO1 Drawn" in reader.get("/").text
+        (named,) = reader.get("/api/v1/studies").json()["items"]
+        (unnamed,) = program.get("/api/v1/studies").json()["items"]
+    naming = ("patient_name", "patient_id", "accession_number")
+    assert [named[name] for name in naming] == ["DEMO1^Drawn", "SYN-1", "A-1"]
+    assert [unnamed[name] for name in naming] == [None, None, None]
+    listed = [(event.actor, event.details["what"]) for event in node.audited(Action.STUDIES_LISTED)]
+    assert listed == [("user:anna", "page"), ("user:anna", "api"), ("token:his", "api")]
+
+
 def test_a_request_that_trickles_in_is_ended_in_time() -> None:
     async def trickle() -> int:
         async def receive() -> dict[str, object]:

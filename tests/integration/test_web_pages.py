@@ -20,7 +20,7 @@ from pacs_node.settings import Settings
 from pacs_node.settings.delivery import DestinationSettings
 from pacs_node.settings.web import GroupSettings, WebSettings
 from pacs_node.web.reading import Shown, study_view
-from pacs_node.web.routes import pages
+from pacs_node.web.routes import administration, pages
 from pacs_node.web.routes.administration import Disk
 from tests.records import NOON
 from tests.web_world import FORM, LATERAL, World, make_world
@@ -85,6 +85,7 @@ def test_urgent_study_stays_on_the_page_however_many_came_after_it(
     small_world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pages, "ROWS", 2)
+    monkeypatch.setattr(pages, "GROUP_ROWS", 2)
     urgent = small_world.receive(1, priority=1, minutes_ago=600)
     small_world.judge(urgent.instance_id, 0.97)
     small_world.report(urgent.study_id, DeliveryState.FAILED)
@@ -263,7 +264,9 @@ def test_quality_numbers_are_a_file_that_is_audited(small_world: World) -> None:
     assert small_world.audited(Action.LIST_EXPORTED)[-1].details["list"] == "numbers"
 
 
-def test_admin_page_shows_what_needs_a_person_and_no_patient(small_world: World) -> None:
+def test_admin_page_shows_what_needs_a_person_and_no_patient(
+    small_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     accepted = small_world.receive(1)
     small_world.judge(accepted.instance_id, 0.94)
     job_id = small_world.break_report(accepted.study_id)
@@ -273,6 +276,15 @@ def test_admin_page_shows_what_needs_a_person_and_no_patient(small_world: World)
     assert f'data-retry="{job_id}"' in page
     for hidden in ("DEMO1", "SYN-1", "A-1<"):
         assert hidden not in page
+    monkeypatch.setattr(administration, "FAILED_SHOWN", 1)
+    other = small_world.receive(2)
+    assert re.search(r"Queue: 1 image, 3\d\d s old", client.get("/admin").text)
+    small_world.judge(other.instance_id, 0.94)
+    small_world.break_report(other.study_id)
+    page = client.get("/admin").text
+    assert "2 failed jobs" in page
+    assert "Shown are 1 of 2." in page
+    assert "Queue: no image waits" in page
     assert client.post("/admin/chain").json()["unbroken"] is True
     assert client.post("/admin/destinations/nobody/echo").status_code == 404
 

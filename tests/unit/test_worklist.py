@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import runpy
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import text, update
 
 from db import audit, facts
 from db.audit import Action
@@ -13,7 +14,7 @@ from db.engine import NoSuchRecord, Session
 from db.facts import Asked, StudySummary
 from db.facts.study_filters import count_groups, count_studies
 from db.queue import JobKind
-from db.tables import Answer, Delivery, DeliveryState, Verdict
+from db.tables import Answer, Delivery, DeliveryState, Study, Verdict
 from tests.records import LATERAL, LOW_CONFIDENCE, NOON, SECOND, add_image, freeze, judge, make_prediction
 
 
@@ -169,6 +170,21 @@ def test_study_asks_for_another_reader_while_no_answer_leads(
     assert [count.group for count in count_groups(session, {})] == ["another" if is_asked else "answered"]
     freeze(session, study_id, Answer.UNDETERMINED)
     assert (only(session).needs_reader, only(session).standing) == (False, ()), "a new report begins anew"
+
+
+def test_migration_asks_for_another_reader_where_the_program_would(session: Session) -> None:
+    said = ([UNSURE], [AGREE], [AGREE, DISAGREE], [UNSURE, AGREE], [AGREE, DISAGREE, AGREE])
+    for number, words in enumerate(said):
+        study_id = answered(session, f"1.{number}", 0.9, Answer.PRESENT)
+        for reader, (verdict, finding) in enumerate(words):
+            review(session, study_id, f"r{reader}", verdict, finding)
+    asked = {study.study_id: study.needs_reader for study in facts.list_studies(session)[0]}
+    assert sum(asked.values()) == 2
+    session.execute(update(Study).values(reviewed_revision=Study.revision, asked_revision=-1))
+    session.execute(text(runpy.run_path("alembic/versions/2026_12_01_readers_and_indexes.py")["_ASKED"]))
+    found, _ = facts.list_studies(session)
+    assert {study.study_id: study.needs_reader for study in found} == asked
+    assert all(study.needs_reader is not study.is_reviewed for study in found)
 
 
 def test_every_study_stands_in_one_group_and_is_counted_there(session: Session) -> None:

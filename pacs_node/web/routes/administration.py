@@ -88,9 +88,11 @@ def show_administration(web: WebContext, request: Request) -> HTMLResponse:
         daily_bytes = bytes_per_day(session, days=PACE_DAYS, now=now)
         events, older = facts.list_events(session, limit=EVENTS_SHOWN)
         checked, _ = facts.list_events(session, action=Action.CHAIN_VERIFIED, limit=1)
+        states = _job_states(session)
         people, tokens, seen = accounts.list_accounts(session), credentials.list_tokens(session), last_seen(session)
         context = {
-            "jobs": [(STATES.get(state, state.value), n) for state, n in _job_states(session).items()],
+            "jobs": [(STATES.get(state, state.value), n) for state, n in states.items()],
+            "failed_count": states[JobState.FAILED],
             "failed": [_failed(job, now) for job in _failed_jobs(session)],
             "peers": [
                 *_senders(web.settings, seen, now),

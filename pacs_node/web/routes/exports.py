@@ -32,6 +32,7 @@ from pacs_node.web.listing import (
 from pacs_node.web.problems import documented
 from pacs_node.web.routes import API
 from pacs_node.web.schemas import (
+    PATIENT,
     DeliveryDetail,
     InstanceLine,
     ReportLine,
@@ -50,7 +51,6 @@ router = APIRouter(
     dependencies=[requires(Role.ADMIN)],
 )
 
-PATIENT = frozenset({"patient_name", "patient_id", "accession_number"})
 Kind = Annotated[FileKind, Query(alias="format")]
 FILE: dict[int | str, dict[str, Any]] = {
     200: {

@@ -38,8 +38,8 @@ from pacs_node.web.worklist import Choice, Counts
 router = APIRouter(include_in_schema=False, dependencies=[requires(Role.RADIOLOGIST, Role.ADMIN)])
 
 Sent = TypeVar("Sent", bound=BaseModel)
-ROWS = 100
-"""Studies of one group on a page of the worklist, or that a search finds."""
+ROWS, GROUP_ROWS = 100, 50
+"""Studies on a page of one group, or that a search finds; and of each group in the whole list."""
 PRIORS, PRIORS_SHOWN = 20, 4
 """Earlier studies of a patient that are looked at, and that are shown."""
 FORM = "application/x-www-form-urlencoded"
@@ -111,10 +111,11 @@ def show_worklist(
             wanted["group"] = group
             page = facts.list_studies(session, sort=sort, limit=ROWS, cursor=cursor, **wanted)
         else:
-            page = facts.list_groups(session, counts.of_view(view, choice), limit=ROWS, **wanted), None
+            page = facts.list_groups(session, counts.of_view(view, choice), limit=GROUP_ROWS, **wanted), None
         studies, following = page
         hidden = _hidden(web, session, studies)
         last_received = "" if studies else _last_received(session, web.caller.visible, now)
+    web.note_list("page")
     rows = _rows(studies, hidden, now)
     told: dict[str, Any] = {"view": view, "group": group, "choice": choice, "now": now}
     shown = worklist.list_view(rows, counts, last_received=last_received, **told)

@@ -20,7 +20,7 @@ from pacs_node.web.reading import decisive_image
 from pacs_node.web.render import THUMBNAIL, Drawing
 from pacs_node.web.routes import API
 from pacs_node.web.routes.images import picture
-from pacs_node.web.schemas import Page, StudyLine, StudyOut, StudySearch
+from pacs_node.web.schemas import PATIENT, Page, StudyLine, StudyOut, StudySearch
 from pacs_node.web.study_query import Sort, Wanted
 
 router = APIRouter(
@@ -41,10 +41,16 @@ PNG: dict[int | str, dict[str, Any]] = {
 def list_studies(
     web: WebContext, wanted: Wanted, sort: Sort = "-received_at", limit: Limit = 50, cursor: Cursor = None
 ) -> Page[StudyLine]:
-    """Return one page of studies, the newest first unless `sort` says otherwise."""
+    """Return one page of studies, the newest first unless `sort` says otherwise; audited once an hour for each caller.
+
+    A program (role service) is not told whose they are: it searches for the patient that it knows, or opens a study.
+    """
     with read_scope(web.engine) as session:
         studies, following = facts.list_studies(session, **wanted, sort=sort, limit=limit, cursor=cursor)
-    return Page(items=[StudyLine.model_validate(study) for study in studies], next_cursor=cursor_out(following))
+    web.note_list("api")
+    unnamed = {} if web.caller.may(Role.RADIOLOGIST, Role.ADMIN) else dict.fromkeys(PATIENT)
+    items = [StudyLine.model_validate(study).model_copy(update=unnamed) for study in studies]
+    return Page(items=items, next_cursor=cursor_out(following))
 
 
 @router.post("/search", summary="Search for a patient or an order")

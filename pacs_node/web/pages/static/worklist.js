@@ -55,8 +55,12 @@ function merge(page) {
       if (old.cells[i].className !== cell.className) old.cells[i].className = cell.className;
     }
   }
-  for (const row of mine.values()) if (!kept.has(row.dataset.id)) Object.assign(row.cells[row.cells.length - 1], { textContent: "no longer in this list", className: "small soft" });
-  for (const id of ["views", "counts"]) $(`#${id}`).replaceChildren(...document.importNode($(`#${id}`, page), true).childNodes);
+  const gone = $("[data-more]", page) ? "not among the studies shown now" : "no longer in this list"; // where a group goes on, it may stand there
+  for (const row of mine.values()) if (!kept.has(row.dataset.id)) Object.assign(row.cells[row.cells.length - 1], { textContent: gone, className: "small soft" });
+  for (const id of ["views", "counts"]) {
+    const old = $(`#${id}`), now = $(`#${id}`, page);
+    if (old.innerHTML !== now.innerHTML && !old.contains(document.activeElement)) old.replaceChildren(...document.importNode(now, true).childNodes);
+  }
   return added;
 }
 
@@ -137,7 +141,6 @@ addEventListener("click", (event) => {
   else if (button.id === "more-button") { const more = $("#more"); more.hidden = !more.hidden; button.setAttribute("aria-expanded", String(!more.hidden)); }
 });
 $("button", fresh).addEventListener("click", show);
-$("#filters")?.addEventListener("change", (event) => { if (event.target.tagName === "SELECT") event.target.form.requestSubmit(); });
 keys([
   ["J or ArrowDown", "Next study", () => move(1)],
   ["K or ArrowUp", "Previous study", () => move(-1)],
