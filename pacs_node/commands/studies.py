@@ -78,9 +78,13 @@ def _withdraw(settings: Settings, engine: Engine, study_id: UUID, reason: str | 
         reports, told = facts.withdraw_study(
             session, study_id, code=WITHDRAWALS[reason], actor=person(), now=db_now(session)
         )
-    print(f"withdrawn: {reports} report{'' if reports == 1 else 's'}, which may have been sent to {told} destinations")
+    print(f"withdrawn: {reports} report{_s(reports)}, which may have reached {told} destination{_s(told)}")
     if silent := [one.name for one in settings.destinations if not one.send_rejection_notes]:
         print(f"no rejection notes are sent to {', '.join(silent)}: take them out there by hand")
+
+
+def _s(number: int) -> str:
+    return "" if number == 1 else "s"
 
 
 def _print_list(session: Session, options: argparse.Namespace) -> None:
