@@ -1,4 +1,5 @@
-"""A network as it serves: on its device, in its precision, fused. Takes a Classifier; gives logits and features.
+"""A network as it serves: on its device, in its precision, as fast as those allow. Takes a Classifier; gives logits
+and features.
 
 Shapes: B images, H rows, W columns, D features, L outputs.
 """
@@ -13,28 +14,45 @@ from models.networks import Classifier
 
 
 class Serving(nn.Module):
-    """Batch norm folded into the convolutions, channels last, backbone in bf16 if asked.
+    """The backbone in bf16 if asked; by ONNX Runtime on a CPU in float32, by torch elsewhere.
 
-    The head stays in float32: it costs nothing, and bf16 logits would have steps of a hundredth.
+    The head stays in torch and float32: it costs nothing, and bf16 logits would have steps of a hundredth.
     """
 
     def __init__(self, network: Classifier, device: torch.device, precision: str) -> None:
         super().__init__()
         self._device = device
-        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._layout = network.layout
-        backbone: nn.Module = fuse(network.backbone)
-        self.backbone = backbone.to(device, self._dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.backbone: nn.Module
+        if device.type == "cpu" and precision == "fp32":
+            from models.cpu import OnCpu  # ONNX Runtime is for those who serve on a CPU
+
+            self.backbone = OnCpu(network.backbone, torch.get_num_threads())
+        else:
+            self.backbone = Fused(network.backbone, device, torch.bfloat16 if precision == "bf16" else torch.float32)
         self.head = network.head.to(device)
 
     @torch.inference_mode()
     def forward(self, image_B1HW: Tensor) -> tuple[Tensor, Tensor]:
         """Return logit_BL and the pooled feature_BD, both float32, on the device."""
-        image_B3HW = self._layout.seen(image_B1HW.to(self._device, torch.float32))
-        feature = self.backbone(image_B3HW.to(self._dtype).contiguous(memory_format=torch.channels_last))
-        feature_BD: Tensor = feature.float()
+        feature_BD: Tensor = self.backbone(self._layout.seen(image_B1HW.to(self._device, torch.float32)))
         logit_BL: Tensor = self.head(feature_BD)
         return logit_BL, feature_BD
+
+
+class Fused(nn.Module):
+    """A backbone in torch: batch norm folded into the convolutions, channels last."""
+
+    def __init__(self, backbone: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+        fused: nn.Module = fuse(backbone)
+        self._fused = fused.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, image_B3HW: Tensor) -> Tensor:
+        """Return feature_BD, float32."""
+        feature_BD: Tensor = self._fused(image_B3HW.to(self._dtype).contiguous(memory_format=torch.channels_last))
+        return feature_BD.float()
 
 
 def device_of(name: str) -> torch.device:

@@ -20,9 +20,9 @@ MAY_USE_OF_OURS = {
 }
 NEVER = {
     "models": {"sqlalchemy", "fastapi", "pynetdicom", "alembic", "apscheduler"},
-    "db": {"torch", "pydicom", "pynetdicom", "fastapi", "monai"},
-    "training": {"sqlalchemy", "fastapi", "pynetdicom"},
-    "pacs_node": {"torchvision", "monai"},
+    "db": {"torch", "onnxruntime", "pydicom", "pynetdicom", "fastapi", "monai"},
+    "training": {"onnxruntime", "sqlalchemy", "fastapi", "pynetdicom"},
+    "pacs_node": {"onnxruntime", "torchvision", "monai"},
 }
 OWNERS = {
     "pynetdicom": {"listener", "dimse", "demo"},

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from models.errors import WeightsUnavailable
 from models.networks import NETWORKS, Classifier, make_network
-from models.serving import Serving
+from models.serving import Fused, Serving
 from models.vision import torchvision
 from models.weights import load_backbone
 from tests.builders import data_folder
@@ -88,6 +88,7 @@ def test_unknown_network_and_unknown_freezing_are_named(mobilenet: Classifier) -
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_network_serves_what_it_was_trained_to_say(name: str) -> None:
+    """On a CPU in float32, and by the modules that serve in bf16 and on CUDA; of any size and number of images."""
     torch.manual_seed(2)
     network, image_B1HW = make_network(name, 3), torch.rand(4, 1, 96, 96)
     for part in network.modules():  # batch norm that never saw a batch lets nothing of an image through
@@ -96,11 +97,17 @@ def test_network_serves_what_it_was_trained_to_say(name: str) -> None:
     with torch.no_grad():
         network.train()(image_B1HW)
     network.eval()
-    with torch.inference_mode():
-        logit_BL = network(image_B1HW)
-    served_BL, feature_BD = Serving(network, torch.device("cpu"), "fp32")(image_B1HW)
-    assert (logit_BL.shape, feature_BD.shape) == ((4, 3), (4, network.feature_count))
-    assert (served_BL - logit_BL).abs().max() < 5e-3 * logit_BL.std(0).min()
+    device = torch.device("cpu")
+    serving, fused = Serving(network, device, "fp32"), Fused(network.backbone, device, torch.float32)
+    for image_B1HW in (image_B1HW, torch.rand(1, 1, 128, 160)):
+        with torch.inference_mode():
+            logit_BL = network(image_B1HW)
+            feature_BD = network.backbone(network.layout.seen(image_B1HW))
+            fused_BD = fused(network.layout.seen(image_B1HW))
+        served_BL, served_BD = serving(image_B1HW)
+        assert (served_BL.shape, served_BD.shape) == (logit_BL.shape, feature_BD.shape)
+        for said, meant in ((served_BL, logit_BL), (served_BD, feature_BD), (fused_BD, feature_BD)):
+            assert (said - meant).abs().max() < 5e-3 * meant.abs().max()
 
 
 def test_inner_network_looks_past_the_border_and_the_exposure() -> None:
