@@ -47,7 +47,7 @@ def _onnx(backbone: nn.Module) -> bytes:
         torch.onnx.export(
             backbone.eval(),
             (torch.zeros(2, 3, TRACED_SIDE, TRACED_SIDE),),
-            model,
+            model,  # type: ignore[arg-type]  # a file in memory is taken too
             dynamo=False,
             input_names=["image_B3HW"],
             output_names=["feature_BD"],

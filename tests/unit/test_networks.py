@@ -90,16 +90,16 @@ def test_unknown_network_and_unknown_freezing_are_named(mobilenet: Classifier) -
 def test_network_serves_what_it_was_trained_to_say(name: str) -> None:
     """On a CPU in float32, and by the modules that serve in bf16 and on CUDA; of any size and number of images."""
     torch.manual_seed(2)
-    network, image_B1HW = make_network(name, 3), torch.rand(4, 1, 96, 96)
+    network, seen_B1HW = make_network(name, 3), torch.rand(4, 1, 96, 96)
     for part in network.modules():  # batch norm that never saw a batch lets nothing of an image through
         if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
             part.momentum = 1.0
     with torch.no_grad():
-        network.train()(image_B1HW)
+        network.train()(seen_B1HW)
     network.eval()
     device = torch.device("cpu")
     serving, fused = Serving(network, device, "fp32"), Fused(network.backbone, device, torch.float32)
-    for image_B1HW in (image_B1HW, torch.rand(1, 1, 128, 160)):
+    for image_B1HW in (seen_B1HW, torch.rand(1, 1, 128, 160)):
         with torch.inference_mode():
             logit_BL = network(image_B1HW)
             feature_BD = network.backbone(network.layout.seen(image_B1HW))
