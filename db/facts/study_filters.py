@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, TypedDict
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, and_, case, exists, func, or_, select, union_all
+from sqlalchemy import ColumnElement, Select, and_, case, exists, func, select, union_all
 
 from db.engine import Session
 from db.facts.groups import GROUPS, IS_REVIEWED, PLACE, SAYINGS, SAYS, SAYS_VEILED, STUDIES
@@ -110,13 +110,17 @@ _JUDGED = select(JOBS.c.study_id).where(
     JOBS.c.kind == JobKind.INFER, JOBS.c.state.in_([JobState.READY, JobState.RUNNING])
 )
 _NOT_BUILT = select(JOBS.c.study_id).where(JOBS.c.kind == JobKind.REPORT, JOBS.c.state == JobState.FAILED)
-_REFUSED = (
-    select(REPORTS.c.study_id)
+_ITS = STUDIES.alias("its")
+_ITS_CURRENT = and_(REPORTS.c.study_id == _ITS.c.id, REPORTS.c.revision == _ITS.c.revision)
+_UNDELIVERED = union_all(
+    select(_ITS.c.id)
+    .join(REPORTS, _ITS_CURRENT)
     .join(_DELIVERIES, _DELIVERIES.c.report_id == REPORTS.c.id)
     .where(_DELIVERIES.c.state == DeliveryState.FAILED)
+    .correlate(None),
+    select(_ITS.c.id).join(REPORTS, _ITS_CURRENT).join(BUILDING, HAS_FAILED).correlate(None),
 )
-_IS_REFUSED = _REFUSED.where(CURRENT).correlate(STUDIES).exists()
-_IS_NOT_BUILT = select(REPORTS.c.id).join(BUILDING, HAS_FAILED).where(CURRENT).correlate(STUDIES).exists()
+"""The studies of which some destination did not take the current report, or it was not built."""
 _CANDIDATES = {"receiving": _DUE, "judging": _JUDGED, "reporting": union_all(_DUE, _UNBUILT), "failed": _NOT_BUILT}
 """By state: the studies among which all of that state are."""
 _UNDER_WAY = union_all(_JUDGED, _UNBUILT, _NOT_BUILT)
@@ -192,7 +196,8 @@ def _filtered(session: Session, query: Select[Any], wanted: StudyFilters) -> Sel
     if warning is not None:
         query = query.where(_narrowed(session, *_warned(warning)))
     if wanted.get("is_undelivered"):
-        query = query.where(_narrowed(session, union_all(_REFUSED, _NOT_BUILT), or_(_IS_REFUSED, _IS_NOT_BUILT)))
+        found = few_studies(session, _UNDELIVERED)
+        query = query.where(STUDIES.c.id.in_(_UNDELIVERED if found is None else found))
     if state == "held":
         query = query.where(STUDIES.c.hold.is_not(None))
     elif state == "answered":

@@ -168,12 +168,20 @@ def list_studies(
 def list_groups(
     session: Session, groups: Collection[str], *, limit: int, **wanted: Unpack[StudyFilters]
 ) -> list[StudySummary]:
-    """Return the studies with which each of these groups begins, at most `limit` of each; of `groups.GROUPS`."""
+    """Return the studies of each of these groups, at most `limit` of each; of `groups.GROUPS`.
+
+    Of a longer group half are those with which it begins and half its newest: neither what waits longest nor what came
+    just now is pushed off the list by the other.
+    """
     ids: list[UUID] = []
     for group in groups:
         of_group = wanted | {"group": group}
         sort = GROUP_SORTS.get(group, "received_at")
-        ids += ids_of_page(session, of_group, sort=sort, limit=limit, cursor=None)[:limit]
+        first = ids_of_page(session, of_group, sort=sort, limit=limit, cursor=None)
+        if len(first) > limit and sort != "-received_at":
+            newest = ids_of_page(session, of_group, sort="-received_at", limit=limit // 2, cursor=None)[: limit // 2]
+            first = list(dict.fromkeys([*first[: limit - limit // 2], *newest]))
+        ids += first[:limit]
     found = {study.study_id: study for study in _summaries(session, _LINE.where(_STUDIES.c.id.in_(ids)))}
     return [found[study_id] for study_id in ids]
 

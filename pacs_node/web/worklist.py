@@ -41,7 +41,8 @@ class Group:
         """Return what is not shown, in words; empty = all of it is."""
         if self.count <= len(self.rows):
             return ""
-        return f"and {self.count - len(self.rows)} more" if self.count <= COUNTED else "and more"
+        number = f"{self.count - len(self.rows)} more" if self.count <= COUNTED else "more"
+        return f"and {number}; here stand the first and the newest" if self.name != "answered" else f"and {number}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,6 +85,13 @@ def test_probability_is_no_filter_for_who_answers_first(blind_world: World) -> N
         assert 'name="from"' not in page
 
 
+@pytest.mark.parametrize("group", ["positive", "negative", "silent"])
+def test_no_address_sorts_studies_by_what_is_hidden(blind_world: World, group: str) -> None:
+    reader, admin = blind_world.logged_in("reader", Role.RADIOLOGIST), blind_world.logged_in("admin", Role.ADMIN)
+    assert reader.get(f"/?group={group}").status_code == 404
+    assert admin.get(f"/?group={group}").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("probability", "seen", "kept"),
     [

@@ -102,7 +102,7 @@ def test_urgent_study_stays_on_the_page_however_many_came_after_it(
         assert "6 to read, longest wait 10 h. 0 answered." in page
     page = client.get("/").text
     assert page.count('class="study"') == 3
-    assert '<a href="/?view=open&amp;group=negative">and 3 more</a>' in page
+    assert '<a href="/?view=open&amp;group=negative">and 3 more; here stand the first and the newest</a>' in page
     address, seen = "/?view=open&group=negative", set()
     while address:
         page = client.get(address).text

@@ -132,7 +132,11 @@ def test_what_does_not_fit_is_told_and_linked() -> None:
     many = Counts(unread=[GroupCount(group="negative", says="negative", studies=112, waiting_since=NOON - 10 * HOUR)])
     list_ = listed("open", [STUDIES[0]], many)
     (group,) = list_.groups
-    assert (group.count_text, group.more, group.href) == ("112", "and 111 more", "/?view=open&group=negative")
+    assert (group.count_text, group.more, group.href) == (
+        "112",
+        "and 111 more; here stand the first and the newest",
+        "/?view=open&group=negative",
+    )
     assert list_.summary == "112 to read, longest wait 10 h. 0 answered."
     (answered,) = listed("all", [STUDIES[1]], Counts(answered=worklist.COUNTED + 1)).groups
     assert (answered.count_text, answered.more) == ("10000+", "and more")

@@ -6,12 +6,12 @@ import runpy
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import select, text, update
 
 from db import audit, facts
 from db.audit import Action
 from db.engine import NoSuchRecord, Session
-from db.facts import Asked, StudySummary
+from db.facts import Asked, StudySummary, study_filters
 from db.facts.study_filters import count_groups, count_studies
 from db.queue import JobKind
 from db.tables import Answer, Delivery, DeliveryState, Study, Verdict
@@ -221,7 +221,29 @@ def test_every_study_stands_in_one_group_and_is_counted_there(session: Session) 
     assert count_studies(session, {}, limit=5) == 5
 
 
-def test_what_a_destination_did_not_take_is_found_however_old(session: Session) -> None:
+def test_long_group_shows_its_beginning_and_its_newest(session: Session) -> None:
+    for number in range(9):
+        answered(session, f"1.{number}", 0.99 - 0.01 * number, Answer.PRESENT)
+        add_image(session, study=f"2.{number}", priority=1, now=NOON + number * SECOND)
+    at = NOON - 9 * SECOND
+    order = Study.study_instance_uid
+    for number, chosen in enumerate((8, 0, 1, 2, 3, 4, 5, 6, 7)):  # the least suspected came first
+        session.execute(update(Study).where(order == f"1.{chosen}").values(first_received_at=at + number * SECOND))
+    shown = {
+        group: session.execute(
+            select(order).where(Study.id.in_([one.study_id for one in facts.list_groups(session, [group], limit=5)]))
+        ).scalars()
+        for group in ("urgent", "positive")
+    }
+    assert sorted(shown["urgent"]) == ["2.0", "2.1", "2.2", "2.7", "2.8"]
+    assert sorted(shown["positive"]) == ["1.0", "1.1", "1.2", "1.6", "1.7"]
+
+
+@pytest.mark.parametrize("few", [study_filters.FEW, 0])
+def test_what_a_destination_did_not_take_is_found_however_old(
+    session: Session, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    monkeypatch.setattr(study_filters, "FEW", few)
     refused, _ = answered(session, "1.1"), answered(session, "1.2")
     (report,) = facts.study_detail(session, refused).reports
     is_its = Delivery.report_id == report.report_id

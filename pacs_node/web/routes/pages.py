@@ -101,7 +101,7 @@ def show_worklist(
         choice = replace(asked, senders=senders, model_versions=versions)
         if _answers_first(web):  # what a filter lets through tells the probability
             choice = replace(choice, is_by_answer=False, probability_from=None, probability_to=None)
-        if not choice.is_by_answer and "positive" in (view, group):
+        if not choice.is_by_answer and (view == "positive" or group in ("positive", "negative", "silent")):
             raise HTTPException(404, "This view would tell what the model said.")
         wanted = _wanted(web, choice, now)
         counts = _counts(session, wanted, is_veiled=not choice.is_by_answer)
