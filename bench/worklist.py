@@ -103,7 +103,7 @@ def _open_work(session: Session) -> None:
     groups = {count.group for count in count_groups(session, unread)}
     count_groups(session, {"is_undelivered": True})
     count_studies(session, {"is_reviewed": True}, limit=10_001)
-    facts.list_groups(session, groups, limit=50, **unread)
+    facts.list_groups(session, groups, limit=40, **unread)
 
 
 def run(folder: Path, *, is_quick: bool, rounds: int) -> Table:

@@ -127,6 +127,7 @@ _LINE = (
         _REPORTS.c.id.label("report_id"),
         _STUDIES.c.answer,
         _STUDIES.c.probability,
+        select(func.count()).where(_INSTANCES.c.study_id == _STUDIES.c.id).scalar_subquery().label("images"),
         _REPORTS.c.images.label("frozen"),
         _REPORTS.c.withdrawn_at,
         IS_REVIEWED.label("is_reviewed"),
@@ -274,14 +275,13 @@ def count_stuck_studies(session: Session) -> dict[str, int]:
 def _summaries(session: Session, query: Any) -> list[StudySummary]:
     rows = session.execute(query).mappings().all()
     studies = [row["study_id"] for row in rows]
-    images, warnings = _count_images(session, studies), _warnings(session, studies)
+    warnings = _warnings(session, studies)
     deliveries = _deliveries(session, [row["report_id"] for row in rows if row["report_id"]])
     standing = standing_about(session, {row["study_id"]: row["report_id"] for row in rows})
     return [
         StudySummary(
             **{name: value for name, value in row.items() if name not in ("report_id", "frozen")},
             **_decisive(row["frozen"] or [], row["probability"]),
-            images=images.get(row["study_id"], 0),
             warnings=warnings.get(row["study_id"], ()),
             deliveries=deliveries.get(row["report_id"], ()),
             standing=standing.get(row["study_id"], ()),
@@ -295,15 +295,6 @@ def _decisive(frozen: Sequence[dict[str, Any]], probability: float | None) -> di
     predictions = [prediction for image in frozen for prediction in image["predictions"]]
     decisive: dict[str, Any] = next((p for p in predictions if p["probability"] == probability), {})
     return {name: decisive.get(name) for name in ("threshold", "abstain_low", "abstain_high", "model_version")}
-
-
-def _count_images(session: Session, studies: Sequence[UUID]) -> dict[UUID, int]:
-    query = (
-        select(_INSTANCES.c.study_id, func.count())
-        .where(_INSTANCES.c.study_id.in_(studies))
-        .group_by(_INSTANCES.c.study_id)
-    )
-    return dict(session.execute(query).all())
 
 
 def _warnings(session: Session, studies: Sequence[UUID]) -> dict[UUID, tuple[WarningFacts, ...]]:

@@ -11,7 +11,7 @@ from sqlalchemy import select, text, update
 from db import audit, facts
 from db.audit import Action
 from db.engine import NoSuchRecord, Session
-from db.facts import Asked, StudySummary, study_filters
+from db.facts import Asked, StudySummary
 from db.facts.study_filters import count_groups, count_studies
 from db.queue import JobKind
 from db.tables import Answer, Delivery, DeliveryState, Study, Verdict
@@ -239,11 +239,7 @@ def test_long_group_shows_its_beginning_and_its_newest(session: Session) -> None
     assert sorted(shown["positive"]) == ["1.0", "1.1", "1.2", "1.6", "1.7"]
 
 
-@pytest.mark.parametrize("few", [study_filters.FEW, 0])
-def test_what_a_destination_did_not_take_is_found_however_old(
-    session: Session, monkeypatch: pytest.MonkeyPatch, few: int
-) -> None:
-    monkeypatch.setattr(study_filters, "FEW", few)
+def test_what_a_destination_did_not_take_is_found_however_old(session: Session) -> None:
     refused, _ = answered(session, "1.1"), answered(session, "1.2")
     (report,) = facts.study_detail(session, refused).reports
     is_its = Delivery.report_id == report.report_id

@@ -38,7 +38,7 @@ from pacs_node.web.worklist import Choice, Counts
 router = APIRouter(include_in_schema=False, dependencies=[requires(Role.RADIOLOGIST, Role.ADMIN)])
 
 Sent = TypeVar("Sent", bound=BaseModel)
-ROWS, GROUP_ROWS = 100, 50
+ROWS, GROUP_ROWS = 100, 40
 """Studies on a page of one group, or that a search finds; and of each group in the whole list."""
 PRIORS, PRIORS_SHOWN = 20, 4
 """Earlier studies of a patient that are looked at, and that are shown."""
