@@ -92,7 +92,7 @@ def freeze_report(
 ) -> UUID | None:
     """Freeze the study's next report and queue its building; None when it would say what the current one says.
 
-    Other `codes` alone are nothing new: what was said is not said again because a table changed.
+    Other `codes` alone are nothing new: what was said is not said again because a table changed. What was withdrawn is.
 
     The images are kept by value as they stand now: hold the study's lock (`study_facts`) from reading to this call.
 
@@ -107,7 +107,8 @@ def freeze_report(
         raise NoSuchRecord(f"no study {study_id}")
     current = _row_of_current(session, study_id)
     contents = json.loads(json.dumps(contents))
-    if current is not None and (current.answer, current.contents) == (answer, contents):
+    says = (current.answer, current.contents, current.withdrawn_at) if current else None
+    if says == (answer, contents, None):
         session.execute(update(_STUDIES).where(_STUDIES.c.id == study_id).values(unreported_since=None))
         return None
     report_id, revision = new_id(), next_revision(session, study_id)

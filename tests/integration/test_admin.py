@@ -8,6 +8,7 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from sqlalchemy import Engine, select
@@ -110,13 +111,17 @@ def test_wrongly_matched_study_is_withdrawn_once_with_its_reason(told, sqlite_en
         assert report_id is not None
     with pytest.raises(ConfigError, match="quality,safety,worklist"):
         told("studies", "withdraw", str(accepted.study_id))
-    assert "withdrawn: 1 report," in told("studies", "withdraw", str(accepted.study_id), "--reason", "worklist")
+    said = told("studies", "withdraw", str(accepted.study_id), "--reason", "worklist")
+    assert "withdrawn: 1 report," in said
+    assert f"pacs-node studies release {accepted.study_id}" in said
     assert "revision 1: present" in (shown := told("studies", "show", str(accepted.study_id)))
     assert ", withdrawn 20" in shown
+    assert "held: withdrawn" in shown
     with session_scope(sqlite_engine) as session:
         assert session.execute(select(Report.withdrawal)).scalars().all() == ["113038"]
+    assert "withdrawn: 0 reports," in told("studies", "withdraw", str(accepted.study_id), "--reason", "worklist")
     with pytest.raises(NoSuchRecord):
-        told("studies", "withdraw", str(accepted.study_id), "--reason", "worklist")
+        told("studies", "withdraw", str(UUID(int=0)), "--reason", "worklist")
 
 
 def own_node(folder: Path, **sections: dict) -> Settings:
