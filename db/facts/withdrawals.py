@@ -101,19 +101,6 @@ def withdraw_study(session: Session, study_id: UUID, *, code: str, actor: str, n
     return len(reports), told
 
 
-def is_said_elsewhere(session: Session, study_id: UUID) -> bool:
-    """Tell whether a destination may show what the model said of a study, or is to get it.
-
-    What was withdrawn before anything of it was sent is nowhere, and goes nowhere.
-    """
-    by_model = (_REPORTS.c.study_id == study_id) & _REPORTS.c.review_id.is_(None)
-    query = select(_REPORTS.c.id, _REPORTS.c.withdrawn_at).where(by_model, _REPORTS.c.is_sent)
-    return any(
-        report.withdrawn_at is None or any(one.may_be_there for one in deliveries_of(session, report.id))
-        for report in session.execute(query).all()
-    )
-
-
 def add_rejection_note(session: Session, report_id: UUID, note: BuiltObject, *, now: datetime) -> BuiltObject:
     """Record a rejection note as an object of ours; return it as it was recorded first."""
     add_if_new(session, _OBJECTS, ("sop_instance_uid",), asdict(note) | {"report_id": report_id, "created_at": now})

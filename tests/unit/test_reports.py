@@ -103,6 +103,26 @@ def test_revisions_form_one_chain(session: Session, study_id: UUID) -> None:
     assert reports[2].predecessor.objects == ()
 
 
+@pytest.mark.parametrize("is_sending", [False, True], ids=["never sent", "perhaps sent"])
+def test_report_names_what_stands_or_may_be_there_and_goes_on_naming_it(
+    session: Session, study_id: UUID, is_sending: bool
+) -> None:
+    first = built(session, study_id)
+    second = freeze(session, study_id, Answer.PRESENT)
+    assert second is not None
+    facts.record_report_built(session, second, [], [MAIN], now=NOON)
+    if is_sending:
+        (delivery,) = facts.deliveries_of(session, second)
+        facts.record_choice(session, delivery.delivery_id, sop_class_uid="1.2", sop_instance_uid="1.2.3")
+    facts.withdraw_report(session, second, code="113001", actor="admin", now=NOON)
+    third, named = freeze(session, study_id, Answer.UNDETERMINED), second if is_sending else first
+    assert third is not None
+    facts.withdraw_report(session, first, code="113001", actor="admin", now=NOON)
+    predecessor = facts.report_facts(session, third).predecessor
+    assert predecessor is not None
+    assert predecessor.report_id == named
+
+
 def test_frozen_images_stay_as_they_were(session: Session) -> None:
     analysed, lateral, waiting = (add_image(session, number, now=NOON + number * SECOND) for number in (1, 2, 3))
     judge(session, analysed.instance_id, 0.1 + 0.2)
