@@ -117,6 +117,8 @@ class Hold(enum.StrEnum):
 
     IDENTITY_CONFLICT = "identity_conflict"
     UNIDENTIFIED = "unidentified"
+    WITHDRAWN = "withdrawn"
+    """An administrator took back what was said of it: it is another patient's, or should not have been said."""
 
 
 class JobKind(enum.StrEnum):

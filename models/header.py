@@ -37,7 +37,7 @@ _RADIOGRAPHS = {
 _LOSSY_SYNTAXES = {JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000MC}
 
 _CHEST = re.compile(r"CHEST|THORAX|T[OÓ]RAX|LUNG|PULMON|\bCXR\b")
-_NOT_CHEST = re.compile(r"SPINE|ABDOM|\bABD\b|PELV|\bRIBS?\b|\bSTERN(UM|AL)?\b|CLAVIC|SHOULDER|BREAST")
+_NOT_CHEST = re.compile(r"SPINE|ABD(OM|O\b|(?![A-Z]))|PELV|\bRIB(S|CAGE)?\b|\bSTERN(UM|AL)?\b|CLAVIC|SHOULDER|BREAST")
 _LIMBS = re.compile(r"\b(SKULL|HEAD|NECK|ARM|ELBOW|WRIST|HAND|FINGER|HIP|LEG|FEMUR|KNEE|ANKLE|FOOT|TOE|HEEL)S?\b")
 _VETERINARY = re.compile(r"\b(CANINE|FELINE|EQUINE|BOVINE|DOG|HORSE)\b|VETERINAR")
 _HUMAN = re.compile(r"HOMO SAPIENS|\bHUMAN\b")
@@ -128,13 +128,13 @@ def shortest_side(dataset: Dataset) -> int:
 
 def is_veterinary(dataset: Dataset) -> bool:
     """Whether the patient is an animal, by species (PS3.3 C.7.1.1) or by the words of the examination."""
-    species = _text(dataset, "PatientSpeciesDescription")
+    species = _apart(_text(dataset, "PatientSpeciesDescription"))
     if species and not _HUMAN.search(species):
         return True
     codes = {str(item.get("CodeValue", "")) for item in _items(dataset, "PatientSpeciesCodeSequence")}
     if codes and not codes & _HUMAN_CODES:
         return True
-    return bool(_VETERINARY.search(f"{_words(dataset)} {_text(dataset, 'InstitutionName')}"))
+    return bool(_VETERINARY.search(f"{_words(dataset)} {_apart(_text(dataset, 'InstitutionName'))}"))
 
 
 def body_part_of(dataset: Dataset) -> str:
@@ -143,7 +143,7 @@ def body_part_of(dataset: Dataset) -> str:
     Body Part Examined decides, then the anatomic region, then what people wrote.
     """
     stated = _text(dataset, "BodyPartExamined") or " ".join(_meanings(dataset, "AnatomicRegionSequence"))
-    words = stated or _words(dataset)
+    words = _apart(stated) or _words(dataset)
     if _NOT_CHEST.search(words):
         return "other"
     if _CHEST.search(words):
@@ -166,13 +166,13 @@ def view_of(dataset: Dataset) -> str:
         return "other"
     if is_frontal or codes:
         return "frontal" if is_frontal else "other"
-    return _view_in(f"{position} {_words(dataset)}")
+    return _view_in(f"{_apart(position)} {_words(dataset)}")
 
 
 def is_ap_or_portable(dataset: Dataset) -> bool:
     """Whether the beam ran from front to back, or the device was brought to the patient."""
     position = _code_string(dataset, "ViewPosition")
-    words = f"{position} {_words(dataset)}"
+    words = f"{_apart(position)} {_words(dataset)}"
     if _PORTABLE_WORDS.search(words) or position == "AP":
         return True
     codes = {str(item.get("CodeValue", "")) for item in _items(dataset, "ViewCodeSequence")}
@@ -187,7 +187,7 @@ def projection_of(dataset: Dataset) -> str:
     if position in _FRONTAL_VIEWS:
         return position
     codes = {str(item.get("CodeValue", "")) for item in _items(dataset, "ViewCodeSequence")}
-    words = "" if codes else f"{position} {_words(dataset)}"
+    words = "" if codes else f"{_apart(position)} {_words(dataset)}"
     is_ap = bool(codes and codes <= _AP_CODES) or bool(_AP_WORDS.search(words))
     is_pa = bool(codes and codes <= _PA_CODES) or bool(_PA_WORDS.search(words))
     return "" if is_ap == is_pa else "AP" if is_ap else "PA"
@@ -278,7 +278,12 @@ def _words(dataset: Dataset) -> str:
         for keyword in ("ProcedureCodeSequence", "PerformedProtocolCodeSequence", "ViewCodeSequence")
         for meaning in _meanings(dataset, keyword)
     ]
-    return " ".join([*described, *coded])
+    return _apart(" ".join([*described, *coded]))
+
+
+def _apart(text: str) -> str:
+    """Return the words that a console joined by underscores apart: `_` ends no word of a regular expression."""
+    return text.replace("_", " ")
 
 
 def _date(dataset: Dataset, keyword: str) -> date | None:

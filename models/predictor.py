@@ -267,10 +267,13 @@ def _as_one(said: Sequence[Prediction]) -> Prediction:
     )
 
 
-def _calls(finding: Finding, populations: Sequence[Population], probability_P: Tensor) -> list[bool]:
-    """Return for each population whether its probability reaches its threshold."""
-    thresholds = [population.limits[finding.name].threshold for population in populations]
-    return [probability >= limit for probability, limit in zip(probability_P.tolist(), thresholds, strict=True)]
+def _calls(finding: Finding, populations: Sequence[Population], probability_P: Tensor) -> list[bool | None]:
+    """Return for each population whether the finding is present; None = undetermined."""
+    limits_P = [population.limits[finding.name] for population in populations]
+    return [
+        None if limits.abstain_low <= probability < limits.abstain_high else probability >= limits.threshold
+        for probability, limits in zip(probability_P.tolist(), limits_P, strict=True)
+    ]
 
 
 def calibrated(logit_BL: Tensor, populations: Sequence[Population]) -> Tensor:

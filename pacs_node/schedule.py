@@ -105,7 +105,6 @@ class Tasks:
                 return
             answer, predecessor = answer_of(study.images), facts.next_predecessor(session, study_id)
             speaker = answer.decisive[1] if answer.decisive else None
-            is_said = facts.is_said_elsewhere(session, study_id)
             facts.freeze_report(
                 session,
                 study_id,
@@ -114,7 +113,7 @@ class Tasks:
                 contents=answer.contents,
                 model_name=speaker.model_name if speaker else card.name,
                 model_version=speaker.model_version if speaker else card.version,
-                is_sent=is_for_others(answer, predecessor, self._settings, is_said=is_said),
+                is_sent=is_for_others(answer, predecessor, self._settings),
                 now=now,
                 codes=self._settings.codes.said(),
             )

@@ -63,8 +63,8 @@ def export(
     Raises
     ------
     ExportRefused
-        The bundle exists already, the run holds no checkpoint, has learned nothing or is of other images, or no
-        population is good enough to be claimed.
+        The bundle exists already, the run holds no checkpoint, has learned nothing, is of other images or of a version
+        that cannot be compared, or no population is good enough to be claimed.
     CardError, DataError, RecipeError
         What a person wrote, the images or the run's recipe cannot be used.
     """
@@ -78,7 +78,12 @@ def export(
         raise ExportRefused(f"{run} has not ended its first epoch: nothing to export yet; go on with --resume")
     training, validation = images_of(recipe, data, run / "cache", skip_bad=skip_bad)
     seen = {"training": items_sha256(training.items), "validation": items_sha256(validation.items)}
-    if state.get("data", seen) != seen:
+    if "items" not in state:
+        raise ExportRefused(
+            f"{run} was made by an earlier version, and its images and labels cannot be compared: export it with that "
+            "version, or train anew"
+        )
+    if state["items"] != seen:
         raise ExportRefused(
             f"--data is not what {run} was trained on: give the same, labels and order too, and --skip-bad if it had it"
         )

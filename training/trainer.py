@@ -66,7 +66,7 @@ class Trainer:
         self._checkpoint = checkpoint
         self._device = self._processes.device
         self._is_bf16 = precision_of(recipe.precision, self._device, is_training=True) == "bf16"
-        self._data = {"training": items_sha256(training.items), "validation": items_sha256(validation.items)}
+        self._items = {"training": items_sha256(training.items), "validation": items_sha256(validation.items)}
         self._batches = Batches(
             training, recipe, rank=self._processes.rank, world_size=self._processes.world_size, workers=workers
         )
@@ -212,7 +212,7 @@ class Trainer:
             return
         state = {
             "recipe": _plain(self.recipe),
-            "data": self._data,
+            "items": self._items,
             "processes": self._processes.world_size,
             "epochs_done": self.epochs_done,
             "batches_done": self._batches_done,
@@ -239,7 +239,8 @@ class Trainer:
         Raises
         ------
         TrainingStopped
-            There is no checkpoint, or it is of another recipe, other images or another number of processes.
+            There is no checkpoint, or it is of another recipe, other images, another number of processes or a version
+            that cannot be compared.
         """
         if not self._checkpoint.exists():
             raise TrainingStopped(f"{self._checkpoint} does not exist: there is nothing to resume")
@@ -249,7 +250,12 @@ class Trainer:
             raise TrainingStopped(
                 f"{self._checkpoint} is of another recipe ({', '.join(changed)} differ): use another --out"
             )
-        if state.get("data", self._data) != self._data:
+        if "items" not in state:
+            raise TrainingStopped(
+                f"{self._checkpoint} was made by an earlier version, and its images and labels cannot be compared: "
+                "go on with that version, or use another --out"
+            )
+        if state["items"] != self._items:
             raise TrainingStopped(
                 f"{self._checkpoint} was made from other images or labels: give the same --data, in the same order, "
                 "and --skip-bad, or another --out"

@@ -32,12 +32,12 @@ FROM reviews v WHERE v.study_id = studies.id AND v.verdict IN ('agree', 'disagre
   AND (v.report_id = (SELECT r.id FROM reports r WHERE r.study_id = studies.id AND r.revision = studies.revision)
        OR (v.report_id IS NULL AND studies.revision = 0))
 """
+_MOST = f"""
+SELECT count(*) {_SURE} GROUP BY v.verdict || coalesce(v.corrected_finding, '') ORDER BY count(*) DESC LIMIT 1
+"""
 _ASKED = f"""
 UPDATE studies SET asked_revision = revision, reviewed_revision = -1
-WHERE reviewed_revision = revision AND (
-  NOT EXISTS (SELECT 1 {_SURE})
-  OR ((SELECT count(*) {_SURE}) = 2
-      AND (SELECT count(DISTINCT v.verdict || coalesce(v.corrected_finding, '')) {_SURE}) = 2))
+WHERE reviewed_revision = revision AND (NOT EXISTS (SELECT 1 {_SURE}) OR ({_MOST}) = ({_MOST} OFFSET 1))
 """
 _ANSWERED = "UPDATE studies SET reviewed_revision = revision WHERE asked_revision = revision"
 

@@ -142,7 +142,7 @@ from db.facts.trail import events_after, list_events, studies_of_subjects
 from db.facts.uploads import UploadFacts, record_uploads
 from db.facts.verifications import cancel_verified_report, follow_review, request_verified_report
 from db.facts.visibility import Origin, Visible
-from db.facts.withdrawals import add_rejection_note, is_said_elsewhere, withdraw_report, withdraw_study
+from db.facts.withdrawals import add_rejection_note, withdraw_report, withdraw_study
 from db.facts.worklist import (
     DeliveryLine,
     StudyDetail,
@@ -248,7 +248,6 @@ __all__ = [
     "instance_files",
     "is_commitment_requested",
     "is_own_object",
-    "is_said_elsewhere",
     "judge_again",
     "judge_anew",
     "judged_by",

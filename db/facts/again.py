@@ -27,6 +27,8 @@ from db.tables import (
 _INSTANCES, _STUDIES, _JOBS = rows_of(Instance), rows_of(Study), rows_of(Job)
 _DELIVERIES, _REPORTS, _DELIVERED = rows_of(Delivery), rows_of(Report), rows_of(DeliveredObject)
 
+FILE_GONE = "The stored file of this image is gone, purged after the retention time or lost: send it again."
+
 
 class CannotBeRepeated(Exception):
     """This work cannot be started again now; the text says why."""
@@ -53,7 +55,7 @@ def rerun_instance(session: Session, instance_id: UUID, *, actor: str, now: date
     if not found.is_judged:
         raise CannotBeRepeated("This object is stored and never judged.")
     if found.gone_at is not None:
-        raise CannotBeRepeated("The stored file of this image is gone, purged after the retention time or lost.")
+        raise CannotBeRepeated(FILE_GONE)
     _refuse_if_under_way(session, JobKind.INFER, instance_id)
     if not judge_again(session, [instance_id], now=now):
         raise CannotBeRepeated("The sender rejected this image.")

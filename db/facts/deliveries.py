@@ -93,14 +93,23 @@ _ACTIONS = {
 }
 
 
-def delivery_facts(session: Session, delivery_id: UUID) -> DeliveryFacts:
+def delivery_facts(session: Session, delivery_id: UUID, *, lock: bool = False) -> DeliveryFacts:
     """Return a delivery with the objects to choose from.
+
+    Parameters
+    ----------
+    lock
+        Keep everybody else from holding, releasing or withdrawing its study until the transaction ends.
 
     Raises
     ------
     NoSuchRecord
         There is no such delivery.
     """
+    if lock:
+        its_report = select(_DELIVERIES.c.report_id).where(_DELIVERIES.c.id == delivery_id).scalar_subquery()
+        its_study = select(_REPORTS.c.study_id).where(_REPORTS.c.id == its_report).scalar_subquery()
+        session.execute(select(_STUDIES.c.id).where(_STUDIES.c.id == its_study).with_for_update(key_share=True))
     row = session.execute(_select().where(_DELIVERIES.c.id == delivery_id)).mappings().one_or_none()
     if row is None:
         raise NoSuchRecord(f"no delivery {delivery_id}")

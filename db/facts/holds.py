@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, select, update
+from sqlalchemy import ColumnElement, case, exists, func, select, update
 
 from db import audit, queue
 from db.audit import Action
@@ -33,6 +33,8 @@ def hold_study(session: Session, study_id: UUID, hold: Hold, *, actor: str, now:
 def release_study(session: Session, study_id: UUID, *, actor: str, now: datetime) -> int:
     """Let go what is held about a study; return how many deliveries wait to be sent now.
 
+    A held study whose current report was withdrawn is reported anew: its withdrawal is taken back.
+
     Raises
     ------
     NoSuchRecord
@@ -43,7 +45,14 @@ def release_study(session: Session, study_id: UUID, *, actor: str, now: datetime
     ).one_or_none()
     if study is None:
         raise NoSuchRecord(f"no study {study_id}")
-    session.execute(update(_STUDIES).where(_STUDIES.c.id == study_id).values(hold=None))
+    is_said_again = exists().where(
+        _REPORTS.c.study_id == _STUDIES.c.id,
+        _REPORTS.c.revision == _STUDIES.c.revision,
+        _REPORTS.c.withdrawn_at.is_not(None),
+        _STUDIES.c.hold.is_not(None),
+    )
+    since = case((is_said_again, func.coalesce(_STUDIES.c.unreported_since, now)), else_=_STUDIES.c.unreported_since)
+    session.execute(update(_STUDIES).where(_STUDIES.c.id == study_id).values(hold=None, unreported_since=since))
     held = _of_study(study_id) & (_DELIVERIES.c.state == DeliveryState.HELD)
     if study.hold is not None:  # what is held for its age as well needs a release of its own
         held &= _DELIVERIES.c.reason != PRIOR

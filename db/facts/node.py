@@ -11,6 +11,7 @@ from sqlalchemy import select, update
 from db import audit, queue
 from db.audit import Action
 from db.engine import NoSuchRecord, Session
+from db.facts.again import FILE_GONE, CannotBeRepeated
 from db.tables import Delivery, DeliveryState, Installation, Instance, InstanceState, JobKind, rows_of
 
 
@@ -26,11 +27,17 @@ def retry_job(session: Session, job_id: UUID, *, actor: str, now: datetime) -> q
     ------
     NoSuchRecord
         There is no such job, or it is neither.
+    CannotBeRepeated
+        It judges an image whose bytes are gone.
     """
+    instances, deliveries = rows_of(Instance), rows_of(Delivery)
+    subject = queue.show(session, job_id)
+    is_gone = (instances.c.id == subject.subject_id) & instances.c.gone_at.is_not(None)
+    if subject.kind is JobKind.INFER and session.execute(select(instances.c.id).where(is_gone)).first():
+        raise CannotBeRepeated(FILE_GONE)
     job = queue.retry(session, job_id, now=now)
     if job is None:
         raise NoSuchRecord(f"no job {job_id} that failed or waits for its next try")
-    instances, deliveries = rows_of(Instance), rows_of(Delivery)
     if job.kind is JobKind.INFER:
         failed = (instances.c.id == job.subject_id) & (instances.c.state == InstanceState.FAILED)
         session.execute(update(instances).where(failed).values(state=InstanceState.WAITING))

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy import Row, exists, func, insert, select, update
 
 from db import audit, queue
 from db.audit import Action
@@ -51,7 +51,7 @@ class ReportFacts:
     study_id: UUID
     revision: int
     predecessor: PredecessorFacts | None
-    """What the model said before: the newest earlier report that did not stay in the house."""
+    """What the model said before: the newest earlier report that was to leave the house, and stood or may have left."""
     answer: Answer
     probability: float | None
     contents: dict[str, Any]
@@ -92,7 +92,7 @@ def freeze_report(
 ) -> UUID | None:
     """Freeze the study's next report and queue its building; None when it would say what the current one says.
 
-    Other `codes` alone are nothing new: what was said is not said again because a table changed.
+    Other `codes` alone are nothing new: what was said is not said again because a table changed. What was withdrawn is.
 
     The images are kept by value as they stand now: hold the study's lock (`study_facts`) from reading to this call.
 
@@ -107,7 +107,8 @@ def freeze_report(
         raise NoSuchRecord(f"no study {study_id}")
     current = _row_of_current(session, study_id)
     contents = json.loads(json.dumps(contents))
-    if current is not None and (current.answer, current.contents) == (answer, contents):
+    says = (current.answer, current.contents, current.withdrawn_at) if current else None
+    if says == (answer, contents, None):
         session.execute(update(_STUDIES).where(_STUDIES.c.id == study_id).values(unreported_since=None))
         return None
     report_id, revision = new_id(), next_revision(session, study_id)
@@ -115,7 +116,7 @@ def freeze_report(
         "id": report_id,
         "study_id": study_id,
         "revision": revision,
-        "predecessor_id": current.id if current else None,
+        "predecessor_id": _said_before(session, study_id),
     }
     row |= {"answer": answer, "probability": probability, "contents": contents, "content_at": now, "is_sent": is_sent}
     row |= {"model_name": model_name, "model_version": model_version, "codes": codes or None}
@@ -137,9 +138,11 @@ def next_revision(session: Session, study_id: UUID) -> int:
 
 
 def next_predecessor(session: Session, study_id: UUID) -> PredecessorFacts | None:
-    """Return what the study's next report would name: the newest in which the model speaks and that did not stay in."""
-    row = _row_of_current(session, study_id)
-    return None if row is None else _predecessor(session, row.id)
+    """Return what the study's next report would name; None where a destination neither has anything nor is to get it.
+
+    Before it was sent, what was withdrawn is nowhere, and goes nowhere.
+    """
+    return _named(session, _said_before(session, study_id))
 
 
 def report_facts(session: Session, report_id: UUID) -> ReportFacts:
@@ -254,30 +257,30 @@ def _row_of_current(session: Session, study_id: UUID) -> Row[Any] | None:
     return row
 
 
+def _said_before(session: Session, study_id: UUID) -> UUID | None:
+    """Return the newest report of the model that was to leave, and that stands or may be at a destination."""
+    by_model = (_REPORTS.c.study_id == study_id) & _REPORTS.c.review_id.is_(None)
+    is_chosen = _DELIVERIES.c.sop_instance_uid.is_not(None)  # before the first byte is sent
+    may_be_there = exists().where(_DELIVERIES.c.report_id == _REPORTS.c.id, is_chosen)
+    counts = _REPORTS.c.is_sent & (_REPORTS.c.withdrawn_at.is_(None) | may_be_there)
+    newest = select(_REPORTS.c.id).where(by_model, counts).order_by(_REPORTS.c.revision.desc()).limit(1)
+    report_id: UUID | None = session.execute(newest).scalar_one_or_none()
+    return report_id
+
+
 def _facts(session: Session, row: Row[Any]) -> ReportFacts:
     return ReportFacts(
         report_id=row.id,
-        predecessor=_predecessor(session, row.predecessor_id),
-        replaced=_named(session, _row(session, row.replaced_id)) if row.replaced_id else None,
+        predecessor=_named(session, row.predecessor_id),
+        replaced=_named(session, row.replaced_id),
         **{name: getattr(row, name) for name in _NAMES},
     )
 
 
-def _predecessor(session: Session, report_id: UUID | None) -> PredecessorFacts | None:
-    while report_id is not None:
-        row = _row(session, report_id)
-        if row.is_sent:
-            return _named(session, row)
-        report_id = row.predecessor_id
-    return None
-
-
-def _row(session: Session, report_id: UUID) -> Row[Any]:
-    row: Row[Any] = session.execute(_select().where(_REPORTS.c.id == report_id)).one()
-    return row
-
-
-def _named(session: Session, row: Row[Any]) -> PredecessorFacts:
+def _named(session: Session, report_id: UUID | None) -> PredecessorFacts | None:
+    if report_id is None:
+        return None
+    row = session.execute(_select().where(_REPORTS.c.id == report_id)).one()
     values = {
         name: getattr(row, name) for name in PredecessorFacts.__dataclass_fields__.keys() - {"report_id", "objects"}
     }

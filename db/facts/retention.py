@@ -16,6 +16,7 @@ from db.tables import (
     Delivery,
     DeliveryState,
     Heatmap,
+    Hold,
     Instance,
     InstanceState,
     Job,
@@ -64,10 +65,10 @@ def purgeable_studies(
 ) -> list[tuple[UUID, tuple[str, ...]]]:
     """Return studies whose input bytes may be deleted, with the paths of these and their pictures; the oldest first.
 
-    The last image came before `older_than`; nothing is held, unreported, waiting, failed or on its way (an image whose
-    bytes are gone keeps none of the others, nor does what a person closed undone); every delivery was sent, was
-    withdrawn and its destination told, or is that of a prior, which is not to be sent; and the last reader with a
-    verdict did not disagree (that keeps the images for the next training).
+    The last image came before `older_than`; nothing is held for a decision, unreported, waiting, failed or on its way
+    (an image whose bytes are gone keeps none of the others, nor does what a person closed undone); every delivery was
+    sent, was withdrawn and its destination told, or is that of a prior or of a withdrawn study, which is not to be
+    sent; and the last reader with a verdict did not disagree (that keeps the images for the next training).
     """
     closed = select(_JOBS.c.subject_id).where(_JOBS.c.state == JobState.CLOSED)
     unsent = exists().where(
@@ -75,7 +76,7 @@ def purgeable_studies(
         _REPORTS.c.study_id == _STUDIES.c.id,
         _DELIVERIES.c.state.not_in([DeliveryState.SENT, DeliveryState.WITHDRAWN]),
         _DELIVERIES.c.id.not_in(closed),
-        ~and_(_DELIVERIES.c.state == DeliveryState.HELD, _DELIVERIES.c.reason == PRIOR),
+        ~and_(_DELIVERIES.c.state == DeliveryState.HELD, _DELIVERIES.c.reason.in_([PRIOR, Hold.WITHDRAWN.value])),
     )
     of_study = _INSTANCES.c.study_id == _STUDIES.c.id
     gone = select(_INSTANCES.c.id).where(of_study, _INSTANCES.c.gone_at.is_not(None))
@@ -98,7 +99,7 @@ def purgeable_studies(
     query = (
         select(_STUDIES.c.id)
         .where(_STUDIES.c.purged_at.is_(None), _STUDIES.c.last_received_at <= older_than)
-        .where(_STUDIES.c.hold.is_(None), _STUDIES.c.unreported_since.is_(None))
+        .where(func.coalesce(_STUDIES.c.hold, Hold.WITHDRAWN) == Hold.WITHDRAWN, _STUDIES.c.unreported_since.is_(None))
         .where(
             ~unsent, ~unfinished, ~unjudged, func.coalesce(last_verdict, Verdict.AGREE.value) != Verdict.DISAGREE.value
         )

@@ -13,8 +13,9 @@ from db import audit, queue
 from db.audit import Action
 from db.engine import NoSuchRecord, Session, add_if_new
 from db.facts.deliveries import deliveries_of
+from db.facts.holds import hold_study
 from db.facts.reports import BuiltObject, objects_of
-from db.tables import Delivery, DeliveryState, JobKind, OwnObject, Report, Study, rows_of
+from db.tables import Delivery, DeliveryState, Hold, JobKind, OwnObject, Report, Study, rows_of
 
 _REPORTS, _STUDIES, _OBJECTS, _DELIVERIES = rows_of(Report), rows_of(Study), rows_of(OwnObject), rows_of(Delivery)
 
@@ -78,6 +79,8 @@ def withdraw_report(
 def withdraw_study(session: Session, study_id: UUID, *, code: str, actor: str, now: datetime) -> tuple[int, int]:
     """Withdraw every report of a study that stands; return how many, and to how many places they may have been sent.
 
+    The study is held: what is said of it later leaves the node only when an administrator releases it.
+
     Parameters
     ----------
     code
@@ -86,26 +89,16 @@ def withdraw_study(session: Session, study_id: UUID, *, code: str, actor: str, n
     Raises
     ------
     NoSuchRecord
-        There is no such study, or no report of it stands.
+        There is no such study.
     """
+    locked = select(_STUDIES.c.id).where(_STUDIES.c.id == study_id).with_for_update(key_share=True)
+    if session.execute(locked).first() is None:
+        raise NoSuchRecord(f"no study {study_id}")
     standing = (_REPORTS.c.study_id == study_id) & _REPORTS.c.withdrawn_at.is_(None)
     reports = session.execute(select(_REPORTS.c.id).where(standing).order_by(_REPORTS.c.revision)).scalars().all()
-    if not reports:
-        raise NoSuchRecord(f"no report of study {study_id} that was not withdrawn")
-    return len(reports), sum(withdraw_report(session, one, code=code, actor=actor, now=now) for one in reports)
-
-
-def is_said_elsewhere(session: Session, study_id: UUID) -> bool:
-    """Tell whether a destination may show what the model said of a study, or is to get it.
-
-    What was withdrawn before anything of it was sent is nowhere, and goes nowhere.
-    """
-    by_model = (_REPORTS.c.study_id == study_id) & _REPORTS.c.review_id.is_(None)
-    query = select(_REPORTS.c.id, _REPORTS.c.withdrawn_at).where(by_model, _REPORTS.c.is_sent)
-    return any(
-        report.withdrawn_at is None or any(one.may_be_there for one in deliveries_of(session, report.id))
-        for report in session.execute(query).all()
-    )
+    told = sum(withdraw_report(session, one, code=code, actor=actor, now=now) for one in reports)
+    hold_study(session, study_id, Hold.WITHDRAWN, actor=actor, now=now)
+    return len(reports), told
 
 
 def add_rejection_note(session: Session, report_id: UUID, note: BuiltObject, *, now: datetime) -> BuiltObject:

@@ -260,8 +260,8 @@ def study_detail(session: Session, study_id: UUID) -> StudyDetail:
 
 
 def count_stuck_studies(session: Session) -> dict[str, int]:
-    """Return how many studies wait for a person: "held", and "failed"."""
-    held = select(func.count()).select_from(_STUDIES).where(_STUDIES.c.hold.is_not(None))
+    """Return how many studies wait for a person: "held", but for withdrawn ones, and "failed"."""
+    held = select(func.count()).select_from(_STUDIES).where(_STUDIES.c.hold != Hold.WITHDRAWN)
     failed = (
         select(func.count())
         .select_from(_BUILDING)

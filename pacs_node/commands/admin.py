@@ -11,6 +11,7 @@ from pathlib import Path
 from uuid import UUID
 
 from db import audit, facts, queue
+from db.audit import Action
 from db.engine import Session, check_revision, db_now, make_engine, read_scope, session_scope
 from db.tables import JobState
 from pacs_node.commands.terminal import instant_of, needed_id, person, table, time_text
@@ -156,8 +157,11 @@ def _jobs(settings: Settings, options: argparse.Namespace) -> int:
     if options.action == "show":
         with read_scope(engine) as session:
             job = queue.show(session, needed_id(options))
+            closings, _ = facts.list_events(session, action=Action.JOB_CLOSED, subject_id=job.id, limit=1)
         for name in type(job).__dataclass_fields__:
             print(f"{name:24} {getattr(job, name)}")
+        for closing in closings if job.state is JobState.CLOSED else []:
+            print(f"{'closed':24} {closing.details['reason']}, by {closing.actor} at {time_text(closing.at)}")
         return 0
     if options.action == "close":
         if options.reason is None:
@@ -170,12 +174,19 @@ def _jobs(settings: Settings, options: argparse.Namespace) -> int:
             raise ConfigError(f"{error}") from error
         print("closed; until its images are purged `retry` opens it again")
         return 0
+    refused = []
     with session_scope(engine) as session:
         now = db_now(session)
         wanted = _stopped(session, now) if options.all else [needed_id(options)]
         for job_id in wanted:
-            facts.retry_job(session, job_id, actor=person(), now=now)
-    print(f"{len(wanted)} job(s) due now")
+            try:
+                facts.retry_job(session, job_id, actor=person(), now=now)
+            except facts.CannotBeRepeated as error:
+                refused.append(error)
+    if refused and not options.all:
+        raise ConfigError(f"{refused[0]}") from refused[0]
+    left = f", {len(refused)} refused: files are gone" if refused else ""
+    print(f"{len(wanted) - len(refused)} job(s) due now{left}")
     return 0
 
 

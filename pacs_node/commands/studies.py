@@ -12,6 +12,7 @@ from db import facts, queue
 from db.engine import Session, check_revision, db_now, make_engine, read_scope, session_scope
 from db.facts import ImageFacts
 from db.facts.worklist import StudyDetail
+from db.tables import Hold
 from models.codes import CODES
 from pacs_node.commands.reconcile import reconcile, reconcile_with
 from pacs_node.commands.terminal import day_of, needed_id, person, table, time_text
@@ -30,8 +31,8 @@ def add_commands(commands: object, add: Add) -> None:
         commands,
         "studies",
         _studies,
-        "list, show, release (a held study leaves the node only then), withdraw (take back what was reported) or "
-        "reconcile (do the sums add up?)",
+        "list, show, release (a held study leaves the node only then), withdraw (take back what was reported, and hold "
+        "the study) or reconcile (do the sums add up?)",
     )
     studies.add_argument("action", choices=["list", "show", "release", "withdraw", "reconcile"])
     studies.add_argument("id", nargs="?", type=UUID, help="of the study to show, release or withdraw")
@@ -79,6 +80,7 @@ def _withdraw(settings: Settings, engine: Engine, study_id: UUID, reason: str | 
             session, study_id, code=WITHDRAWALS[reason], actor=person(), now=db_now(session)
         )
     print(f"withdrawn: {reports} report{_s(reports)}, which may have reached {told} destination{_s(told)}")
+    print(f"held: nothing more about it leaves; by mistake: pacs-node studies release {study_id} reports it anew")
     if silent := [one.name for one in settings.destinations if not one.send_rejection_notes]:
         print(f"no rejection notes are sent to {', '.join(silent)}: take them out there by hand")
 
@@ -140,11 +142,13 @@ def _to_do(session: Session, study: StudyDetail) -> Iterator[tuple[str, str]]:
     """Say what a person can do about what is not as it should be."""
     for code in sorted({warning.code for image in study.images for warning in image.warnings} & CODES.keys()):
         yield "what to do", f"{code}: {CODES[code].advice}"
-    if study.summary.hold:
+    if study.summary.hold is Hold.WITHDRAWN:
+        yield "what to do", f"withdrawn by mistake: pacs-node studies release {study.summary.study_id} reports it anew"
+    elif study.summary.hold:
         yield (
             "what to do",
-            f"held: look whose images these are, then: pacs-node studies release {study.summary.study_id}; if a report "
-            "left before: studies withdraw",
+            f"held: look whose images these are; this patient's: pacs-node studies release {study.summary.study_id}; "
+            "another's: studies withdraw, which takes back what left before and keeps the study held",
         )
     if (job_id := study.summary.failed_job_id) is not None:
         yield "failed", f"its report could not be built: {queue.show(session, job_id).error}"

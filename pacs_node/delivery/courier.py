@@ -162,9 +162,10 @@ class Courier:
         """
         with session_scope(self._engine) as database:
             now = db_now(database)
+            # The study before the job, as a release or a withdrawal takes them.
+            delivery = facts.delivery_facts(database, parcel.delivery.delivery_id, lock=True)
             if not queue.heartbeat(database, [parcel.job], owner=self._owner, policy=self._policy, now=now):
                 raise LostLease
-            delivery = facts.delivery_facts(database, parcel.delivery.delivery_id)
             profile = self._destinations.profile(delivery.destination)
             if delivery.withdrawn_at is not None or profile is None:  # since it was claimed: the next turn sees it
                 queue.release(database, [parcel.job], now)

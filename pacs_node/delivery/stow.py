@@ -40,8 +40,8 @@ class StowSession:
 
     Raises
     ------
-    DeliveryRejected
-        The token or a certificate cannot be read.
+    DeliveryDelayed
+        The token or a certificate cannot be read now.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ def _context(destination: DestinationSettings) -> ssl.SSLContext:
     try:
         return https_context(destination)
     except ConfigError as error:
-        raise DeliveryRejected(destination.name, str(error)) from error
+        raise DeliveryDelayed(destination.name, str(error)) from error
 
 
 def _headers(destination: DestinationSettings) -> dict[str, str]:
@@ -163,6 +163,6 @@ def _headers(destination: DestinationSettings) -> dict[str, str]:
         try:
             token = destination.token_file.read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise DeliveryRejected(destination.name, f"token_file {destination.token_file} cannot be read") from error
+            raise DeliveryDelayed(destination.name, f"token_file {destination.token_file} cannot be read") from error
         headers["Authorization"] = f"Bearer {token}"
     return headers

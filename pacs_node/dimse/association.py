@@ -54,9 +54,9 @@ def associate(
     Raises
     ------
     DeliveryDelayed
-        No connection, no answer, or rejected for now.
+        No connection, no answer, rejected for now, or no TLS: a file cannot be read, or a side is not believed.
     DeliveryRejected
-        The peer does not know us, accepts none of the contexts, or its certificate is not to be believed.
+        The peer does not know us, or accepts none of the contexts.
     """
     ae = AE(ae_title=calling_ae_title)
     ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
@@ -91,7 +91,7 @@ def _tls_args(destination: DestinationSettings, doubt: _Doubt) -> tuple[ssl.SSLC
     try:
         called = tls.calling_context(destination)
     except ConfigError as error:
-        raise DeliveryRejected(destination.name, str(error)) from error
+        raise DeliveryDelayed(destination.name, str(error)) from error
     if called is None:
         return None
     context, name = called

@@ -18,20 +18,13 @@ class PlannedDelivery(NamedTuple):
     reason: str
 
 
-def is_for_others(
-    answer: StudyAnswer, predecessor: PredecessorFacts | None, settings: Settings, *, is_said: bool
-) -> bool:
-    """Whether a report leaves the house: wanted somewhere, and of a chest or after one that did.
+def is_for_others(answer: StudyAnswer, predecessor: PredecessorFacts | None, settings: Settings) -> bool:
+    """Whether a report leaves the house: wanted somewhere, and of a chest or in place of one that did or is to.
 
     No later one names what nobody got.
-
-    Parameters
-    ----------
-    is_said
-        A destination shows what was said of the study, or is to get it (`facts.is_said_elsewhere`): it gets this too.
     """
     is_wanted = not settings.destinations or bool(_wanting(answer.answer, predecessor, settings))
-    return is_wanted and (answer.is_chest or is_said)
+    return is_wanted and (answer.is_chest or predecessor is not None)
 
 
 def _wanting(

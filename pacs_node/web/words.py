@@ -78,6 +78,7 @@ _UNTIL = "nothing leaves the node until an administrator decides"
 _HELD = {
     Hold.IDENTITY_CONFLICT: f"its images disagree about the patient, so {_UNTIL}",
     Hold.UNIDENTIFIED: f"its images name no patient, so {_UNTIL}",
+    Hold.WITHDRAWN: f"what was said of it was withdrawn, so {_UNTIL}",
 }
 
 

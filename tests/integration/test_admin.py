@@ -8,6 +8,7 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from sqlalchemy import Engine, select
@@ -15,7 +16,7 @@ from sqlalchemy import Engine, select
 from db import facts, queue
 from db.engine import NoSuchRecord, db_now, session_scope
 from db.facts import WarningFacts
-from db.queue import JobKind
+from db.queue import JobKind, JobState
 from db.tables import Answer, Report
 from models.codes import CODES
 from pacs_node import cli
@@ -88,8 +89,26 @@ def test_failed_job_is_listed_however_much_was_done_since(
     told("jobs", "close", str(job.id), "--reason", "cannot_be_done")
     assert str(job.id) not in told("jobs", "list")
     assert str(job.id) in told("jobs", "list", "--state", "closed")
+    assert "cannot_be_done, by admin:" in told("jobs", "show", str(job.id))
     with pytest.raises(ConfigError, match="not_wanted"):
         told("jobs", "close", str(job.id))
+
+
+def test_job_whose_file_is_gone_is_not_run_again(told, sqlite_engine: Engine) -> None:
+    with session_scope(sqlite_engine) as session:
+        now = db_now(session)
+        gone, other = (add_image(session, number, now=now) for number in (1, 2))
+        for job in queue.claim(session, JobKind.INFER, owner="a", limit=2, policy=POLICY, now=now):
+            queue.fail(session, job, error="no", now=now, policy=POLICY, permanent=True)
+            is_gone = job.subject_id == gone.instance_id
+            facts.record_failure(session, job.subject_id, error_text="no", is_gone=is_gone, now=now)
+        jobs = {job.subject_id: job.id for job in queue.list_jobs(session, limit=2)}
+    with pytest.raises(ConfigError, match="The stored file of this image is gone"):
+        told("jobs", "retry", str(jobs[gone.instance_id]))
+    assert told("jobs", "retry", "--all") == "1 job(s) due now, 1 refused: files are gone\n"
+    with session_scope(sqlite_engine) as session:
+        states = {job.subject_id: job.state for job in queue.list_jobs(session, limit=2)}
+        assert states == {gone.instance_id: JobState.FAILED, other.instance_id: JobState.READY}
 
 
 def test_study_says_what_to_do_about_what_was_not_judged(told, sqlite_engine: Engine) -> None:
@@ -110,13 +129,17 @@ def test_wrongly_matched_study_is_withdrawn_once_with_its_reason(told, sqlite_en
         assert report_id is not None
     with pytest.raises(ConfigError, match="quality,safety,worklist"):
         told("studies", "withdraw", str(accepted.study_id))
-    assert "withdrawn: 1 report," in told("studies", "withdraw", str(accepted.study_id), "--reason", "worklist")
+    said = told("studies", "withdraw", str(accepted.study_id), "--reason", "worklist")
+    assert "withdrawn: 1 report," in said
+    assert f"pacs-node studies release {accepted.study_id}" in said
     assert "revision 1: present" in (shown := told("studies", "show", str(accepted.study_id)))
     assert ", withdrawn 20" in shown
+    assert "held: withdrawn" in shown
     with session_scope(sqlite_engine) as session:
         assert session.execute(select(Report.withdrawal)).scalars().all() == ["113038"]
+    assert "withdrawn: 0 reports," in told("studies", "withdraw", str(accepted.study_id), "--reason", "worklist")
     with pytest.raises(NoSuchRecord):
-        told("studies", "withdraw", str(accepted.study_id), "--reason", "worklist")
+        told("studies", "withdraw", str(UUID(int=0)), "--reason", "worklist")
 
 
 def own_node(folder: Path, **sections: dict) -> Settings:

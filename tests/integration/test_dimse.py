@@ -25,6 +25,7 @@ from pacs_node.dimse.storage import SendSession, echo, find_files, send_files
 from pacs_node.errors import DeliveryDelayed, DeliveryRejected
 from pacs_node.identity import IMPLEMENTATION_CLASS_UID
 from pacs_node.settings import DestinationSettings
+from pacs_node.settings.dicom import TLS_FILES
 from tests.builders import make_radiograph, save
 
 CR = str(ComputedRadiographyImageStorage)
@@ -97,6 +98,11 @@ def a_closed_port() -> int:
         ({"port": a_closed_port()}, DeliveryDelayed, "does not answer"),
         ({"host": "no-such-host.invalid"}, DeliveryDelayed, "no connection"),
         ({"ae_title": "OTHER"}, DeliveryRejected, "Called AE title not recognised"),
+        (
+            {"tls": True} | dict.fromkeys(TLS_FILES, Path("/nowhere")),
+            DeliveryDelayed,
+            "tls_certificate /nowhere: No such",
+        ),
     ],
 )
 def test_echo_says_why_there_is_no_association(changes: dict[str, Any], failure: type[Exception], reason: str) -> None:

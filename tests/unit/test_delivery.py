@@ -588,6 +588,34 @@ def test_report_of_a_held_study_that_is_queued_again_stays_in_the_house(
     assert (hospital.states(), len(peer.has)) == ([SENT], received + 1)
 
 
+def test_release_of_a_study_waits_for_the_courier_that_sees_it_held(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hospital = Hospital(engine, tmp_path)
+    report_id = hospital.report()
+    with session_scope(engine) as session:
+        study_id = facts.report_facts(session, report_id).study_id
+        facts.hold_study(session, study_id, Hold.UNIDENTIFIED, actor="intake", now=datetime.now(UTC))
+        session.execute(update(Delivery).values(state=WAITING))
+
+    def release() -> None:
+        with session_scope(engine) as session:
+            facts.release_study(session, study_id, actor="admin", now=datetime.now(UTC))
+
+    def look_on(*looked_at: Any) -> tuple[facts.DeliveryFacts, ...]:
+        if not releasing.ident:
+            releasing.start()
+            releasing.join(0.5)
+        return earlier_deliveries(*looked_at)
+
+    releasing, earlier_deliveries = threading.Thread(target=release), facts.earlier_deliveries
+    monkeypatch.setattr(facts, "earlier_deliveries", look_on)
+    hospital.run()
+    releasing.join()
+    hospital.run()
+    assert hospital.states() == [SENT]
+
+
 def test_report_that_follows_a_held_one_is_held_and_released_with_it(hospital: Hospital) -> None:
     first, second = hospital.report(is_built=False), hospital.report(number=2, is_built=False)
     hospital.build(first, HELD)

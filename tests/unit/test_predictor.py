@@ -108,9 +108,18 @@ HOT = make_population("adults", (18, 90), bias=(0.0, 9.0))  # nothing is absent 
 COLD = make_population("children", (1, 5), bias=(9.0, 0.0))  # nothing is present in a child
 
 
+UNSURE = replace(HOT, limits={"pneumonia": replace(HOT.limits["pneumonia"], abstain_high=1.0)})  # of every adult
+
+
 @pytest.mark.parametrize(
     ("populations", "is_marked"),
-    [((COLD, HOT), True), ((HOT, COLD), True), ((COLD,), False), ((COLD, replace(COLD, age_years=(18, 90))), False)],
+    [
+        ((COLD, HOT), True),
+        ((HOT, COLD), True),
+        ((COLD,), False),
+        ((COLD, replace(COLD, age_years=(18, 90))), False),
+        ((replace(HOT, age_years=(1, 5)), UNSURE), True),
+    ],
 )
 def test_answer_that_another_age_would_turn_is_marked_where_the_age_is_unknown(
     populations: tuple[Population, ...], is_marked: bool, card: ModelCard, images: np.ndarray

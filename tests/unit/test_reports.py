@@ -103,6 +103,26 @@ def test_revisions_form_one_chain(session: Session, study_id: UUID) -> None:
     assert reports[2].predecessor.objects == ()
 
 
+@pytest.mark.parametrize("is_sending", [False, True], ids=["never sent", "perhaps sent"])
+def test_report_names_what_stands_or_may_be_there_and_goes_on_naming_it(
+    session: Session, study_id: UUID, is_sending: bool
+) -> None:
+    first = built(session, study_id)
+    second = freeze(session, study_id, Answer.PRESENT)
+    assert second is not None
+    facts.record_report_built(session, second, [], [MAIN], now=NOON)
+    if is_sending:
+        (delivery,) = facts.deliveries_of(session, second)
+        facts.record_choice(session, delivery.delivery_id, sop_class_uid="1.2", sop_instance_uid="1.2.3")
+    facts.withdraw_report(session, second, code="113001", actor="admin", now=NOON)
+    third, named = freeze(session, study_id, Answer.UNDETERMINED), second if is_sending else first
+    assert third is not None
+    facts.withdraw_report(session, first, code="113001", actor="admin", now=NOON)
+    predecessor = facts.report_facts(session, third).predecessor
+    assert predecessor is not None
+    assert predecessor.report_id == named
+
+
 def test_frozen_images_stay_as_they_were(session: Session) -> None:
     analysed, lateral, waiting = (add_image(session, number, now=NOON + number * SECOND) for number in (1, 2, 3))
     judge(session, analysed.instance_id, 0.1 + 0.2)
@@ -232,6 +252,50 @@ def test_release_sends_what_was_held(session: Session, was_queued: bool) -> None
     assert audit.tail(session, 1)[0].actor == "admin"
 
 
+def withdraw(session: Session, study_id: UUID) -> tuple[int, int]:
+    return facts.withdraw_study(session, study_id, code="113038", actor="admin", now=NOON)
+
+
+def test_withdrawn_study_says_nothing_more_until_it_is_released(session: Session, study_id: UUID) -> None:
+    built(session, study_id)
+    assert withdraw(session, study_id) == (1, 0)
+    assert withdraw(session, study_id) == (0, 0)
+    judge(session, add_image(session, 2, now=NOON + SECOND).instance_id, 0.9)
+    second = freeze(session, study_id, Answer.PRESENT, now=NOON + SECOND)
+    assert second is not None
+    facts.record_report_built(session, second, [], [MAIN], now=NOON)
+    (delivery,) = facts.deliveries_of(session, second)
+    assert (delivery.state, delivery.reason, delivery.hold) == (DeliveryState.HELD, "withdrawn", Hold.WITHDRAWN)
+    assert facts.count_stuck_studies(session)["held"] == 0, "an administrator has decided already"
+    assert facts.release_study(session, study_id, actor="admin", now=NOON) == 1
+
+
+def test_study_is_held_also_where_it_is_withdrawn_before_its_first_report(session: Session, study_id: UUID) -> None:
+    assert withdraw(session, study_id) == (0, 0)
+    assert facts.study_facts(session, study_id, lock=False).hold is Hold.WITHDRAWN
+
+
+def test_withdrawal_decides_what_a_study_was_held_for(session: Session) -> None:
+    accepted = add_image(session, patient_id="")
+    built(session, accepted.study_id)
+    assert withdraw(session, accepted.study_id) == (1, 0)
+    assert facts.study_facts(session, accepted.study_id, lock=False).hold is Hold.WITHDRAWN
+
+
+def test_study_that_was_withdrawn_by_mistake_is_reported_anew_once_it_is_released(
+    session: Session, study_id: UUID
+) -> None:
+    first = built(session, study_id)
+    withdraw(session, study_id)
+    facts.release_study(session, study_id, actor="admin", now=NOON + SECOND)
+    assert facts.study_facts(session, study_id, lock=False).unreported_since == NOON + SECOND
+    second = freeze(session, study_id)
+    assert second not in (None, first)
+    assert freeze(session, study_id) is None
+    facts.release_study(session, study_id, actor="admin", now=NOON + SECOND)
+    assert facts.study_facts(session, study_id, lock=False).unreported_since is None, "its report stands"
+
+
 # Reviews
 
 
@@ -297,6 +361,16 @@ def withdrawn(*, is_told: bool) -> Callable[[Session, UUID], object]:
     return change
 
 
+def withdrawn_study(session: Session, study_id: UUID) -> None:
+    """Withdraw a study, and hold what is said of it then."""
+    withdrawn(is_told=True)(session, study_id)
+    withdraw(session, study_id)
+    later = freeze(session, study_id, Answer.PRESENT)
+    assert later is not None
+    facts.record_report_built(session, later, [], [MAIN], now=NOON)
+    end_jobs(session, later)
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -308,6 +382,7 @@ def withdrawn(*, is_told: bool) -> Callable[[Session, UUID], object]:
         pytest.param(withdrawn(is_told=False), False, id="rejection note to be sent"),
         pytest.param(withdrawn(is_told=True), True, id="rejection note sent"),
         pytest.param(lambda s, _: s.execute(update(Study).values(hold=Hold.UNIDENTIFIED)), False, id="held"),
+        pytest.param(withdrawn_study, True, id="study withdrawn"),
         pytest.param(lambda s, _: s.execute(update(Study).values(unreported_since=NOON)), False, id="unreported"),
         pytest.param(lambda s, _: s.execute(update(Study).values(last_received_at=NOON + SECOND)), False, id="too new"),
         pytest.param(lambda s, _: s.execute(update(Job).values(state=JobState.FAILED)), False, id="job failed"),

@@ -211,7 +211,16 @@ def test_without_tls_ca_the_systems_authorities_are_believed_and_no_others(
     send(service.destination(), file)
 
 
-def test_certificate_that_cannot_be_used_rejects_and_is_named(service: Service, tmp_path: Path) -> None:
-    service.scheme = "https"
-    with pytest.raises(DeliveryRejected, match=r"destination web: tls_ca .*ca.crt: No such file"):
-        StowSession(service.destination(tls_ca=tmp_path / "ca.crt"), connect_timeout_s=1, response_timeout_s=1)
+@pytest.mark.parametrize(
+    ("scheme", "key", "why"),
+    [
+        ("https", "tls_ca", "destination web: tls_ca .*secret: No such file"),
+        ("http", "token_file", "token_file .*secret cannot be read"),
+    ],
+)
+def test_file_that_cannot_be_read_now_delays_and_is_named(
+    service: Service, tmp_path: Path, scheme: str, key: str, why: str
+) -> None:
+    service.scheme = scheme
+    with pytest.raises(DeliveryDelayed, match=why):
+        StowSession(service.destination(**{key: tmp_path / "secret"}), connect_timeout_s=1, response_timeout_s=1)

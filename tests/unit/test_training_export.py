@@ -125,6 +125,7 @@ def test_figures_of_the_card_are_those_of_serving(finished: Path, data: Path, ab
         ("typing error", "least_auc is missing"),
         ("too few patients", "validation patients, 20 are needed"),
         ("other images", "is not what"),
+        ("earlier run", "made by an earlier version"),
         ("no version", "--version must look like"),
         ("no epoch", "first epoch"),
     ],
@@ -159,6 +160,11 @@ def test_refusals_say_what_to_do(
         run.mkdir()
         state = torch.load(finished / train.CHECKPOINT, weights_only=True)
         torch.save(state | {"epochs_done": 0}, run / train.CHECKPOINT)
+    elif problem == "earlier run":
+        run = tmp_path / "earlier"
+        run.mkdir()
+        state = torch.load(finished / train.CHECKPOINT, weights_only=True)
+        torch.save({key: value for key, value in state.items() if key != "items"}, run / train.CHECKPOINT)
     elif problem == "broken about":
         about.write_text("intended_use = ")
     before = sorted(tmp_path.rglob("card.toml"))

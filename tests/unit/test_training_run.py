@@ -334,6 +334,9 @@ def test_a_run_goes_on_with_the_same_images_and_processes_only(
     torch.save(state | {"processes": 3}, out / train.CHECKPOINT)
     assert main(recipe_file, data, out, "--resume", "--set", "network=tiny") == 2
     assert "of 3 processes, not 1" in capsys.readouterr().err
+    torch.save({key: value for key, value in state.items() if key != "items"}, out / train.CHECKPOINT)
+    assert main(recipe_file, data, out, "--resume", "--set", "network=tiny") == 2
+    assert "made by an earlier version" in capsys.readouterr().err
 
 
 def test_figures_of_an_epoch_that_was_killed_before_they_were_shown_are_shown_on_resume(

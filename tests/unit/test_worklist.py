@@ -173,13 +173,15 @@ def test_study_asks_for_another_reader_while_no_answer_leads(
 
 
 def test_migration_asks_for_another_reader_where_the_program_would(session: Session) -> None:
-    said = ([UNSURE], [AGREE], [AGREE, DISAGREE], [UNSURE, AGREE], [AGREE, DISAGREE, AGREE])
+    other = (Verdict.DISAGREE, "pneumonia")
+    said = [[UNSURE], [AGREE], [AGREE, DISAGREE], [UNSURE, AGREE], [AGREE, DISAGREE, AGREE]]
+    said += [[AGREE, DISAGREE, other], [AGREE, DISAGREE, AGREE, DISAGREE], [AGREE, DISAGREE, other, AGREE]]
     for number, words in enumerate(said):
         study_id = answered(session, f"1.{number}", 0.9, Answer.PRESENT)
         for reader, (verdict, finding) in enumerate(words):
             review(session, study_id, f"r{reader}", verdict, finding)
     asked = {study.study_id: study.needs_reader for study in facts.list_studies(session)[0]}
-    assert sum(asked.values()) == 2
+    assert sum(asked.values()) == 4
     session.execute(update(Study).values(reviewed_revision=Study.revision, asked_revision=-1))
     session.execute(text(runpy.run_path("alembic/versions/2026_12_01_readers_and_indexes.py")["_ASKED"]))
     found, _ = facts.list_studies(session)

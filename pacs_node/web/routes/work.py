@@ -37,9 +37,13 @@ def list_jobs(
     "/jobs/{job_id}/retry",
     summary="Run a job now that failed or waits for its next try",
     status_code=202,
+    responses=documented(409),
 )
 def retry_job(web: WebContext, job_id: UUID) -> Done:
-    """Make a job due now that failed, was closed or waits for its next try; audited. 404 where it is none of these."""
+    """Make a job due now that failed, was closed or waits for its next try; audited.
+
+    404 where it is none of these, 409 where the stored file of its image is gone.
+    """
     with web.change() as session:
         job = facts.retry_job(session, job_id, actor=web.caller.actor, now=db_now(session))
     return Done(study_id=job.study_id, subject_id=job.subject_id, detail="The job waits for its turn.")
