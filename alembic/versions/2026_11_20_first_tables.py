@@ -107,7 +107,7 @@ def upgrade() -> None:
         sa.Column("priority", sa.Integer(), nullable=False),
         sa.Column("first_received_at", _UTC, nullable=False),
         sa.Column("last_received_at", _UTC, nullable=False),
-        sa.Column("hold", _names("hold", "identity_conflict", "unidentified", "withdrawn"), nullable=True),
+        sa.Column("hold", _names("hold", "identity_conflict", "unidentified"), nullable=True),
         sa.Column("unreported_since", _UTC, nullable=True),
         sa.Column("revision", sa.Integer(), nullable=False),
         sa.Column("purged_at", _UTC, nullable=True),

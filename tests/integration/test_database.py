@@ -132,6 +132,28 @@ def test_rejections_keep_their_rows_when_each_sender_gets_its_own(empty_database
     engine.dispose()
 
 
+def test_study_of_an_older_installation_can_be_held_as_withdrawn(empty_database_url: str) -> None:
+    config, engine = database._alembic_config(empty_database_url), make_engine(empty_database_url)
+
+    def hold(value: str) -> None:
+        with session_scope(engine) as session:
+            session.execute(text("UPDATE studies SET hold = :value"), {"value": value})
+
+    command.upgrade(config, "2026_12_01_c")
+    with session_scope(engine) as session:
+        add_image(session)
+    with pytest.raises(Exception, match="ck_studies_hold"):
+        hold("withdrawn")
+    command.upgrade(config, "head")
+    hold("withdrawn")
+    with pytest.raises(Exception, match="ck_studies_hold"):
+        hold("whatever")
+    command.downgrade(config, "2026_12_01_c")
+    with read_scope(engine) as session:
+        assert session.execute(text("SELECT hold FROM studies")).scalar_one() == "unidentified"
+    engine.dispose()
+
+
 def test_two_databases_are_two_installations(tmp_path: Path) -> None:
     ids = set()
     for name in ("a", "b"):
