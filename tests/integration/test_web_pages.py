@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 import re
+import socket
+import time
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -287,6 +289,22 @@ def test_admin_page_shows_what_needs_a_person_and_no_patient(
     assert "Queue: no image waits" in page
     assert client.post("/admin/chain").json()["unbroken"] is True
     assert client.post("/admin/destinations/nobody/echo").status_code == 404
+
+
+def test_echo_waits_as_long_as_the_settings_say(sqlite_engine: Engine, tmp_path: Path, models_folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        pacs = DestinationSettings(name="main", ae_title="PACS", host="127.0.0.1", port=silent.getsockname()[1])
+        settings = Settings(
+            node={"data_dir": tmp_path / "var"},
+            web=WebSettings(authentication="off"),
+            predict={"is_preloaded": False},
+            delivery={"connect_timeout_s": 0.3},
+            destinations=(pacs,),
+        )
+        client = make_world(sqlite_engine, tmp_path / "var", models_folder, settings=settings).client()
+        began = time.monotonic()
+        assert client.post("/admin/destinations/main/echo").json()["state"] == "silent"
+        assert time.monotonic() - began < 5
 
 
 def test_shelf_names_views_and_shows_the_images_that_are_still_here(small_world: World) -> None:
