@@ -22,7 +22,6 @@ from tests.acceptance.peers import (
     ForwardingPacs,
     Modality,
     Orthanc,
-    data_folder,
     dcmsend,
     echoscu,
     named_images,
@@ -31,7 +30,7 @@ from tests.acceptance.peers import (
     storescu,
     texts,
 )
-from tests.builders import make_radiograph, radiograph_from_jpeg, save
+from tests.builders import data_folder, make_radiograph, radiograph_from_jpeg, save
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(240)]
 
