@@ -134,7 +134,8 @@ def originals() -> dict[str, list[Dataset]]:
 
 def test_verification_answers_and_a_wrong_title_does_not(house: House) -> None:
     assert echoscu(house.node, "-aet", "MODALITY").returncode == 0
-    assert echoscu(house.node, "-aet", "MODALITY", called="SOMEBODY").returncode != 0
+    wrong = echoscu(house.node, "-v", "-aet", "MODALITY", called="SOMEBODY")
+    assert (wrong.returncode, "Called AE Title Not Recognized" in wrong.stdout + wrong.stderr) == (1, True)
     assert echoscu(house.node, "-aet", "STRANGER").returncode != 0
 
 
