@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydicom import dcmread
+from pydicom.dataset import Dataset
 
 from bench.corpus import LARGE, make_files
 from bench.table import Bar, Table, percentile
@@ -59,7 +61,7 @@ def run(folder: Path, *, is_quick: bool, rounds: int) -> Table:
     )
 
 
-def _send_evenly(sender: Modality, studies: list) -> None:
+def _send_evenly(sender: Modality, studies: Sequence[Dataset]) -> None:
     start = time.monotonic()
     threads = []
     for number, dataset in enumerate(studies):
@@ -71,6 +73,6 @@ def _send_evenly(sender: Modality, studies: list) -> None:
         thread.join()
 
 
-def _wait_s(pacs: RecordingPacs, sender: Modality, dataset) -> float:
+def _wait_s(pacs: RecordingPacs, sender: Modality, dataset: Dataset) -> float:
     pacs.wait_report(dataset.StudyInstanceUID)
     return pacs.reports()[dataset.StudyInstanceUID][0].at - sender.acknowledged[dataset.SOPInstanceUID]

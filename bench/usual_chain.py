@@ -11,7 +11,7 @@ import time
 import pydicom
 import torch
 from monai.transforms import Compose, EnsureChannelFirst, RepeatChannel, Resize, ScaleIntensity
-from pydicom.pixels import apply_modality_lut, apply_voi_lut
+from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
 from models.vision import torchvision  # importable through it beside another build of torch
 

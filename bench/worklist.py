@@ -23,8 +23,8 @@ from sqlalchemy import insert, text
 from bench.table import Bar, Table, note
 from db import facts
 from db.engine import Engine, Session, make_engine, migrate, read_scope, session_scope
-from db.facts import Asked, Visible
-from db.facts.study_filters import StudyFilters, count_groups, count_studies
+from db.facts import Asked, StudyFilters, Visible
+from db.facts.study_filters import count_groups, count_studies
 from db.tables import (
     NOT_REVIEWED,
     Answer,

@@ -110,6 +110,10 @@ PEER = "ae:"
 """Before its AE title: who an application on the network is as an actor."""
 
 
+DELIVERER = "deliver"
+"""The role that sends, as an actor."""
+
+
 def peer(calling_ae_title: str) -> str:
     """Return the actor that an application on the network is."""
     return PEER + calling_ae_title

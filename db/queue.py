@@ -251,12 +251,12 @@ def release(session: Session, jobs: Sequence[Job], now: datetime) -> None:
     session.execute(update(JOBS).where(_are_held(jobs)).values(state=JobState.READY, due_at=now, **_IDLE))
 
 
-def reclaim_expired(session: Session, *, kind: JobKind | None = None, policy: QueuePolicy, now: datetime) -> list[Job]:
+def reclaim_expired(session: Session, *, policy: QueuePolicy, now: datetime) -> list[Job]:
     """Take expired leases back; return the jobs that failed by it, because they crashed too often.
 
     The caller marks their subjects failed in the same transaction.
     """
-    expired = and_(is_expired(now), JOBS.c.kind == kind) if kind else is_expired(now)
+    expired = is_expired(now)
     is_used_up = _crashes_now() >= policy.max_crashes
     failed = (
         update(JOBS)

@@ -154,7 +154,7 @@ _ROWS = (
         code="processing_failed",
         severity=Severity.FORBIDS,
         text="Processing failed.",
-        advice="Read the error on the Failed page, then run it again.",
+        advice="Read the error on the Admin page or in `pacs-node jobs list`, then run it again.",
     ),
     Code(
         code="decode_timeout",
@@ -240,7 +240,7 @@ _ROWS = (
         code="low_confidence",
         severity=Severity.WARNING,
         text="Low confidence: the probability lies in the band of {low} to {high} % where the model abstains.",
-        advice="Nothing is to be done; if it is frequent, look at drift and at the model's thresholds.",
+        advice="Nothing is to be done; if it is frequent, look at the Quality page and at the model's thresholds.",
     ),
     Code(
         code="out_of_distribution",

@@ -35,7 +35,7 @@ PICTURE_PIXELS_MAX = 50_000_000
 PREVIEW_SIDE = 512
 """Longest side, in pixels, of the picture that a heat map is drawn on."""
 _GREY_MODES = ("1", "L", "LA")
-_DEEP_MODES = ("I", "F")  # PIL's modes of more than 8 bits begin so
+DEEP_MODES = ("I", "F")  # PIL's modes of more than 8 bits begin so
 _BROKEN: tuple[type[Exception], ...] = (*UNREADABLE, SyntaxError)  # PNG: SyntaxError
 
 
@@ -159,7 +159,7 @@ def _opened(content: bytes, kind: Format) -> tuple[Image.Image, int]:
     with opened as picture:
         if picture.width * picture.height > PICTURE_PIXELS_MAX:
             raise too_many
-        if picture.mode.startswith(_DEEP_MODES):
+        if picture.mode.startswith(DEEP_MODES):
             sentence = "The picture has more than 8 bits a channel: send the DICOM object, or an 8-bit picture."
             raise UploadRefused(Refusal.BITS, sentence)
         frames = int(getattr(picture, "n_frames", 1)) if kind is Format.PNG else 1

@@ -118,7 +118,7 @@ def examine_file(path: str | BinaryIO, card: ModelCard, *, age_policy: str = "re
         except UNREADABLE as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk, not the image
-            return _unfit("undecodable")
+            return unreadable("undecodable")
         return examine(dataset, card, age_policy=age_policy)
 
 
@@ -136,7 +136,7 @@ def examine(dataset: Dataset, card: ModelCard, *, age_policy: str = "refuse") ->
         projection = header.projection_of(dataset)
         warnings = header_warnings(dataset, card, age_policy)
     except UNREADABLE:
-        return _unfit("undecodable")
+        return unreadable("undecodable")
     voi, image_1HW = "", None
     if not any(warning.severity is Severity.FORBIDS for warning in warnings):
         try:
@@ -266,5 +266,6 @@ def _read(dataset: Dataset, size: int) -> tuple[str, np.ndarray, list[str]]:
     return radiograph.voi, image_1HW, codes
 
 
-def _unfit(code: str) -> Examination:
+def unreadable(code: str) -> Examination:
+    """Return what an image is worth of which nothing could be read; the code says why."""
     return Examination(image_1HW=None, warnings=(make_warning(code),), rows=0, columns=0, voi="", age_years=None)

@@ -39,6 +39,11 @@ Research software, not a medical device.
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run one command; return the exit code of the process.
+
+    0: done. 1: not all could be done, or an error ended the process. 2: arguments or settings are refused, or there is
+    nothing to send. 130: Ctrl-C.
+    """
     options = _parser().parse_args(arguments)
     os.umask(0o077)  # what the node writes is about patients
     log.to_terminal(options.command.__name__.strip("_"))

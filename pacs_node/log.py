@@ -31,7 +31,7 @@ QUIET = (
 )
 """Libraries whose messages may quote element values or repeat every request: errors only."""
 QUOTING = ("pynetdicom.utils", "pynetdicom.dul")
-"""Their errors print the bytes of a PDU that could not be decoded."""
+"""Their errors print the bytes of a PDU or an element that could not be decoded: nothing of theirs is told."""
 PATIENT_KEYS = ("patient", "accession", "birth", "referring", "physician", "study_description", "name_of")
 SELDOM_S = 60.0
 """An outage is told once a minute in each sentence: a night of it must not push everything else out of the log."""
@@ -60,12 +60,17 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "role": self.role,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _sentence(record),
         }
         line |= _extras(record)
         if record.exc_info and record.exc_info[1]:
             line["error"] = describe(record.exc_info[1])
         return json.dumps(line, default=str)
+
+
+def _sentence(record: logging.LogRecord) -> str:
+    """Return the message; a library that logs an error in place of one (`exception(error)`) would quote by it."""
+    return describe(record.msg) if isinstance(record.msg, BaseException) else record.getMessage()
 
 
 def _extras(record: logging.LogRecord) -> dict[str, object]:
@@ -103,6 +108,8 @@ def to_terminal(role: str) -> logging.Handler:
     logging.getLogger().handlers[:] = [terminal]
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
+    for name in QUOTING:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").setLevel(logging.ERROR)  # pydicom warns with the offending value
     return terminal
@@ -132,4 +139,4 @@ class PlainFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         error = f": {describe(record.exc_info[1])}" if record.exc_info and record.exc_info[1] else ""
         said = ", ".join(f"{key} {value}" for key, value in _extras(record).items() if key != "action")
-        return f"{self.role}: {record.getMessage()}{f' ({said})' if said else ''}{error}"
+        return f"{self.role}: {_sentence(record)}{f' ({said})' if said else ''}{error}"

@@ -13,14 +13,12 @@ from sqlalchemy.engine import Engine
 from db import facts
 from db.audit import Action
 from db.engine import Session, db_now, read_scope, session_scope
+from db.facts.recalls import Model
 from models.card import ModelCard
 from models.errors import BundleConflict
 from models.registry import Registry
 from pacs_node.errors import ConfigError
 from pacs_node.wiring import active_card
-
-Model = tuple[str, str]
-"""Name and version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

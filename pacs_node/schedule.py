@@ -187,7 +187,7 @@ class Tasks:
         with read_scope(self._engine) as session:
             now = db_now(session)
             older_than = now - timedelta(days=self._settings.store.retention_days)
-            candidates = facts.purgeable_studies(session, older_than=older_than, now=now, limit=CHUNK)
+            candidates = facts.purgeable_studies(session, older_than=older_than, limit=CHUNK)
         for study_id, paths in candidates:
             with session_scope(self._engine) as session:
                 is_purged = facts.mark_purged(session, study_id, now=db_now(session), paths=paths)

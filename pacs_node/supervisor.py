@@ -86,8 +86,15 @@ def supervise(
     stop: threading.Event,
     audit_restart: Callable[[str, int], None],
     on_stop: Callable[[], None] = lambda: None,
+    *,
+    patience_s: float,
 ) -> None:
     """Keep every role running until `stop` is set, then ask all to stop and wait for them.
+
+    Parameters
+    ----------
+    patience_s
+        What has not ended so long after it was asked to stop is killed.
 
     Raises
     ------
@@ -101,7 +108,7 @@ def supervise(
             stop.wait(POLL_S)
     finally:
         on_stop()
-        _stop_all(roles)
+        _stop_all(roles, patience_s)
 
 
 def _tend(role: Role, now: float, audit_restart: Callable[[str, int], None]) -> None:
@@ -123,7 +130,7 @@ def _tend(role: Role, now: float, audit_restart: Callable[[str, int], None]) -> 
         logger.error("A role keeps dying: its log says why", extra={"action": "role_keeps_dying", "died": role.name})
 
 
-def _stop_all(roles: list[Role], patience_s: float = 45.0) -> None:
+def _stop_all(roles: list[Role], patience_s: float) -> None:
     for role in roles:
         role.ask_to_stop()
     deadline = time.monotonic() + patience_s

@@ -23,6 +23,7 @@ BUNDLED_MODELS = Path(models.__file__).parent / "bundles"
 
 
 def queue_policy(settings: QueueSettings) -> QueuePolicy:
+    """Return the rules by which jobs are tried again, from the section [queue]."""
     return QueuePolicy(
         lease_s=settings.lease_s,
         max_attempts=settings.max_attempts,

@@ -25,6 +25,7 @@ __all__ = [
     "make_population",
     "make_radiograph",
     "radiograph_from_jpeg",
+    "required",
     "reread",
     "save",
     "store_pixels",
@@ -101,12 +102,19 @@ def radiograph_from_jpeg(path: Path, **options: Any) -> FileDataset:
     return make_radiograph(pixels=grey_HW, **options)
 
 
+def required(is_there: object, what: str) -> None:
+    """Skip the test for want of `what`; in CI, where everything must be there, fail it."""
+    if is_there:
+        return
+    if os.environ.get("CI"):
+        pytest.fail(f"needs {what}: in CI nothing is skipped", pytrace=False)
+    pytest.skip(f"needs {what}")
+
+
 def data_folder(*parts: str) -> Path:
-    """Return a folder of the shared data set; skip the test, with the reason, where it is not there."""
-    root = Path(os.environ.get("PACS_NODE_DATA", "../shared/data"))
-    folder = root.joinpath(*parts)
-    if not folder.exists():
-        pytest.skip(f"needs the data set {folder} (set PACS_NODE_DATA)")
+    """Return a folder, or file, of the shared data set."""
+    folder = Path(os.environ.get("PACS_NODE_DATA", "../shared/data")).joinpath(*parts).resolve()
+    required(folder.exists(), f"the data set {'/'.join(parts)} (set PACS_NODE_DATA)")
     return folder
 
 

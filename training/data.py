@@ -27,14 +27,13 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from models import preprocess
+from models.pictures import DEEP_MODES
 from models.preprocess import UNREADABLE, ImageUnfit, from_array, read_radiograph, squash
-from training.items import DataError, Item
+from training.items import DICOM_SUFFIXES, DataError, Item
 from training.settings import Recipe
 
 logger = logging.getLogger("training")
 
-_DICOM_SUFFIXES = {".dcm", ".dicom"}
-_DEEP_MODES = ("I", "F")  # PIL's modes of more than 8 bits begin so
 _BROKEN: tuple[type[Exception], ...] = (*UNREADABLE, SyntaxError, Image.DecompressionBombError)  # PNG: SyntaxError
 
 
@@ -252,7 +251,7 @@ def _read_grey(item: Item) -> np.ndarray:
         if _is_dicom(item.path):
             return read_radiograph(dcmread(item.path)).grey_HW
         with Image.open(item.path) as image:
-            if image.mode.startswith(_DEEP_MODES):
+            if image.mode.startswith(DEEP_MODES):
                 raise DataError(f"{item.path}: more than 8 bits; give the DICOM file, or an 8-bit image")
             return from_array(np.asarray(ImageOps.exif_transpose(image).convert("L")))
     except ImageUnfit as unfit:
@@ -263,7 +262,7 @@ def _read_grey(item: Item) -> np.ndarray:
 
 def _is_dicom(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM" or path.suffix.lower() in _DICOM_SUFFIXES
+        return file.read(132)[128:] == b"DICM" or path.suffix.lower() in DICOM_SUFFIXES
 
 
 @lru_cache(maxsize=3)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SPLITS = ("train", "val", "test")
+DICOM_SUFFIXES = {".dcm", ".dicom"}
 
 
 class DataError(Exception):

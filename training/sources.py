@@ -34,13 +34,12 @@ from pydicom import dcmread
 from tqdm import tqdm
 
 from models.preprocess import UNREADABLE
-from training.items import SPLITS, DataError, Item, group_of, label_of, sha256_of
+from training.items import DICOM_SUFFIXES, SPLITS, DataError, Item, group_of, label_of, sha256_of
 from training.manifest import MANIFEST, NIH, read_table
 
 logger = logging.getLogger("training")
 
-_DICOM_SUFFIXES = {".dcm", ".dicom"}
-_SUFFIXES = {".jpeg", ".jpg", ".png"} | _DICOM_SUFFIXES
+_SUFFIXES = {".jpeg", ".jpg", ".png"} | DICOM_SUFFIXES
 _SPLIT_FOLDERS = {name: name for name in SPLITS} | dict.fromkeys(("valid", "validation"), "val")
 _PERSON = re.compile(r"person(\d+)", re.IGNORECASE)
 _IM_NUMBER = re.compile(r"IM-(\d+)", re.IGNORECASE)
@@ -151,7 +150,7 @@ def _patient_id_sha256(path: Path) -> str:
 
     It goes before the file name: many programs call every patient's first image IM-0001-0001.dcm.
     """
-    if path.suffix.lower() not in _DICOM_SUFFIXES:
+    if path.suffix.lower() not in DICOM_SUFFIXES:
         return ""
     try:
         element = dcmread(path, specific_tags=["PatientID"], stop_before_pixels=True).get_item("PatientID")

@@ -2,7 +2,7 @@
 
 from db.engine import NoSuchRecord
 from db.facts.again import CannotBeRepeated, rerun_instance, resend_delivery
-from db.facts.arrival import Identity, NewInstance
+from db.facts.arrival import NewInstance
 from db.facts.associations import (
     beat,
     close_association,
@@ -21,7 +21,6 @@ from db.facts.commitments import (
     record_commitment,
 )
 from db.facts.deliveries import (
-    Delivered,
     DeliveryFacts,
     deliveries_of,
     delivery_facts,
@@ -57,11 +56,6 @@ from db.facts.keeping import (
 )
 from db.facts.lists import (
     Asked,
-    DeliveryOfReport,
-    InstanceLine,
-    ReportLine,
-    ResultFacts,
-    WarningLine,
     list_deliveries,
     list_instances,
     list_reports,
@@ -70,7 +64,6 @@ from db.facts.lists import (
     list_warnings,
 )
 from db.facts.models import (
-    ModelVersionFacts,
     activate_model,
     active_model,
     add_model_version,
@@ -83,14 +76,13 @@ from db.facts.node import CannotBeClosed, ClosingReason, close_job, installation
 from db.facts.paging import ForeignCursor, read_cursor
 from db.facts.recalls import (
     RecallFacts,
-    judge_again,
     judge_anew,
     judged_by,
     recall_report,
     said_by_model,
     studies_judged_by,
 )
-from db.facts.reception import Accepted, SamePixels, StoredCopy, add_instance, quarantine, record_refusal, stored_copy
+from db.facts.reception import Accepted, add_instance, quarantine, record_refusal, stored_copy
 from db.facts.reconciliation import SenderCounts, studies_without_image, sums_by_sender
 from db.facts.refusals import (
     RefusedContexts,
@@ -116,7 +108,6 @@ from db.facts.reports import (
 from db.facts.results import (
     Conservation,
     InstanceDetail,
-    Quarantined,
     count_deliveries,
     counts,
     instance_detail,
@@ -164,17 +155,12 @@ __all__ = [
     "CannotBeRepeated",
     "ClosingReason",
     "Conservation",
-    "Delivered",
     "DeliveryFacts",
     "DeliveryLine",
-    "DeliveryOfReport",
     "ForeignCursor",
-    "Identity",
     "ImageFacts",
     "InstanceDetail",
     "InstanceFile",
-    "InstanceLine",
-    "ModelVersionFacts",
     "NewHeatmap",
     "NewInstance",
     "NewPrediction",
@@ -183,23 +169,18 @@ __all__ = [
     "Origin",
     "PredecessorFacts",
     "PredictionFacts",
-    "Quarantined",
     "Question",
     "RecallFacts",
     "RefusedContexts",
     "Region",
     "ReportFacts",
-    "ReportLine",
-    "ResultFacts",
     "ReviewConflict",
     "ReviewFacts",
     "ReviewState",
     "ReviewedStudy",
-    "SamePixels",
     "SeenDevice",
     "SenderCounts",
     "StandingVerdict",
-    "StoredCopy",
     "StudyDetail",
     "StudyFacts",
     "StudyFilters",
@@ -207,7 +188,6 @@ __all__ = [
     "UploadFacts",
     "Visible",
     "WarningFacts",
-    "WarningLine",
     "activate_model",
     "active_model",
     "add_commitment_request",
@@ -248,7 +228,6 @@ __all__ = [
     "instance_files",
     "is_commitment_requested",
     "is_own_object",
-    "judge_again",
     "judge_anew",
     "judged_by",
     "kept_classes",

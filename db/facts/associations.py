@@ -12,7 +12,6 @@ from db.engine import Session
 from db.tables import Association, Instance, Receipt, rows_of
 
 _TABLE, _INSTANCES, _RECEIPTS = rows_of(Association), rows_of(Instance), rows_of(Receipt)
-RELEASED = "released"
 LOST = "lost"
 """What is written for an association whose listener fell silent."""
 

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, and_, delete, func, select, update
 
 from db import audit, queue
-from db.audit import Action
+from db.audit import DELIVERER, Action
 from db.engine import Session, add_if_new
 from db.tables import (
     Commitment,
@@ -23,7 +23,6 @@ from db.tables import (
     rows_of,
 )
 
-ACTOR = "deliver"
 REASONS = {
     0x0110: "processing failure",
     0x0112: "no such object",
@@ -88,7 +87,7 @@ def open_commitment(
     row = {"transaction_uid": transaction_uid, "destination": destination, "asked_at": now}
     add_if_new(session, _COMMITMENTS, ("transaction_uid",), row)
     details = {"destination": destination, "transaction_uid": transaction_uid, "objects": len(objects)}
-    audit.append(session, Action.COMMITMENT_ASKED, actor=ACTOR, details=details, now=now)
+    audit.append(session, Action.COMMITMENT_ASKED, actor=DELIVERER, details=details, now=now)
     return Question(delivery_ids=ids, objects=objects, again_at=again_at)
 
 
@@ -165,7 +164,9 @@ def _keep(session: Session, delivery_id: UUID, uids: list[str], destination: str
     )
     if session.execute(archived).first() is not None:
         details = {"destination": destination}
-        audit.append(session, Action.DELIVERY_ARCHIVED, actor=ACTOR, subject_id=delivery_id, details=details, now=now)
+        audit.append(
+            session, Action.DELIVERY_ARCHIVED, actor=DELIVERER, subject_id=delivery_id, details=details, now=now
+        )
 
 
 def _lose(
@@ -183,7 +184,7 @@ def _lose(
     ).one()
     code = next(iter(lost.values()))
     details = {"destination": destination, "objects": len(lost), "failure_reason": f"{code:04X}"}
-    audit.append(session, Action.COMMITMENT_FAILED, actor=ACTOR, subject_id=delivery_id, details=details, now=now)
+    audit.append(session, Action.COMMITMENT_FAILED, actor=DELIVERER, subject_id=delivery_id, details=details, now=now)
     if delivery.state is not DeliveryState.SENT:  # it is sent again already, or withdrawn
         return
     (max_failures, again_in_s), failures = limits, delivery.commit_failures + 1
@@ -204,7 +205,7 @@ def _lose(
     audit.append(
         session,
         Action.DELIVERY_FAILED,
-        actor=ACTOR,
+        actor=DELIVERER,
         subject_id=delivery_id,
         details={"destination": destination},
         now=now,

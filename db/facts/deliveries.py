@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import exists, select, update
 
 from db import audit, queue
-from db.audit import Action
+from db.audit import DELIVERER, Action
 from db.engine import NoSuchRecord, Session, insert_into
 from db.facts.arrival import clean
 from db.facts.reports import BuiltObject, objects_of
@@ -62,8 +62,6 @@ class DeliveryFacts:
     sop_instance_uid: str | None
     objects: tuple[BuiltObject, ...]
     revision: int
-    is_superseded: bool
-    """The study has a newer report."""
     is_void: bool
     """The report was withdrawn: nothing of it is sent any more, whatever is left where it is already."""
     archived_at: datetime | None
@@ -153,7 +151,6 @@ def _select() -> Any:
             _REPORTS.c.study_id,
             _REPORTS.c.revision,
             _STUDIES.c.hold,
-            (_STUDIES.c.revision > _REPORTS.c.revision).label("is_superseded"),
             _REPORTS.c.withdrawn_at.is_not(None).label("is_void"),
             exists()
             .where(
@@ -178,7 +175,7 @@ def record_object_sent(session: Session, delivery_id: UUID, built: BuiltObject, 
     _put_delivered(session, delivery_id, built, sent_at=now, refusal="")
     details = {"kind": built.kind.value, "sop_class_uid": built.sop_class_uid}
     details |= {"sop_instance_uid": built.sop_instance_uid}
-    audit.append(session, Action.OBJECT_SENT, actor="deliver", subject_id=delivery_id, details=details, now=now)
+    audit.append(session, Action.OBJECT_SENT, actor=DELIVERER, subject_id=delivery_id, details=details, now=now)
 
 
 def record_object_refused(
@@ -187,7 +184,7 @@ def record_object_refused(
     """Record that the destination does not take one object beside the report: a note, no failure of the delivery."""
     _put_delivered(session, delivery_id, built, sent_at=None, refusal=clean(reason) or "refused")
     details = {"kind": built.kind.value, "sop_class_uid": built.sop_class_uid}  # the peer's own words stay outside
-    audit.append(session, Action.OBJECT_REFUSED, actor="deliver", subject_id=delivery_id, details=details, now=now)
+    audit.append(session, Action.OBJECT_REFUSED, actor=DELIVERER, subject_id=delivery_id, details=details, now=now)
 
 
 def _put_delivered(
@@ -200,14 +197,7 @@ def _put_delivered(
     session.execute(statement.on_conflict_do_update(index_elements=["delivery_id", "sop_instance_uid"], set_=values))
 
 
-def record_sent(
-    session: Session,
-    delivery_id: UUID,
-    *,
-    now: datetime,
-    commit_due_at: datetime | None = None,
-    reason: str = "",
-) -> None:
+def record_sent(session: Session, delivery_id: UUID, *, now: datetime, commit_due_at: datetime | None = None) -> None:
     """Record that the destination has everything that it gets. Recording twice changes nothing.
 
     One that was withdrawn meanwhile waits instead, for its rejection note.
@@ -228,10 +218,10 @@ def record_sent(
         _set(session, delivery_id, state=DeliveryState.WAITING, sent_at=now)
         return
     destination = _set(
-        session, delivery_id, state=DeliveryState.SENT, sent_at=now, reason=clean(reason), commit_due_at=commit_due_at
+        session, delivery_id, state=DeliveryState.SENT, sent_at=now, reason="", commit_due_at=commit_due_at
     )
     details = {"destination": destination}
-    audit.append(session, Action.DELIVERY_SENT, actor="deliver", subject_id=delivery_id, details=details, now=now)
+    audit.append(session, Action.DELIVERY_SENT, actor=DELIVERER, subject_id=delivery_id, details=details, now=now)
 
 
 def record_not_sent(session: Session, delivery_id: UUID, *, state: DeliveryState, reason: str, now: datetime) -> None:
@@ -239,7 +229,7 @@ def record_not_sent(session: Session, delivery_id: UUID, *, state: DeliveryState
     reason = clean(reason)
     destination = _set(session, delivery_id, state=state, reason=reason)
     details = {"destination": destination}  # a peer's own words may name a patient: they stay out of the trail
-    audit.append(session, _ACTIONS[state], actor="deliver", subject_id=delivery_id, details=details, now=now)
+    audit.append(session, _ACTIONS[state], actor=DELIVERER, subject_id=delivery_id, details=details, now=now)
 
 
 def _set(session: Session, delivery_id: UUID, **values: object) -> str:

@@ -10,11 +10,9 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
 
 from db import audit
-from db.audit import Action
+from db.audit import DELIVERER, Action
 from db.engine import Session, add_if_new
 from db.tables import Association, CommitmentRequest, Instance, Outcome, Receipt, rows_of
-
-ACTOR = "deliver"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +116,7 @@ def close_commitment_request(session: Session, request_id: UUID, *, answered: bo
     is_open = or_(_REQUESTS.c.due_at.is_not(None), _REQUESTS.c.answered_at.is_(None))
     session.execute(update(_REQUESTS).where(_REQUESTS.c.id == request_id, is_open).values(**values))
     details = {"is_answered": answered}
-    audit.append(session, Action.COMMITMENT_ANSWERED, actor=ACTOR, subject_id=request_id, details=details, now=now)
+    audit.append(session, Action.COMMITMENT_ANSWERED, actor=DELIVERER, subject_id=request_id, details=details, now=now)
 
 
 def purge_commitment_requests(session: Session, *, before: datetime) -> None:

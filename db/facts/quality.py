@@ -15,6 +15,7 @@ from sqlalchemy import ColumnElement, Select, Text, and_, exists, func, select
 
 from db.engine import Session
 from db.facts.results import Conservation
+from db.facts.study_filters import CURRENT
 from db.facts.visibility import Visible, may_see
 from db.tables import (
     Answer,
@@ -86,7 +87,6 @@ class StepTimes:
 _STUDIES, _INSTANCES, _RECEIPTS, _REPORTS = (rows_of(table) for table in (Study, Instance, Receipt, Report))
 _PREDICTIONS, _WARNINGS, _DELIVERIES, _JOBS = (rows_of(table) for table in (Prediction, Warning, Delivery, Job))
 _ASSOCIATIONS = rows_of(Association)
-_CURRENT = and_(_REPORTS.c.study_id == _STUDIES.c.id, _REPORTS.c.revision == _STUDIES.c.revision)
 _HAS_FAILED = exists().where(_INSTANCES.c.study_id == _STUDIES.c.id, _INSTANCES.c.state == InstanceState.FAILED)
 
 
@@ -126,7 +126,7 @@ def count_studies(session: Session, scope: Scope) -> StudyEnds:
     chosen = (
         select(_REPORTS.c.answer.cast(Text).label("answer"), _HAS_FAILED.label("has_failed"))
         .select_from(_STUDIES)
-        .outerjoin(_REPORTS, _CURRENT)
+        .outerjoin(_REPORTS, CURRENT)
         .where(_during(scope, _STUDIES.c.first_received_at), *in_scope(scope))
         .subquery()
     )

@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, Text, and_, case, exists, func, select
 
 from db.engine import Session
 from db.facts.quality import Scope, in_scope
+from db.facts.study_filters import CURRENT
 from db.tables import Answer, Instance, InstanceState, Report, Review, Study, Verdict, rows_of
 
 COUNTED = (Verdict.AGREE, Verdict.DISAGREE, Verdict.UNSURE)
@@ -69,7 +70,6 @@ _TAKEN = (
     .subquery()
 )
 """Of each study, what took its analysed images and how."""
-_CURRENT = and_(_REPORTS.c.study_id == _STUDIES.c.id, _REPORTS.c.revision == _STUDIES.c.revision)
 
 
 def list_readings(session: Session, scope: Scope) -> list[Reading]:
@@ -113,7 +113,7 @@ def coverage(session: Session, scope: Scope) -> list[Coverage]:
     chosen = (
         select(_REPORTS.c.answer.cast(Text).label("answer"), is_read.label("is_read"))
         .select_from(_STUDIES)
-        .join(_REPORTS, _CURRENT)
+        .join(_REPORTS, CURRENT)
         .where(_STUDIES.c.first_received_at >= scope.since, _STUDIES.c.first_received_at < scope.until)
         .where(*in_scope(scope))
         .subquery()

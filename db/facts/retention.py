@@ -60,9 +60,7 @@ def bytes_per_day(session: Session, *, days: int, now: datetime) -> float:
     return float(total) / max((now - begun) / timedelta(days=1), 1.0)
 
 
-def purgeable_studies(
-    session: Session, *, older_than: datetime, now: datetime, limit: int
-) -> list[tuple[UUID, tuple[str, ...]]]:
+def purgeable_studies(session: Session, *, older_than: datetime, limit: int) -> list[tuple[UUID, tuple[str, ...]]]:
     """Return studies whose input bytes may be deleted, with the paths of these and their pictures; the oldest first.
 
     The last image came before `older_than`; nothing is held for a decision, unreported, waiting, failed or on its way
@@ -133,10 +131,8 @@ def mark_purged(session: Session, study_id: UUID, now: datetime, *, paths: Colle
     return True
 
 
-def purge_quarantined(
-    session: Session, *, older_than: datetime, now: datetime, limit: int = CHUNK
-) -> list[tuple[UUID, str]]:
-    """Record that the bytes of quarantined objects are gone, and return them with their paths; their rows stay.
+def purge_quarantined(session: Session, *, older_than: datetime, now: datetime) -> list[tuple[UUID, str]]:
+    """Record that the bytes of at most `CHUNK` quarantined objects are gone; return them with their paths. Rows stay.
 
     They came before `older_than`, and no study that is held turns on them: an administrator may want to compare.
     """
@@ -148,7 +144,7 @@ def purge_quarantined(
         .where(_RECEIPTS.c.outcome == Outcome.QUARANTINED, _RECEIPTS.c.received_at <= older_than)
         .where(_RECEIPTS.c.path.is_not(None), ~disputed)
         .order_by(_RECEIPTS.c.received_at)
-        .limit(limit)
+        .limit(CHUNK)
     )
     old = [(receipt_id, path) for receipt_id, path in session.execute(query)]
     for receipt_id, _ in old:

@@ -102,7 +102,6 @@ def follow_review(
     *,
     is_sent: bool,
     code: str,
-    finding: str = "pneumonia",
     now: datetime,
     delay_s: float = DELAY_S,
 ) -> UUID | None:
@@ -116,7 +115,7 @@ def follow_review(
         Readers' reports are wanted, and the reader answers for this one.
     code
         Code value of a rejection note's title (PS3.16 CID 7011).
-    finding, delay_s
+    delay_s
         As of `request_verified_report`.
 
     Raises
@@ -133,7 +132,7 @@ def follow_review(
         if report.built_at is None and not cancel_verified_report(session, report.review_id, now=now):
             withdraw_report(session, report.id, **withdrawal)
     wanted = is_sent and review.verdict is not Verdict.WITHDRAW
-    made = request_verified_report(session, review_id, finding=finding, now=now, delay_s=delay_s) if wanted else None
+    made = request_verified_report(session, review_id, now=now, delay_s=delay_s) if wanted else None
     if made is None:  # what the reader said of an earlier AI result was not taken back
         for report in _reports_of_reader(session, review):
             if report.about == review.report_id:

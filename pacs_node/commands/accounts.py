@@ -6,21 +6,20 @@ Passwords are never typed here: a person gets a one-time link and chooses one. A
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import timedelta
 
 from db.engine import Session, check_revision, db_now, make_engine, read_scope, session_scope
 from db.facts import accounts, credentials
 from db.facts.accounts import Account, NameTaken
 from db.tables import Role
-from pacs_node.commands.terminal import person, table, time_text
+from pacs_node.commands.terminal import Add, person, table, time_text
 from pacs_node.errors import ConfigError
 from pacs_node.invitations import LINK_HOURS, first_link, invite
 from pacs_node.passwords import TOKEN_PREFIX, new_secret
 from pacs_node.settings import Settings
 
 ROLES = [Role.RADIOLOGIST, Role.ADMIN, Role.SERVICE]
-Add = Callable[..., argparse.ArgumentParser]
 
 
 def add_commands(commands: object, add: Add) -> None:

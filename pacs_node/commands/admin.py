@@ -14,13 +14,12 @@ from db import audit, facts, queue
 from db.audit import Action
 from db.engine import Session, check_revision, db_now, make_engine, read_scope, session_scope
 from db.tables import JobState
-from pacs_node.commands.terminal import instant_of, needed_id, person, table, time_text
+from pacs_node.commands.terminal import Add, instant_of, needed_id, person, table, time_text
 from pacs_node.errors import ConfigError
 from pacs_node.settings import Settings
 from pacs_node.wiring import audit_key
 
 Command = Callable[[Settings, argparse.Namespace], int | None]
-Add = Callable[..., argparse.ArgumentParser]
 
 _OVER = (JobState.DONE, JobState.CLOSED)
 _LISTED = 1000

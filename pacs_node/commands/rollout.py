@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from db.engine import Engine, check_revision, db_now, make_engine, session_scope
+from db.facts.recalls import Model
 from models.registry import Registry
 from pacs_node import rollout
 from pacs_node.errors import ConfigError
@@ -52,7 +53,7 @@ def roll_back(settings: Settings, *, actor: str) -> str:
     return _told(registry, *rollout.roll_back(engine, registry, actor=actor))
 
 
-def _told(registry: Registry, model: rollout.Model, before: rollout.Model) -> str:
+def _told(registry: Registry, model: Model, before: Model) -> str:
     ages = registry.find(*model).ages_text
     return f"{' '.join(model)} answers from now on (before: {' '.join(before)}). Validated on patients of {ages}."
 

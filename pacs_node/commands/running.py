@@ -17,6 +17,7 @@ from pacs_node.errors import ConfigError
 from pacs_node.invitations import LINK_HOURS, first_link
 from pacs_node.listener.service import bind_dicom_socket
 from pacs_node.settings import Settings
+from pacs_node.settings.dicom import DicomSettings
 from pacs_node.settings.trail import changed_keys
 from pacs_node.settings.web import WebSettings
 from pacs_node.supervisor import Role, only_node, supervise
@@ -25,6 +26,10 @@ from pacs_node.wiring import active_card, registry_of, require_findings
 logger = logging.getLogger(__name__)
 
 READY_S = 120.0
+LEAST_PATIENCE_S = 45.0
+"""A worker's batch and a destination's answer are waited for, however short the drain."""
+AFTER_DRAIN_S = 15.0
+"""For a listener to close what is still open at the end of its drain, and to write that down."""
 
 
 def run_node(settings: Settings, config: Path | None, stop: threading.Event) -> int:
@@ -63,11 +68,17 @@ def run_node(settings: Settings, config: Path | None, stop: threading.Event) -> 
                 stop,
                 lambda name, code: note(Action.ROLE_RESTARTED, role=name, exit_code=code),
                 listening.close,  # who calls now is refused at once, not left in the queue while the roles drain
+                patience_s=patience_s(settings.dicom),
             )
         finally:
             note(Action.NODE_STOPPED)
             print("Stopped. Nothing that was acknowledged is lost: what waits goes on at the next start.", flush=True)
     return 0
+
+
+def patience_s(dicom: DicomSettings) -> float:
+    """Return how long the roles may take to stop: longer than a listener may drain."""
+    return max(LEAST_PATIENCE_S, dicom.drain_timeout_s + AFTER_DRAIN_S)
 
 
 def _require_free(web: WebSettings) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import getpass
-from argparse import ArgumentTypeError, Namespace
-from collections.abc import Iterable, Sequence
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date, datetime
 from uuid import UUID
 
 from pacs_node.errors import ConfigError
+
+Add = Callable[..., ArgumentParser]
+"""Of `cli`: makes the parser of one command."""
 
 
 def person() -> str:

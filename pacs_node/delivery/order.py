@@ -8,14 +8,13 @@ from __future__ import annotations
 from sqlalchemy.orm import Session
 
 from db import audit, facts, queue
-from db.audit import Action
+from db.audit import DELIVERER, Action
 from db.engine import db_now
 from db.facts import DeliveryFacts
 from db.queue import Job
 from db.tables import DeliveryState, JobKind
 from pacs_node.errors import DeliveryDelayed, DeliveryFailed, DeliveryRejected
 
-ACTOR = "deliver"
 OVER = (DeliveryState.SENT, DeliveryState.HELD, DeliveryState.WITHDRAWN)
 """Nothing is to be sent now; what is held is queued again by its release."""
 VOID = "the report was withdrawn before it was stored there for certain"
@@ -55,5 +54,5 @@ def wait_for(session: Session, blocked: DeliveryFacts, job: Job) -> DeliveryFail
         return DeliveryRejected(name, f"revision {blocked.revision} was not delivered: retry it first")
     facts.record_not_sent(session, blocked.delivery_id, state=DeliveryState.WAITING, reason="", now=now)
     queue.requeue(session, JobKind.DELIVER, blocked.delivery_id, now=now)
-    audit.append(session, Action.JOB_RETRIED, actor=ACTOR, subject_id=blocked.delivery_id, now=now)
+    audit.append(session, Action.JOB_RETRIED, actor=DELIVERER, subject_id=blocked.delivery_id, now=now)
     return DeliveryDelayed(name, reason)

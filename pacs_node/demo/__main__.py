@@ -32,7 +32,7 @@ from db.tables import DeliveryState, InstanceState
 from pacs_node.commands.sending import destination_of
 from pacs_node.demo.images import gather_images
 from pacs_node.dimse.storage import SentFile, find_files, send_files
-from pacs_node.errors import ConfigError
+from pacs_node.errors import ConfigError, StorageStatus
 from pacs_node.report.answer import NOT_FOR_THIS_MODEL
 from pacs_node.settings import Settings, load_settings
 
@@ -73,7 +73,7 @@ class ReceivingPacs:
         path.write_bytes(event.encoded_dataset())
         now = time.monotonic()
         self.stored_at[str(dcmread(path).StudyInstanceUID)] = now
-        return 0x0000
+        return StorageStatus.SUCCESS
 
     def close(self) -> None:
         self._server.shutdown()

@@ -22,14 +22,13 @@ from pacs_node.conformance import (
     STUDY_ROOT_MOVE,
 )
 from pacs_node.dimse.association import CONNECT_TIMEOUT_S, RESPONSE_TIMEOUT_S, associate, words_of
+from pacs_node.dimse.storage import OUT_OF_RESOURCES, SUCCESS
 from pacs_node.errors import DeliveryDelayed, DeliveryRejected
 from pacs_node.settings import DestinationSettings
 
-SUCCESS = 0x0000
 PENDING = (0xFF00, 0xFF01)
 """A match, or sub-operations going on (PS3.4 Tables C.4-1 and C.4-2)."""
 SUBOPERATION_FAILED = 0xB000
-OUT_OF_RESOURCES = range(0xA700, 0xA800)
 RETURNED = ("StudyInstanceUID", "StudyDate", "AccessionNumber", "ModalitiesInStudy", "NumberOfStudyRelatedInstances")
 MOST_STUDIES = 10_000
 _UID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -63,7 +62,6 @@ def find_studies(
     *,
     calling_ae_title: str,
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
-    response_timeout_s: float = RESPONSE_TIMEOUT_S,
 ) -> list[FoundStudy]:
     """Return the studies that match, at most `MOST_STUDIES`.
 
@@ -83,7 +81,7 @@ def find_studies(
     query.QueryRetrieveLevel = "STUDY"
     for keyword in (*RETURNED, *keys):
         setattr(query, keyword, keys.get(keyword, ""))
-    association = _open(archive, STUDY_ROOT_FIND, calling_ae_title, connect_timeout_s, response_timeout_s)
+    association = _open(archive, STUDY_ROOT_FIND, calling_ae_title, connect_timeout_s, RESPONSE_TIMEOUT_S)
     try:
         found: list[FoundStudy] = []
         for status, match in _answers(archive, association.send_c_find(query, STUDY_ROOT_FIND)):

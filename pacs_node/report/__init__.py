@@ -1,0 +1,1 @@
+"""One study's predictions -> one answer -> DICOM objects. Pure: no clock, no database, no network."""

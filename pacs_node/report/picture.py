@@ -37,7 +37,7 @@ _PASSED_ON: dict[str, tuple[str, int, int]] = {
 """The form of one value, and how many there may be (PS3.3 C.7.6.1, C.7.6.3, C.11.1, C.11.2)."""
 
 
-_LUTS = ("ModalityLUTSequence", "VOILUTSequence")
+LUTS = ("ModalityLUTSequence", "VOILUTSequence")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,7 @@ def read_picture(path: str) -> Picture:
             values = _legal_values(dataset, keyword)
             if values:
                 setattr(attributes, keyword, values if len(values) > 1 else values[0])
-        for keyword in _LUTS:
+        for keyword in LUTS:
             if isinstance(found := dataset.get(keyword), ItemSequence) and found:
                 setattr(attributes, keyword, found)
         is_monochrome1 = str(dataset.get("PhotometricInterpretation") or "").strip().upper() == "MONOCHROME1"

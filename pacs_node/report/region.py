@@ -21,7 +21,7 @@ from db.facts import ImageFacts, PredictionFacts
 from pacs_node.report import codes, wording
 from pacs_node.report.document import finish, general_equipment, header_of, made_at, reference_to
 from pacs_node.report.heatmap import name_body_part, picture_number, picture_uids
-from pacs_node.report.picture import Picture
+from pacs_node.report.picture import LUTS, Picture
 from pacs_node.report.study import StudyReport, own_uid
 
 GSPS_SERIES_NUMBER = 9103
@@ -31,7 +31,6 @@ OVER = 127
 CREATOR = "pacs-node^"
 """The caret makes it a name of today's form."""
 _GREYS = ("RescaleIntercept", "RescaleSlope", "WindowCenter", "WindowWidth", "VOILUTFunction")
-_LUTS = ("ModalityLUTSequence", "VOILUTSequence")
 
 
 def build_gsps(
@@ -163,7 +162,7 @@ def _reference(study: StudyReport, image: ImageFacts, picture: Picture) -> Datas
     reference = reference_to(study.study_instance_uid, image)
     reference.Rows, reference.Columns = picture.grey_HW.shape
     reference.SamplesPerPixel = 1
-    for keyword in (*_GREYS, *_LUTS):
+    for keyword in (*_GREYS, *LUTS):
         if keyword in picture.attributes:
             reference[keyword] = picture.attributes[keyword]
     return reference

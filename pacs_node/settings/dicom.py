@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 
 from pydantic import Field, field_validator, model_validator
 
-from pacs_node.settings.section import Section, is_loopback
+from pacs_node.settings.section import Section, checked_networks, is_loopback
 
 TLS_FILES = ("tls_certificate", "tls_private_key", "tls_ca")
 
@@ -32,13 +31,7 @@ class PeerSettings(Section):
     """Under TLS: the only certificates that may call by this title, each a name in it or `sha256:` and its digest."""
 
     _check_title = field_validator("ae_title")(checked_ae_title)
-
-    @field_validator("addresses")
-    @classmethod
-    def _check_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for address in value:
-            ipaddress.ip_network(address, strict=False)
-        return value
+    _check_addresses = field_validator("addresses")(checked_networks)
 
 
 class DicomSettings(Section):

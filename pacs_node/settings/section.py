@@ -27,6 +27,13 @@ class Section(BaseModel):
         return self
 
 
+def checked_networks(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Check addresses and networks, such as 192.0.2.17 or 198.51.100.0/24."""
+    for address in value:
+        ipaddress.ip_network(address, strict=False)
+    return value
+
+
 def is_loopback(host: str) -> bool:
     """Tell whether `host` is an address (or `localhost`) that other machines cannot reach."""
     if host == "localhost":

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from pacs_node.settings.section import Section, is_loopback
+from pacs_node.settings.section import Section, checked_networks, is_loopback
 
 STUDY_FIELD = "{study_instance_uid}"
 """In `viewer_url`: of a study, nothing else may stand in an address."""
@@ -115,12 +114,7 @@ class WebSettings(Section):
     def _lower(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(name.lower() for name in value)
 
-    @field_validator("trusted_proxies")
-    @classmethod
-    def _check_proxies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for address in value:
-            ipaddress.ip_network(address, strict=False)
-        return value
+    _check_proxies = field_validator("trusted_proxies")(checked_networks)
 
     @field_validator("cors_origins")
     @classmethod

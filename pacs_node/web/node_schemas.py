@@ -93,6 +93,7 @@ class ModelInfo(Schema):
 
     @classmethod
     def of(cls, card: ModelCard, parameter_count: int, device: str) -> ModelInfo:
+        """Return what the card says of the model that answers, and what it runs on."""
         return cls(
             model_name=card.name,
             version=card.version,

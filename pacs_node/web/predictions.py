@@ -29,7 +29,7 @@ from models.card import ModelCard
 from models.errors import ModelError
 from models.pictures import ExaminedUpload, examine_upload, format_of
 from models.registry import Registry
-from models.suitability import Examination, load_libraries, make_warning, settled
+from models.suitability import load_libraries, settled, unreadable
 from pacs_node.decoding import Collapsed, DecodingPool, PoolDown, TookTooLong, result_of
 from pacs_node.settings import Settings
 from pacs_node.web.access import Visitor
@@ -272,8 +272,4 @@ async def _settled(future: Future[Any]) -> None:
 
 
 def _unreadable(code: str) -> ExaminedUpload:
-    return ExaminedUpload(
-        examination=Examination(
-            image_1HW=None, warnings=(make_warning(code),), rows=0, columns=0, voi="", age_years=None
-        )
-    )
+    return ExaminedUpload(examination=unreadable(code))

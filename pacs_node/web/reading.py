@@ -8,8 +8,7 @@ from datetime import datetime
 from urllib.parse import quote
 from uuid import UUID
 
-from db.facts import ImageFacts, PredictionFacts, StudyDetail
-from db.facts.reviews import ReviewState
+from db.facts import ImageFacts, PredictionFacts, ReviewState, StudyDetail
 from db.tables import InstanceState
 from pacs_node.report.answer import FINDING, FORBIDS, NOT_NAMED, prediction_of
 from pacs_node.settings.web import STUDY_FIELD

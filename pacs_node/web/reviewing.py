@@ -19,7 +19,6 @@ VERDICTS = {
     Verdict.COMMENT: "Comment",
     Verdict.WITHDRAW: "Taken back",
 }
-_FINDINGS = {NOTHING: "no pneumonia", "other": "another finding", "": ""}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -82,6 +82,15 @@ def facts_of(
     *,
     is_repeated: bool,
 ) -> UploadFacts:
+    """Return what the audit trail keeps of an upload and its answer: no pixel, no identity of a patient.
+
+    Parameters
+    ----------
+    digest
+        SHA-256 of the bytes that came.
+    is_repeated
+        The answer was remembered from the same bytes.
+    """
     return UploadFacts(
         digest=digest,
         size_bytes=size_bytes,

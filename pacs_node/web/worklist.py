@@ -12,7 +12,8 @@ from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
-from db.facts.study_filters import GroupCount, StudyFilters
+from db.facts import StudyFilters
+from db.facts.study_filters import GroupCount
 from pacs_node.web import words
 from pacs_node.web.rows import Row
 from pacs_node.web.words import Kind
@@ -210,7 +211,7 @@ def list_view(
     )
 
 
-def search_view(rows: Sequence[Row], sought: str, now: datetime) -> WorkList:
+def search_view(rows: Sequence[Row], sought: str) -> WorkList:
     """Return what a search found."""
     silence = Silence(
         title="No study has this name, id or accession.",

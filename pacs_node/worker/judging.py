@@ -25,7 +25,7 @@ from db.queue import Job, LostLease, QueuePolicy
 from models.card import ModelCard
 from models.header import DeviceModel
 from models.predictor import DeviceOutOfMemory, Prediction, Predictor
-from models.suitability import Examination, ImageWarning, examine_file, make_warning, settled
+from models.suitability import Examination, ImageWarning, examine_file, make_warning, settled, unreadable
 from pacs_node.decoding import Collapsed, DecodingPool, TookTooLong, result_of
 from pacs_node.log import describe
 from pacs_node.store import ObjectStore
@@ -159,7 +159,7 @@ def _examined(job: Job, future: Any) -> Examined:
     except (TookTooLong, Collapsed) as error:
         if job.attempts == 0:
             return Examined(error=describe(error))
-        return Examined(examination=_unreadable("decode_timeout" if isinstance(error, TookTooLong) else "undecodable"))
+        return Examined(examination=unreadable("decode_timeout" if isinstance(error, TookTooLong) else "undecodable"))
     except FileGone as error:
         return Examined(error=str(error), is_gone=True)
     except OSError as error:
@@ -169,10 +169,6 @@ def _examined(job: Job, future: Any) -> Examined:
         logger.exception("An image could not be examined", extra={"action": "examination_failed"})
         return Examined(error=describe(error))
     return Examined(examination=examination, decoding_ms=decoding_ms)
-
-
-def _unreadable(code: str) -> Examination:
-    return Examination(image_1HW=None, warnings=(make_warning(code),), rows=0, columns=0, voi="", age_years=None)
 
 
 def _judgement(job: Job, examined: Examined, predictions: Sequence[Prediction], processing_time_ms: float) -> Judgement:

@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from uuid import UUID
 
 from pydicom.dataset import Dataset
@@ -37,10 +37,10 @@ from pacs_node.report.study import NodeIdentity, StudyReport, Verification
 from pacs_node.settings import Settings
 from pacs_node.store import ObjectStore
 from pacs_node.worker.heatmaps import PictureMaker, Pictures
+from pacs_node.worker.judging import STORE_RETRY
 
 logger = logging.getLogger(__name__)
 ACTOR = "worker"
-STORE_RETRY = timedelta(seconds=30)
 """A report that the disk does not take waits so long: room is worth waiting for."""
 
 

@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pynetdicom import AE, StoragePresentationContexts, evt
@@ -32,30 +31,14 @@ from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import Verification
 
 from tests.acceptance.node import Node, free_port, until
+from tests.builders import required
 
 SUCCESS = 0x0000
-REFUSED_OUT_OF_RESOURCES = 0xA700
 SR_SOP_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.88.34": "Comprehensive 3D SR",
     "1.2.840.10008.5.1.4.1.1.88.33": "Comprehensive SR",
     "1.2.840.10008.5.1.4.1.1.88.22": "Enhanced SR",
 }
-
-
-def required(is_there: object, what: str) -> None:
-    """Skip the test for want of `what`; in CI, where everything must be there, fail it."""
-    if is_there:
-        return
-    if os.environ.get("CI"):
-        pytest.fail(f"needs {what}: in CI nothing is skipped", pytrace=False)
-    pytest.skip(f"needs {what}")
-
-
-def data_folder(*parts: str) -> Path:
-    """Return a folder of the shared data set."""
-    folder = Path(os.environ.get("PACS_NODE_DATA", "../shared/data")).joinpath(*parts).resolve()
-    required(folder.exists(), f"the data set {'/'.join(parts)} (set PACS_NODE_DATA)")
-    return folder
 
 
 def program(name: str) -> str | None:

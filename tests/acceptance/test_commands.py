@@ -83,11 +83,13 @@ def migrated(tmp_path: Path) -> Node:
     return node
 
 
-@pytest.mark.parametrize("which", ["dicom_port", "web_port"])
-def test_a_port_in_use_is_one_line_that_names_it(migrated: Node, which: str) -> None:
-    port = getattr(migrated, which)
+@pytest.mark.parametrize(("command", "key"), [("run", "dicom.port"), ("run", "web.port"), ("web", "web.port")])
+def test_a_port_in_use_is_one_line_that_names_it(migrated: Node, command: str, key: str) -> None:
+    port = getattr(migrated, key.replace(".", "_"))
     with socket.create_server(("127.0.0.1", port)):
-        assert str(port) in the_one_line(migrated.command("run"), REFUSED_TO_START)
+        told = the_one_line(migrated.command(command), REFUSED_TO_START)
+    assert str(port) in told
+    assert key in told
 
 
 def test_a_database_without_tables_is_one_line(tmp_path: Path) -> None:

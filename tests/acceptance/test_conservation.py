@@ -17,9 +17,9 @@ from pydicom import dcmread
 from pydicom.config import disable_value_validation
 
 from tests.acceptance.node import Node
-from tests.acceptance.peers import SUCCESS, data_folder, echoscu, storescu
+from tests.acceptance.peers import SUCCESS, echoscu, storescu
 from tests.acceptance.raw_dimse import CR, EXPLICIT_VR_LITTLE_ENDIAN, Aborted, RawAssociation, Rejected, split_file
-from tests.builders import make_radiograph, save
+from tests.builders import data_folder, make_radiograph, save
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
 

@@ -93,16 +93,6 @@ def send(node: Listening, name: str, file: Path) -> str:
     return result.stdout + result.stderr
 
 
-def test_echoscu_is_answered(node: Listening) -> None:
-    assert dcmtk("echoscu", *called(node)).returncode == 0
-
-
-def test_echoscu_under_another_called_title_is_rejected(node: Listening) -> None:
-    result = dcmtk("echoscu", "-v", "-aec", "OTHER", "127.0.0.1", str(node.port))
-    assert result.returncode == 1
-    assert "Called AE Title Not Recognized" in result.stdout + result.stderr
-
-
 @pytest.mark.parametrize("name", [*DCMTK, *GDCM])
 def test_dcmsend_sends_each_transfer_syntax_and_its_bytes_are_stored(
     node: Listening, tmp_path: Path, name: str

@@ -16,8 +16,9 @@ import psutil
 import pytest
 
 from pacs_node.conformance import DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN, IMAGE_TRANSFER_SYNTAXES
-from tests.acceptance.peers import data_folder, dcmtk
+from tests.acceptance.peers import dcmtk
 from tests.acceptance.raw_dimse import CR, EXPLICIT_VR_LITTLE_ENDIAN, P_DATA_TF, RawAssociation, split_file
+from tests.builders import data_folder
 from tests.listening import Listening, listening_processes, settings_for
 
 pytestmark = pytest.mark.acceptance

@@ -30,9 +30,9 @@ from pacs_node.report.study import NodeIdentity
 from pacs_node.settings import DestinationSettings, Settings
 from tests.acceptance.certificates import Authority, Certificate
 from tests.acceptance.node import free_port, until
-from tests.acceptance.peers import Orthanc, dcmtk, named_images, no_delay, required, required_program
+from tests.acceptance.peers import Orthanc, dcmtk, named_images, no_delay, required_program
 from tests.acceptance.test_delivery_peers import House
-from tests.builders import make_radiograph, save
+from tests.builders import make_radiograph, required, save
 from tests.listening import Listening, listening_in_a_thread, settings_for
 from tests.reports import STUDY_UID, make_image, make_study_report
 

@@ -15,10 +15,10 @@ from pydicom.dataset import Dataset
 from pacs_node.dimse.storage import send_files
 from pacs_node.report.sr import SR_CLASSES, build_sr, to_bytes
 from pacs_node.settings import DestinationSettings
-from tests.acceptance.peers import Orthanc, required, required_program
+from tests.acceptance.peers import Orthanc, required_program
 from tests.acceptance.test_network_services import DICOM_WEB
 from tests.acceptance.test_sr_judges import HEADERS, kinds, note_on, pictures_of
-from tests.builders import make_radiograph
+from tests.builders import make_radiograph, required
 from tests.reports import STUDY_UID
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]

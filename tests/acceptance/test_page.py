@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
-import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,12 +10,8 @@ from PIL import Image
 
 from db import facts
 from db.engine import db_now, read_scope, session_scope
-from db.facts.heatmaps import NewHeatmap, record_heatmap
+from db.facts import NewHeatmap, record_heatmap
 from db.tables import DeliveryState
-from pacs_node.errors import ConfigError
-from pacs_node.settings import NodeSettings, Settings
-from pacs_node.settings.web import WebSettings
-from pacs_node.web.app import run_web
 from tests.browser import reader_at, unexpected, until
 from tests.builders import as_bytes, make_radiograph
 from tests.site import Site, assert_fits, faults, open_study
@@ -221,17 +214,6 @@ def test_waiting_study_fills_in_by_itself(site: Site, page: Page) -> None:
     assert page.locator("[data-say]").first.get_attribute("data-say") == "A"
 
 
-def test_failed_job_is_run_again_from_the_admin_page(site: Site, page: Page) -> None:
-    received = site.world.receive(12)
-    site.world.judge(received.instance_id, 0.94)
-    job_id = site.world.break_report(received.study_id)
-    page.goto("/admin")
-    page.locator(f"[data-retry='{job_id}']").click()
-    page.locator("#jobs", has_text="ready again").wait_for()
-    page.get_by_role("button", name="Check the chain now").click()
-    page.locator("#chain", has_text="The chain is unbroken").wait_for()
-
-
 def test_node_that_is_gone_is_said_and_takes_no_answer(site: Site, page: Page) -> None:
     study_id = site.study(13)
     open_study(page, study_id)
@@ -300,11 +282,3 @@ def test_reference_is_drawn_by_files_served_here(site: Site, address: str) -> No
         until(page, "document.body.textContent.includes('/api/v1/studies')")
     # Redoc asks another machine for its maker's logo; our policy refuses.
     assert [said for said in complaints if "logo-mini.svg" not in said] == []
-
-
-def test_port_in_use_is_one_clear_line(site: Site, tmp_path: Path, migrated_sqlite: Path) -> None:
-    shutil.copyfile(migrated_sqlite, tmp_path / "node.sqlite")
-    port = int(site.url.rsplit(":", 1)[1])
-    web = WebSettings(port=port, authentication="off")
-    with pytest.raises(ConfigError, match=rf"web: cannot listen on 127.0.0.1:{port} .*: change web.port"):
-        run_web(Settings(node=NodeSettings(data_dir=tmp_path), web=web), threading.Event())

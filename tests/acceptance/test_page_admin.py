@@ -45,6 +45,8 @@ def test_failed_delivery_is_tried_again_from_the_admin_page(site: Site, page: Pa
     page.locator("#jobs", has_text="ready again").wait_for()
     assert site.world.delivery_of(study_id) is DeliveryState.WAITING
     assert Action.JOB_RETRIED in site.world.actions()
+    page.get_by_role("button", name="Check the chain now").click()
+    page.locator("#chain", has_text="The chain is unbroken").wait_for()
 
 
 def test_failed_job_is_closed_with_a_reason(site: Site, page: Page) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import html
 import re
+import socket
+import time
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from pydantic import ValidationError
@@ -15,10 +18,11 @@ from sqlalchemy import Engine, update
 from db import facts
 from db.audit import Action
 from db.engine import db_now, read_scope, session_scope
-from db.tables import DeliveryState, Instance, Role, rows_of
+from db.tables import DeliveryState, Instance, Role, Verdict, rows_of
 from pacs_node.settings import Settings
 from pacs_node.settings.delivery import DestinationSettings
 from pacs_node.settings.web import GroupSettings, WebSettings
+from pacs_node.web.context import Web
 from pacs_node.web.reading import Shown, study_view
 from pacs_node.web.routes import administration, pages
 from pacs_node.web.routes.administration import Disk
@@ -287,6 +291,35 @@ def test_admin_page_shows_what_needs_a_person_and_no_patient(
     assert "Queue: no image waits" in page
     assert client.post("/admin/chain").json()["unbroken"] is True
     assert client.post("/admin/destinations/nobody/echo").status_code == 404
+
+
+def test_study_and_its_reviews_are_of_one_instant(small_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    study_id, client, note_view = small_world.suspected(), small_world.client(), Web.note_view
+
+    def answer_meanwhile(web: Web, viewed: UUID, what: str) -> None:
+        note_view(web, viewed, what)
+        with session_scope(small_world.engine) as session:
+            facts.add_review(session, viewed, verdict=Verdict.AGREE, comment="", reviewer="Late Reader", now=NOON)
+
+    monkeypatch.setattr(Web, "note_view", answer_meanwhile)
+    assert "Late Reader" not in client.get(f"/studies/{study_id}").text
+    assert "Late Reader" in client.get(f"/studies/{study_id}").text
+
+
+def test_echo_waits_as_long_as_the_settings_say(sqlite_engine: Engine, tmp_path: Path, models_folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        pacs = DestinationSettings(name="main", ae_title="PACS", host="127.0.0.1", port=silent.getsockname()[1])
+        settings = Settings(
+            node={"data_dir": tmp_path / "var"},
+            web=WebSettings(authentication="off"),
+            predict={"is_preloaded": False},
+            delivery={"connect_timeout_s": 0.3},
+            destinations=(pacs,),
+        )
+        client = make_world(sqlite_engine, tmp_path / "var", models_folder, settings=settings).client()
+        began = time.monotonic()
+        assert client.post("/admin/destinations/main/echo").json()["state"] == "silent"
+        assert time.monotonic() - began < 5
 
 
 def test_shelf_names_views_and_shows_the_images_that_are_still_here(small_world: World) -> None:

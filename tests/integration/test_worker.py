@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 
 from db import facts, queue
 from db.engine import Session, db_now, make_engine, read_scope, session_scope
-from db.facts.again import CannotBeRepeated
+from db.facts import CannotBeRepeated
 from db.tables import Answer, InstanceState, JobKind
 from models.predictor import DeviceOutOfMemory, Prediction, Predictor
 from models.registry import Registry

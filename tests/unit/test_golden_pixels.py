@@ -105,7 +105,6 @@ RGB_HW3 = np.repeat(GREY8_HW[..., None], 3, axis=2).astype(np.uint8)
 RAMP = np.arange(4096)
 NO_VOI = {"WindowCenter": None, "WindowWidth": None}
 NO_RESCALE = {"RescaleSlope": None, "RescaleIntercept": None}
-EXACT = {"WindowCenter": 2047.5, "WindowWidth": 4095, "VOILUTFunction": "LINEAR_EXACT"}
 
 WINDOWED: dict[str, tuple[Build, float]] = {
     "plain": (lambda: chest(), 1e-6),

@@ -3,11 +3,15 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from pynetdicom.utils import decode_bytes
 
 from pacs_node.errors import DeliveryDelayed
-from pacs_node.log import SELDOM_S, JsonFormatter, PlainFormatter, Seldom, describe
+from pacs_node.log import QUIET, QUOTING, SELDOM_S, JsonFormatter, PlainFormatter, Seldom, configure, describe
+from pacs_node.settings import LogSettings
 
 
 def record(**extra: object) -> logging.LogRecord:
@@ -70,3 +74,36 @@ def test_an_outage_is_told_once_a_minute_and_all_else_each_time() -> None:
     assert tells(1, action="store_refused")
     assert tells(1, action="store_refused")
     assert tells(SELDOM_S, action="database_away", task="settle")
+
+
+@pytest.fixture
+def log_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Yield the file of a role whose logs are set up as a node's are; afterwards logging is as before."""
+    root, libraries = logging.getLogger(), [logging.getLogger(name) for name in (*QUIET, *QUOTING, "py.warnings")]
+    before = [(logger, logger.level) for logger in (root, *libraries)]
+    monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
+    configure(LogSettings(), "listen", tmp_path)
+    ours = list(root.handlers)
+    yield tmp_path / "listen.log"
+    for handler in ours:
+        root.removeHandler(handler)
+        handler.close()
+    logging.captureWarnings(False)
+    for logger, level in before:
+        logger.setLevel(level)
+
+
+def test_no_byte_of_a_message_that_cannot_be_decoded_is_logged(
+    log_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoded = "Doe^Zoë".encode("latin-1")
+    with pytest.raises(ValueError, match="Unable to decode") as quoting:
+        decode_bytes(encoded)  # logs by itself, and where its error is caught
+    for name in ("pynetdicom.dul", "pynetdicom.dimse", "pynetdicom.association"):
+        try:
+            raise quoting.value
+        except ValueError as error:
+            logging.getLogger(name).exception(error)
+    told = log_file.read_text() + capsys.readouterr().err
+    assert "ValueError" in told
+    assert not any(quoted in told for quoted in ("44 6F", "0xeb", *QUOTING))

@@ -256,15 +256,6 @@ def test_job_that_crashes_its_worker_each_time_fails(session: Session, study_id:
     assert queue.reclaim_expired(session, policy=POLICY, now=now) == []
 
 
-def test_reclaim_looks_at_one_kind_when_asked(session: Session, study_id: UUID) -> None:
-    put(session, study_id)
-    job = take(session)[0]
-    queue.reclaim_expired(session, kind=JobKind.REPORT, policy=POLICY, now=NOON + 2 * MINUTE)
-    assert queue.show(session, job.id).state is JobState.RUNNING
-    queue.reclaim_expired(session, kind=JobKind.INFER, policy=POLICY, now=NOON + 2 * MINUTE)
-    assert queue.show(session, job.id).state is JobState.READY
-
-
 def test_retry_forgives_a_failed_job_and_no_other(session: Session, study_id: UUID) -> None:
     put(session, study_id)
     job = take(session)[0]

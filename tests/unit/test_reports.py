@@ -15,7 +15,6 @@ from db.facts import Asked, BuiltObject
 from db.queue import JobKind, JobState
 from db.tables import Answer, DeliveryState, Hold, InstanceState, Job, Prediction, Study, Verdict
 from tests.records import (
-    DAY,
     LATERAL,
     NOON,
     POLICY,
@@ -174,7 +173,7 @@ def test_built_report_is_recognised_and_queued_for_each_waiting_destination(sess
         DeliveryState.WAITING,
         (SR_ENHANCED, SR_3D),
     )
-    assert (delivery.study_id, delivery.revision, delivery.is_superseded) == (study_id, 1, False)
+    assert (delivery.study_id, delivery.revision) == (study_id, 1)
     assert facts.count_deliveries(session) == {("main", DeliveryState.WAITING): 1, ("archive", DeliveryState.HELD): 1}
 
 
@@ -185,12 +184,6 @@ def test_recording_a_built_report_twice_changes_nothing(session: Session, study_
     assert facts.report_facts(session, report_id).built_at == NOON
     assert len(jobs(session, JobKind.DELIVER)) == 1
     assert actions(session).count(Action.REPORT_BUILT) == 1
-
-
-def test_delivery_of_a_replaced_report_is_superseded(session: Session, study_id: UUID) -> None:
-    built(session, study_id)
-    freeze(session, study_id, Answer.PRESENT)
-    assert facts.delivery_facts(session, jobs(session, JobKind.DELIVER)[0].subject_id).is_superseded
 
 
 def test_delivery_keeps_what_was_chosen_and_is_sent_once(session: Session, study_id: UUID) -> None:
@@ -328,7 +321,7 @@ def finished(session: Session) -> UUID:
 
 
 def purgeable(session: Session) -> list[UUID]:
-    found = facts.purgeable_studies(session, older_than=NOON, now=NOON + 30 * DAY, limit=10)
+    found = facts.purgeable_studies(session, older_than=NOON, limit=10)
     return [study_id for study_id, _ in found]
 
 
@@ -404,7 +397,7 @@ def test_study_may_be_purged_only_when_everything_is_finished(
 
 def test_purged_study_keeps_its_rows_and_is_not_purged_again(session: Session) -> None:
     study_id = finished(session)
-    (_, paths) = facts.purgeable_studies(session, older_than=NOON, now=NOON, limit=10)[0]
+    (_, paths) = facts.purgeable_studies(session, older_than=NOON, limit=10)[0]
     assert facts.known_paths(session, paths) == set(paths)
     assert facts.mark_purged(session, study_id, NOON, paths=paths)
     assert facts.known_paths(session, paths) == set(), "what a crash left behind is swept"
@@ -416,7 +409,7 @@ def test_purged_study_keeps_its_rows_and_is_not_purged_again(session: Session) -
 
 def test_image_that_came_while_its_study_was_purged_is_not_forgotten(session: Session) -> None:
     study_id = finished(session)
-    (_, paths) = facts.purgeable_studies(session, older_than=NOON, now=NOON, limit=10)[0]
+    (_, paths) = facts.purgeable_studies(session, older_than=NOON, limit=10)[0]
     add_image(session, 2, is_judged=False, not_judged_reason=("not_an_image", "A state"))
     assert not facts.mark_purged(session, study_id, NOON, paths=paths)
     assert facts.mark_purged(session, study_id, NOON)

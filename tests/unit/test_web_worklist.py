@@ -182,7 +182,7 @@ def test_empty_list_says_why() -> None:
 def test_groups_alone_and_searches_stand_still() -> None:
     assert listed().is_live
     assert not worklist.list_view([], Counts(), view="all", choice=ALL, group="negative", now=NOON).is_live
-    assert not worklist.search_view([], "Doe", NOON).is_live
+    assert not worklist.search_view([], "Doe").is_live
 
 
 def test_href_leaves_out_what_is_not_set_and_quotes_the_rest() -> None:

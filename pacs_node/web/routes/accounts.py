@@ -19,6 +19,7 @@ from db.facts.accounts import Account, NameTaken
 from db.facts.credentials import NoSuchLink
 from db.tables import Role
 from pacs_node.passwords import (
+    LEAST_CHARACTERS,
     MOST_CHARACTERS,
     WeakPassword,
     check_password,
@@ -210,6 +211,7 @@ def show_door(
         "idle_minutes": settings.session_idle_minutes,
         "rests_until": rests_until,
         "reason": reason,
+        "most": MOST_CHARACTERS,
     }
     return web.templates.TemplateResponse(request, "login.html", context, status_code=status)
 
@@ -217,5 +219,6 @@ def show_door(
 def _setup(
     web: Web, request: Request, *, link: str = "", account: Account | None = None, fault: str = "", status: int = 200
 ) -> Response:
-    context: dict[str, Any] = {"link": link, "account": account, "fault": fault, "least": 12}
+    context: dict[str, Any] = {"link": link, "account": account, "fault": fault}
+    context |= {"least": LEAST_CHARACTERS, "most": MOST_CHARACTERS}
     return web.templates.TemplateResponse(request, "setup.html", context, status_code=status)

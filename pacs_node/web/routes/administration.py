@@ -133,7 +133,8 @@ def post_echo(web: WebContext, name: str) -> dict[str, str]:
     if destination is None or destination.kind != "dimse":
         raise HTTPException(404, "There is no such DICOM destination.")
     try:
-        echo(destination, calling_ae_title=web.settings.dicom.ae_title)
+        timeout_s = web.settings.delivery.connect_timeout_s
+        echo(destination, calling_ae_title=web.settings.dicom.ae_title, timeout_s=timeout_s)
     except DeliveryFailed as error:
         return {"state": "silent", "detail": f"{error}"}
     return {"state": "answers", "detail": f"{name} answered."}

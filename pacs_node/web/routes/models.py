@@ -11,6 +11,7 @@ from fastapi import APIRouter, HTTPException, Path
 
 from db import facts
 from db.engine import read_scope
+from db.facts.recalls import Model
 from db.tables import ModelState
 from models.card import NAME, VERSION
 from models.errors import ModelError, UnknownModel
@@ -72,7 +73,7 @@ def roll_back(web: WebContext, wanted: NewRollback) -> ActivationOut:
     return _activation(web, model, before)
 
 
-def _activation(web: Web, model: rollout.Model, before: rollout.Model) -> ActivationOut:
+def _activation(web: Web, model: Model, before: Model) -> ActivationOut:
     web.forget_card()
     return ActivationOut(
         active=ModelName(name=model[0], version=model[1]), before=ModelName(name=before[0], version=before[1])

@@ -19,9 +19,9 @@ from pydantic import BaseModel, ValidationError
 
 from db import facts
 from db.engine import Session, db_now, read_scope
-from db.facts import StudyDetail, StudySummary, Visible
+from db.facts import StudyDetail, StudyFilters, StudySummary, Visible
 from db.facts.groups import GROUP_SORTS
-from db.facts.study_filters import StudyFilters, count_groups, count_studies
+from db.facts.study_filters import count_groups, count_studies
 from db.tables import Verdict
 from pacs_node.web import blind, words, worklist
 from pacs_node.web.access import Role, requires
@@ -30,9 +30,9 @@ from pacs_node.web.meaning import meaning_of
 from pacs_node.web.query import Cursor, cursor_out
 from pacs_node.web.reading import Shown, study_view
 from pacs_node.web.routes.reviews import add_review
-from pacs_node.web.routes.studies import detail_of
 from pacs_node.web.rows import Row, row_of
 from pacs_node.web.schemas import NewReview, StudySearch
+from pacs_node.web.security import FORM
 from pacs_node.web.worklist import Choice, Counts
 
 router = APIRouter(include_in_schema=False, dependencies=[requires(Role.RADIOLOGIST, Role.ADMIN)])
@@ -42,7 +42,6 @@ ROWS, GROUP_ROWS = 100, 40
 """Studies on a page of one group, or that a search finds; and of each group in the whole list."""
 PRIORS, PRIORS_SHOWN = 20, 4
 """Earlier studies of a patient that are looked at, and that are shown."""
-FORM = "application/x-www-form-urlencoded"
 Sender = Annotated[str, Query(max_length=16, pattern=r"^[\x20-\x5b\x5d-\x7e]*$")]
 """Empty = all: it comes from a form."""
 PROBABILITY = r"^(0(\.[0-9]{1,6})?|1(\.0{1,6})?)?$"
@@ -191,7 +190,7 @@ def search(web: WebContext, request: Request, form: Form) -> HTMLResponse:
         web,
         request,
         "worklist.html",
-        {"page": "worklist", "list": worklist.search_view(rows, sought, now), "older": "", "periods": {}},
+        {"page": "worklist", "list": worklist.search_view(rows, sought), "older": "", "periods": {}},
     )
 
 
@@ -211,10 +210,10 @@ def show_study(
     web: WebContext, request: Request, study_id: UUID, image: UUID | None = None, beside: UUID | None = None
 ) -> HTMLResponse:
     """Show one study with its radiograph and the model's answer; the view is audited, and so is an earlier study's."""
-    study = detail_of(web, study_id)
+    with read_scope(web.engine) as session:  # one: the answer that is shown is the one that these reviews are about
+        study, reviews = facts.study_detail(session, study_id), facts.review_state(session, study_id)
+        priors, now = _priors(web, session, study), db_now(session)
     web.note_view(study_id, "page")
-    with read_scope(web.engine) as session:
-        reviews, priors, now = facts.review_state(session, study_id), _priors(web, session, study), db_now(session)
     if beside in [prior.summary.study_id for prior in priors]:
         web.note_view(beside, "beside")
     meaning = meaning_of(study, web.registry)
