@@ -25,6 +25,7 @@ KNOWN = EVERYONE - {Role.PUBLIC}
 
 router = APIRouter(prefix=API, tags=["accounts"], responses=documented(404, 409, 422), dependencies=[requires(*KNOWN)])
 ONLY_ADMIN = [requires(Role.ADMIN)]
+LETTING_IN = [requires(Role.ADMIN, password=True)]
 
 
 def _no_public(roles: list[Role]) -> list[Role]:
@@ -120,7 +121,7 @@ def list_accounts(web: WebContext) -> list[AccountOut]:
         return [_account_out(account) for account in accounts.list_accounts(session)]
 
 
-@router.post("/accounts", summary="Add an account", status_code=201, dependencies=ONLY_ADMIN)
+@router.post("/accounts", summary="Add an account", status_code=201, dependencies=LETTING_IN)
 def post_account(web: WebContext, wanted: NewAccount) -> AccountAndLink:
     """Add a person; the answer holds the one-time link by which they choose a password."""
     with web.change() as session:
@@ -138,7 +139,7 @@ def post_account(web: WebContext, wanted: NewAccount) -> AccountAndLink:
         return AccountAndLink(account=_account_out(account), link=invite(session, account.account_id, web.settings.web))
 
 
-@router.patch("/accounts/{account_id}", summary="Change or lock an account", dependencies=ONLY_ADMIN)
+@router.patch("/accounts/{account_id}", summary="Change or lock an account", dependencies=LETTING_IN)
 def patch_account(web: WebContext, account_id: UUID, change: AccountChange) -> AccountOut:
     """Change what is given; locking logs the person out everywhere."""
     with web.change() as session:
@@ -156,7 +157,7 @@ def patch_account(web: WebContext, account_id: UUID, change: AccountChange) -> A
         return _account_out(account)
 
 
-@router.post("/accounts/{account_id}/link", summary="Make a new password link", dependencies=ONLY_ADMIN)
+@router.post("/accounts/{account_id}/link", summary="Make a new password link", dependencies=LETTING_IN)
 def post_link(web: WebContext, account_id: UUID) -> AccountAndLink:
     """Return a new one-time link; an earlier one that was not used ends."""
     with web.change() as session:
@@ -173,7 +174,7 @@ def list_tokens(web: WebContext) -> list[TokenOut]:
         return [_token_out(token) for token in credentials.list_tokens(session)]
 
 
-@router.post("/tokens", summary="Make an API token", status_code=201, dependencies=ONLY_ADMIN)
+@router.post("/tokens", summary="Make an API token", status_code=201, dependencies=LETTING_IN)
 def post_token(web: WebContext, wanted: NewToken) -> TokenAndSecret:
     """Make a token for a program; its secret is in this answer alone."""
     secret = new_secret(TOKEN_PREFIX)
