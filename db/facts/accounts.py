@@ -16,6 +16,7 @@ from sqlalchemy import delete, insert, select, update
 from db import audit
 from db.audit import Action
 from db.engine import NoSuchRecord, Session
+from db.locks import wait_turn
 from db.tables import AccountLink, AccountRow, Role, WebSession, new_id, rows_of
 
 
@@ -122,11 +123,14 @@ def change_account(
 ) -> Account:
     """Change what is given; locking ends the account's sessions and open links, opening ends its rest too.
 
+    Changes come one after the other, so that two administrators who leave at once are told apart by `has_admin`.
+
     Raises
     ------
     NoSuchRecord
         There is no such account.
     """
+    wait_turn(session, "accounts")
     account = account_of(session, account_id)
     changes: dict[str, Any] = {}
     if roles is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from db.audit import Action
 from db.engine import db_now, session_scope
 from db.tables import DeliveryState, Role, WebSession, rows_of
 from models.registry import Registry
+from pacs_node.settings.web import GroupSettings
 from pacs_node.wiring import BUNDLED_MODELS
 from tests.browser import reader_at, unexpected, until
 from tests.site import Site, assert_fits, faults, open_study, served_site
@@ -154,11 +156,17 @@ def test_audit_trail_is_searched_page_by_page(site: Site, page: Page) -> None:
     assert_fits(page)
 
 
-def test_password_is_asked_before_what_reaches_far(site: Site, tmp_path: Path, migrated_sqlite: Path) -> None:
-    with (
-        served_site(site.browser, tmp_path, migrated_sqlite, web={"authentication": "required"}) as site,
-        reader_at(site.browser, site.url) as (page, complaints),
-    ):
+@pytest.fixture(scope="module")
+def guarded(site: Site, tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path) -> Iterator[Site]:
+    """A node with logins and two groups."""
+    groups = [GroupSettings(name=name, senders=(title,)) for name, title in (("ward_a", "CR_1"), ("ward_b", "CR_2"))]
+    with served_site(site.browser, tmp_path_factory.mktemp("guarded"), migrated_sqlite, web={"groups": groups}) as site:
+        yield site
+
+
+def test_password_is_asked_before_what_reaches_far(guarded: Site) -> None:
+    site = guarded
+    with reader_at(site.browser, site.url) as (page, complaints):
         site.world.add_account("ada", Role.ADMIN, password=PASSWORD)
         jobs = [site.world.break_delivery(site.study(number)) for number in (1, 2)]
         page.goto("/login?next=/admin")
@@ -206,3 +214,29 @@ def test_password_is_asked_before_what_reaches_far(site: Site, tmp_path: Path, m
         assert len(site.world.audited(Action.LIST_EXPORTED)) == 2
     refused = "status of 403"
     assert [said for said in unexpected(complaints) if refused not in said] == []
+
+
+def test_roles_and_groups_are_changed_on_the_admin_page(guarded: Site) -> None:
+    bea, _ = guarded.world.logged_in("bea", Role.ADMIN), guarded.world.add_account("carl", Role.RADIOLOGIST)
+    cookie = bea.cookies["pacs_node_session"]
+    with reader_at(guarded.browser, guarded.url, cookie=cookie) as (page, complaints):
+        page.goto("/admin")
+        assert "sections [[web.groups]]" in page.locator("#people").inner_text()
+        row = page.locator("#people tr", has_text="carl")
+        row.get_by_role("button", name="Change what carl may do").click()
+        ticked = page.locator("#ask input:checked")
+        ticked.wait_for()
+        assert ticked.evaluate_all("boxes => boxes.map((box) => box.value)") == ["radiologist"]
+        assert faults(page) == []
+        page.get_by_label("radiologist").uncheck()
+        page.locator("#ask-yes").click()
+        assert page.locator("#ask").is_visible(), "one role at least"
+        page.get_by_label("service").check()
+        page.get_by_label("ward_b").check()
+        with page.expect_navigation():
+            page.locator("#ask-yes").click()
+        assert "service" in row.inner_text()
+        assert "ward_b" in row.inner_text()
+        assert_fits(page)
+    assert guarded.world.audited(Action.ACCOUNT_CHANGED)[-1].actor == "user:bea"
+    assert unexpected(complaints) == []

@@ -22,7 +22,7 @@ const DO = {
   },
   async close(button, id) {
     const answer = await entrusted("Close this job without doing it?", "What it should have done stays marked as failed, and the images of its study may be purged after the retention time. Your name and reason go to the audit trail.", "Close it",
-      ({ reason }) => during(button, "closing …", () => ask("POST", `/api/v1/jobs/${id}/close`, { reason })), { fields: "ask-reason" });
+      (given) => during(button, "closing …", () => ask("POST", `/api/v1/jobs/${id}/close`, { reason: given.get("reason") })), { fields: ["ask-reason"] });
     if (!answer?.ok) return refused(answer);
     button.closest("td").textContent = "closed";
     toast("The job is closed.");
@@ -47,6 +47,11 @@ const DO = {
       ? [`Lock ${name}?`, "The person is logged out everywhere at once and cannot log in until you unlock the account.", "Lock"]
       : [`Unlock ${name}?`, "The person can log in again, as before.", "Unlock"];
     changed(await entrusted(title, text, word, () => ask("PATCH", `/api/v1/accounts/${id}`, { locked })));
+  },
+  async grant(button, id) {
+    const { name, roles, groups } = button.dataset, chosen = { role: roles.split(" "), group: groups.split(" ") };
+    changed(await entrusted(`What may ${name} do?`, "It counts at once, wherever the person is logged in.", "Change",
+      (given) => ask("PATCH", `/api/v1/accounts/${id}`, grants(given)), { fields: ["ask-grants"], chosen }));
   },
   async link(button, id) {
     const answer = await entrusted(`A new link for ${button.dataset.name}?`, "With it the person chooses a new password. An earlier link that was not used ends.", "Make the link",
@@ -78,9 +83,9 @@ const DO = {
   async training(button) {
     const text = `De-identified by PS3.15: dates shifted per patient, UIDs replaced, images with burned-in text left out. The export is recorded with your name. ${button.dataset.reviewed} studies are reviewed.`;
     const answer = await entrusted("Export reviews for training?", text, "Export", (wanted) => {
-      const since = wanted.since ? { since: new Date(`${wanted.since}T00:00`).toISOString() } : {};
-      return ask("POST", "/api/v1/exports/training", { ...since, accept_unstated: "unstated" in wanted });
-    }, { fields: "ask-export" });
+      const day = wanted.get("since"), since = day ? { since: new Date(`${day}T00:00`).toISOString() } : {};
+      return ask("POST", "/api/v1/exports/training", { ...since, accept_unstated: wanted.has("unstated") });
+    }, { fields: ["ask-export"] });
     if (!answer?.ok) return refused(answer);
     followExport();
   },
@@ -90,12 +95,15 @@ const DO = {
       ? ["A new API token", "For a program; it ends after a year.", "Make the token"]
       : ["A new user", "You get a link by which the person chooses a password.", "Add the user"];
     const answer = await entrusted(title, text, word,
-      ({ name, role }) => ask("POST", isToken ? "/api/v1/tokens" : "/api/v1/accounts", { name, roles: [role] }), { fields: "ask-fields" });
+      (given) => ask("POST", isToken ? "/api/v1/tokens" : "/api/v1/accounts", { name: given.get("name"), ...grants(given) }), { fields: ["ask-name", "ask-grants"] });
     if (!answer?.ok) return refused(answer);
     await reveal(isToken ? `The token ${answer.body.token.name}` : `The link for ${answer.body.account.name}`, answer.body.secret ?? answer.body.link);
     location.reload();
   },
 };
+
+/** Roles and groups as they are ticked. */
+const grants = (given) => ({ roles: given.getAll("role"), groups: given.getAll("group") });
 
 /** Say what a recall comes to, in its counts. */
 function recalled({ dry_run: isDry, recalled, replaced, noted, judged_anew, awaited, left }) {
@@ -181,6 +189,9 @@ $("#audit-search").addEventListener("submit", (event) => {
   $("#audit-export").href = `/api/v1/exports/audit?${new URLSearchParams([["format", "csv"], ...asked])}`;
   events();
 });
+const roles = $$("#ask-grants [name=role]");
+$("#ask-grants").addEventListener("change", () => roles[0].setCustomValidity(roles.some((box) => box.checked) ? "" : "Choose at least one role."));
+$("#ask form").addEventListener("reset", () => roles[0].setCustomValidity(""));
 for (const time of $$("#events time")) stamp(time);
 keys([]);
 if ($("#training").dataset.state === "running") followExport();

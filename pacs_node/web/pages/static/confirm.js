@@ -6,30 +6,38 @@ import { $, $$, ask, during, why } from "./shell.js";
 const PASSWORD = "/api/v1/session/password", WANTED = "urn:pacs-node:password-wanted";
 const dialog = $("#ask"), form = $("form", dialog), yes = $("#ask-yes"), typed = $("#ask-password input[type=password]"), fault = $("#ask-fault");
 
-/** Ask in the dialog; returns the form's fields, or null. `fields` is the id of what is asked beside; `isAgain` keeps what is filled in. */
-export function confirmed(title, text, word, { fields = "", isPasswordWanted = false, isAgain = false } = {}) {
+/**
+ * Ask in the dialog; returns the form's data, or null.
+ * `fields` are the ids of what is asked beside, `chosen` its boxes that are ticked, by name; `isAgain` keeps what is filled in.
+ */
+export function confirmed(title, text, word, { fields = [], chosen = {}, isPasswordWanted = false, isAgain = false } = {}) {
   if (dialog.open) return Promise.resolve(null);
   [$("#ask-title").textContent, $("#ask-text").textContent, yes.textContent, fault.textContent] = [title, text, word, ""];
-  for (const part of $$("[data-asked]", form)) part.hidden = part.id !== fields;
+  for (const part of $$("[data-asked]", form)) part.hidden = !fields.includes(part.id);
   $("#ask-password").hidden = !(typed.required = isPasswordWanted);
-  if (!isAgain) form.reset();
+  if (!isAgain) fill(chosen);
   dialog.returnValue = "no";
   dialog.showModal();
   return new Promise((done) => {
     dialog.onclose = () => {
       typed.value = "";
-      done(dialog.returnValue === "yes" ? Object.fromEntries(new FormData(form)) : null);
+      done(dialog.returnValue === "yes" ? new FormData(form) : null);
     };
   });
 }
 
 /** Confirm what reaches far, with the password where the node wants it, and do it; returns the node's answer, or null. */
-export async function entrusted(title, text, word, act, { fields = "" } = {}) {
+export async function entrusted(title, text, word, act, asked = {}) {
   for (let isAgain = false; ; isAgain = true) {
-    const given = await confirmed(title, text, word, { fields, isAgain, isPasswordWanted: await isPasswordWanted() });
+    const given = await confirmed(title, text, word, { ...asked, isAgain, isPasswordWanted: await isPasswordWanted() });
     const answer = given && await act(given);
     if (answer?.body?.type !== WANTED) return answer; // else the showing ran out in between
   }
+}
+
+function fill(chosen) {
+  form.reset();
+  for (const box of $$("[type=checkbox]", form)) if (box.name in chosen) box.checked = chosen[box.name].includes(box.value);
 }
 
 async function isPasswordWanted() {
