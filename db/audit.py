@@ -97,6 +97,7 @@ class Action(enum.StrEnum):
     LOGGED_IN = "logged_in"
     LOGGED_OUT = "logged_out"
     LOGIN_FAILED = "login_failed"
+    PASSWORD_SHOWN = "password_shown"
     ACCOUNT_CHANGED = "account_changed"
     TOKEN_CREATED = "token_created"
     TOKEN_REVOKED = "token_revoked"

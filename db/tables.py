@@ -738,6 +738,8 @@ class WebSession(Table):
     account_id: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"), index=True)
     created_at: Mapped[datetime]
     seen_at: Mapped[datetime]
+    confirmed_at: Mapped[datetime | None]
+    """When the person last showed their password anew; NULL = not since the login."""
 
 
 class AccountLink(Table):

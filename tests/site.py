@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 SERIOUS = ("serious", "critical")
+NO_LOGIN = {"authentication": "off"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +52,26 @@ class Site:
 
 @contextmanager
 def running_site(root: Path, database: Path, **reviews: Any) -> Iterator[Site]:
-    """Serve a node whose database is a copy of `database`; nobody logs in."""
+    """Serve a node whose database is a copy of `database`, with a browser; nobody logs in."""
+    with running_browser() as browser, served_site(browser, root, database, **reviews) as site:
+        yield site
+
+
+@contextmanager
+def served_site(
+    browser: Any, root: Path, database: Path, *, web: Mapping[str, Any] = NO_LOGIN, **reviews: Any
+) -> Iterator[Site]:
+    """Serve a node to a browser that runs already: there is one at a time."""
     shutil.copyfile(database, root / "node.sqlite")
     make_bundle(root / "models", name="drawn", version="0.0.1")
     settings = Settings(
         node=NodeSettings(data_dir=root),
-        web=WebSettings(port=free_port(), authentication="off"),
+        web=WebSettings(port=free_port(), **web),
         reviews=ReviewSettings(**reviews),
     )
     engine = make_engine(settings.database_url)
     world = make_world(engine, root, root / "models", settings=settings)
-    with serving(settings) as url, running_browser() as browser:
+    with serving(settings) as url:
         yield Site(world=world, url=url, browser=browser)
     engine.dispose()
 

@@ -73,9 +73,9 @@ class World:
                 accounts.set_password(session, account.account_id, hash_password(password), actor="test", now=now)
         return account.account_id
 
-    def logged_in(self, name: str, *roles: Role, groups: Sequence[str] = ()) -> TestClient:
+    def logged_in(self, name: str, *roles: Role, groups: Sequence[str] = (), password: str = "") -> TestClient:
         """Return the browser of a new person who is logged in, and whose page sends its token with every change."""
-        account_id, secret = self.add_account(name, *roles, groups=groups), new_secret()
+        account_id, secret = self.add_account(name, *roles, groups=groups, password=password), new_secret()
         with session_scope(self.engine) as session:
             credentials.open_session(session, secret, account_id, now=db_now(session))
         client = self.client_at("192.0.2.7", **{"X-CSRF-Token": csrf_of(secret)})

@@ -16,6 +16,7 @@ from sqlalchemy import delete, insert, select, update
 from db import audit
 from db.audit import Action
 from db.engine import NoSuchRecord, Session
+from db.locks import wait_turn
 from db.tables import AccountLink, AccountRow, Role, WebSession, new_id, rows_of
 
 
@@ -122,11 +123,14 @@ def change_account(
 ) -> Account:
     """Change what is given; locking ends the account's sessions and open links, opening ends its rest too.
 
+    Changes come one after the other, so that two administrators who leave at once are told apart by `has_admin`.
+
     Raises
     ------
     NoSuchRecord
         There is no such account.
     """
+    wait_turn(session, "accounts")
     account = account_of(session, account_id)
     changes: dict[str, Any] = {}
     if roles is not None:
@@ -176,14 +180,32 @@ def record_login(session: Session, account: Account, *, how: str, now: datetime)
     )
 
 
+def record_shown_password(session: Session, account: Account, *, now: datetime) -> None:
+    """Record that a person who is logged in showed their password anew; the wrong tries before it are forgotten."""
+    session.execute(update(_ACCOUNTS).where(_ACCOUNTS.c.id == account.account_id).values(failed_logins=0))
+    audit.append(session, Action.PASSWORD_SHOWN, actor=account.actor, subject_id=account.account_id, now=now)
+
+
 def record_failed_login(
-    session: Session, account_id: UUID | None, *, why: str, tries: int, rest_s: float, now: datetime
+    session: Session,
+    account_id: UUID | None,
+    *,
+    actor: str = "anyone",
+    why: str,
+    tries: int,
+    rest_s: float,
+    now: datetime,
 ) -> None:
     """Record that somebody was not let in; after `tries` wrong passwords in a row the account rests `rest_s` seconds.
 
     What was typed as a name is not kept: it may be a password in the wrong field.
+
+    Parameters
+    ----------
+    actor
+        Whose session it was in which a wrong password was shown.
     """
-    audit.append(session, Action.LOGIN_FAILED, actor="anyone", subject_id=account_id, details={"why": why}, now=now)
+    audit.append(session, Action.LOGIN_FAILED, actor=actor, subject_id=account_id, details={"why": why}, now=now)
     if account_id is None or why != "password":
         return
     counted = (
@@ -195,7 +217,7 @@ def record_failed_login(
     if session.execute(counted).scalar_one() >= tries:
         values = {"failed_logins": 0, "rests_until": now + timedelta(seconds=rest_s)}
         session.execute(update(_ACCOUNTS).where(_ACCOUNTS.c.id == account_id).values(**values))
-        _note(session, account_id, "anyone", now, what="rests")
+        _note(session, account_id, actor, now, what="rests")
 
 
 def hospital_account(

@@ -37,6 +37,8 @@ class SessionFacts:
 
     account: Account
     seen_at: datetime
+    confirmed_at: datetime | None
+    """When the password was last shown anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +83,7 @@ def session_of(session: Session, secret: str, *, idle_s: float, longest_s: float
         Seconds since the login after which it is over in any case.
     """
     wanted = (
-        select(*_ACCOUNTS.c, _SESSIONS.c.seen_at.label("session_seen_at"))
+        select(*_ACCOUNTS.c, _SESSIONS.c.seen_at.label("session_seen_at"), _SESSIONS.c.confirmed_at)
         .join(_SESSIONS, _SESSIONS.c.account_id == _ACCOUNTS.c.id)
         .where(
             _SESSIONS.c.token_sha256 == digest_of(secret),
@@ -91,12 +93,19 @@ def session_of(session: Session, secret: str, *, idle_s: float, longest_s: float
         )
     )
     row = session.execute(wanted).one_or_none()
-    return None if row is None else SessionFacts(account=account_from(row), seen_at=row.session_seen_at)
+    if row is None:
+        return None
+    return SessionFacts(account=account_from(row), seen_at=row.session_seen_at, confirmed_at=row.confirmed_at)
 
 
 def touch_session(session: Session, secret: str, *, now: datetime) -> None:
     """Note that the person is still there."""
     session.execute(update(_SESSIONS).where(_SESSIONS.c.token_sha256 == digest_of(secret)).values(seen_at=now))
+
+
+def confirm_session(session: Session, secret: str, *, now: datetime) -> None:
+    """Note that the person showed their password anew."""
+    session.execute(update(_SESSIONS).where(_SESSIONS.c.token_sha256 == digest_of(secret)).values(confirmed_at=now))
 
 
 def close_session(session: Session, secret: str) -> None:

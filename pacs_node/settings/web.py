@@ -89,6 +89,8 @@ class WebSettings(Section):
     cors_origins: tuple[str, ...] = ()
     session_idle_minutes: float = Field(15, gt=0)
     session_hours: float = Field(12, gt=0)
+    password_minutes: float = Field(5, gt=0)
+    """So long a password that was shown anew opens what reaches far."""
     login_tries: int = Field(5, ge=1, le=100)
     login_rest_minutes: float = Field(15, gt=0)
     logins_per_minute: int = Field(20, ge=1)

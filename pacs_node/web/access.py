@@ -36,6 +36,13 @@ group sees is a 404. Where a study's id stands in a body or in a query, call `we
 
 The program refuses to start with a route that declares nothing.
 
+What reaches far
+----------------
+Which model answers, what is taken back, closed or carried out, and who is let in: `requires(Role.ADMIN, password=True)`
+wants of a person, beside the role, the password anew, so that a desk that was left is not enough. `PasswordWanted` says
+so; a page answers it by asking and `POST /api/v1/session/password`, which holds for `web.password_minutes`. Programs
+with a token, people of the hospital's login and a node without logins have no password here, and are not asked.
+
 Writes from pages
 -----------------
 A request with a session cookie that changes something carries the token of `csrf_token(request)` (templates: the
@@ -66,10 +73,12 @@ from pacs_node.settings.web import WebSettings
 __all__ = [
     "EVERYONE",
     "Caller",
+    "PasswordWanted",
     "Requires",
     "Role",
     "Visitor",
     "declarations",
+    "require_password",
     "requires",
     "requires_off_loopback",
     "requires_to_predict",
@@ -104,6 +113,10 @@ class Visitor:
     """The studies that may be seen; None = all."""
     session: str | None = field(default=None, repr=False)
     """The session cookie that the request came with, once it was found genuine."""
+    has_password: bool = False
+    """A person with a password of this node; neither a token nor the hospital's login is one."""
+    has_shown_password: bool = False
+    """Anew, in the last `web.password_minutes`."""
     is_background: bool = False
     """The page asked by itself; nobody need be there who sees the answer."""
 
@@ -112,9 +125,23 @@ class Visitor:
         """Tell whether somebody logged in, or showed a token."""
         return self.account_id is not None or self.is_token
 
+    @property
+    def owes_password(self) -> bool:
+        """Tell whether the caller has to show their password before what reaches far."""
+        return self.has_password and not self.has_shown_password
+
     def may(self, *roles: Role) -> bool:
         """Tell whether one of these roles is the caller's; for templates that leave out what would be refused."""
         return not self.roles.isdisjoint(roles)
+
+
+class PasswordWanted(HTTPException):
+    """The caller may do this, and has to show their password first."""
+
+    problem_type = "urn:pacs-node:password-wanted"
+
+    def __init__(self) -> None:
+        super().__init__(403, "This wants your password anew: POST /api/v1/session/password, then try again.")
 
 
 NOBODY = Visitor(actor="web", name="nobody")
@@ -141,6 +168,7 @@ class Requires:
     roles: frozenset[Role]
     is_open_on_loopback: bool = False
     is_prediction: bool = False
+    wants_password: bool = False
 
     def __call__(self, request: Request) -> None:
         """Let the request pass.
@@ -149,12 +177,16 @@ class Requires:
         ------
         HTTPException
             401 nobody is logged in; 403 the caller has none of the roles; 404 the study belongs to another group.
+        PasswordWanted
+            403 the roles are enough, and the password was not shown anew.
         """
         caller, web = caller_of(request.scope), request.app.state.web
         if not self.takes(caller, web.settings.web):
             if caller.is_known:
                 raise HTTPException(403, NOT_YOURS.format(roles=" or ".join(sorted(self.roles - {Role.PUBLIC}))))
             raise _to_login(request) if is_page(request) else HTTPException(401, NO_LOGIN, BEARER)
+        if self.wants_password:
+            require_password(caller)
         for name in SUBJECTS if caller.visible is not None and caller.is_known else ():
             if name in request.path_params:
                 web.of(caller).require_visible(**{name: request.path_params[name]})
@@ -189,9 +221,21 @@ def _to_login(request: Request) -> HTTPException:
     return HTTPException(303, NO_LOGIN, {"Location": f"/login?{urlencode(wanted)}"})
 
 
-def requires(*roles: Role) -> Any:
-    """Declare the roles of a router or a route: one of them is enough."""
-    return Depends(Requires(frozenset(roles)))
+def require_password(caller: Visitor) -> None:
+    """Let a caller go on who owes no password.
+
+    Raises
+    ------
+    PasswordWanted
+        It was not shown anew.
+    """
+    if caller.owes_password:
+        raise PasswordWanted
+
+
+def requires(*roles: Role, password: bool = False) -> Any:
+    """Declare the roles of a router or a route: one of them is enough, with the password anew where that is wanted."""
+    return Depends(Requires(frozenset(roles), wants_password=password))
 
 
 def requires_off_loopback(*roles: Role) -> Any:

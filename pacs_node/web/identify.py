@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
@@ -13,8 +14,7 @@ from starlette.types import Scope
 
 from db.engine import db_now, read_scope, session_scope
 from db.facts import Visible, credentials
-from db.facts.accounts import Account
-from db.facts.credentials import TOUCH_EVERY_S
+from db.facts.credentials import TOUCH_EVERY_S, SessionFacts
 from db.facts.visibility import one_spelling
 from db.tables import Role
 from pacs_node.settings.web import WebSettings
@@ -112,11 +112,11 @@ def _by_session(web: Web, nobody: Visitor, secret: str) -> Visitor:
     if not nobody.is_background and (now - found.seen_at).total_seconds() > TOUCH_EVERY_S:
         with session_scope(web.engine) as session:
             credentials.touch_session(session, secret, now=db_now(session))
-    return visitor_of(found.account, nobody, settings, secret)
+    return _visitor_of(found, nobody, settings, secret, now)
 
 
-def visitor_of(account: Account, nobody: Visitor, settings: WebSettings, secret: str | None) -> Visitor:
-    """Return a person who is logged in."""
+def _visitor_of(found: SessionFacts, nobody: Visitor, settings: WebSettings, secret: str, now: datetime) -> Visitor:
+    account, holds = found.account, timedelta(minutes=settings.password_minutes)
     return replace(
         nobody,
         actor=account.actor,
@@ -125,6 +125,8 @@ def visitor_of(account: Account, nobody: Visitor, settings: WebSettings, secret:
         groups=account.groups,
         account_id=account.account_id,
         session=secret,
+        has_password=account.password_hash is not None,
+        has_shown_password=found.confirmed_at is not None and now - found.confirmed_at < holds,
         visible=_visible(account.roles, account.groups, settings),
     )
 

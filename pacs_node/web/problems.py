@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from db.engine import DatabaseAway, NoSuchRecord, SchemaMismatch
 from db.facts import CannotBeClosed, CannotBeRepeated, ForeignCursor
-from pacs_node.web.access import Role, declarations
+from pacs_node.web.access import PasswordWanted, Role, declarations
 from pacs_node.web.policy import HEADERS
 from pacs_node.web.render import RenderBusy, RenderRefused
 from pacs_node.web.schemas import Problem
@@ -40,6 +40,10 @@ def _documented(status: int) -> dict[str, Any]:
 
 BARE = {404: "There is nothing at this address.", 405: "This address does not take this method."}
 """In place of a framework's bare phrase."""
+PASSWORD_WANTED = (
+    f"Forbidden; of type `{PasswordWanted.problem_type}` where a person has to show their password anew: "
+    "`POST /api/v1/session/password`."
+)
 RETRY_AFTER_S = {503: "5", 429: "60"}
 
 
@@ -60,8 +64,15 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _on_bug)
 
 
-def problem(request: Request, status: int, detail: str, *, errors: list[dict[str, str]] | None = None) -> Response:
-    """Return the problem as JSON, or as a page to a browser that asked for one."""
+def problem(
+    request: Request,
+    status: int,
+    detail: str,
+    *,
+    kind: str = "about:blank",
+    errors: list[dict[str, str]] | None = None,
+) -> Response:
+    """Return the problem as JSON, or as a page to a browser that asked for one; programs know it by its `kind`."""
     title = HTTPStatus(status).phrase
     request_id = request.scope.get("state", {}).get("request_id", "")
     headers = HEADERS | ({"Retry-After": RETRY_AFTER_S[status]} if status in RETRY_AFTER_S else {})
@@ -71,7 +82,7 @@ def problem(request: Request, status: int, detail: str, *, errors: list[dict[str
             request, "error.html", context, status_code=status, headers=headers
         )
         return page
-    body: dict[str, Any] = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+    body: dict[str, Any] = {"type": kind, "title": title, "status": status, "detail": detail}
     if request_id:
         body["instance"] = f"urn:uuid:{request_id}"
     if errors:
@@ -98,6 +109,8 @@ def _with_tokens(document: dict[str, Any], app: FastAPI) -> dict[str, Any]:
             wanted = declared[f"{method.upper()} {path}"]
             is_public = all(Role.PUBLIC in one.roles for one in wanted)
             is_open = any(one.is_open_on_loopback or one.is_prediction for one in wanted)
+            if any(one.wants_password for one in wanted):
+                operation["responses"]["403"]["description"] = PASSWORD_WANTED
             operation["security"] = [] if is_public else [{"token": []}, {}] if is_open else [{"token": []}]
     return document
 
@@ -109,7 +122,8 @@ def _wants_page(request: Request) -> bool:
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     is_bare = error.detail == HTTPStatus(error.status_code).phrase
-    answer = problem(request, error.status_code, BARE.get(error.status_code, error.detail) if is_bare else error.detail)
+    detail = BARE.get(error.status_code, error.detail) if is_bare else error.detail
+    answer = problem(request, error.status_code, detail, kind=getattr(error, "problem_type", "about:blank"))
     answer.headers.update(error.headers or {})
     return answer
 

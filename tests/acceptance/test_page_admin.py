@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import update
 
 from db import audit
 from db.audit import Action
 from db.engine import db_now, session_scope
-from db.tables import DeliveryState
+from db.tables import DeliveryState, Role, WebSession, rows_of
 from models.registry import Registry
+from pacs_node.settings.web import GroupSettings
 from pacs_node.wiring import BUNDLED_MODELS
-from tests.browser import until
-from tests.site import Site, assert_fits, faults, open_study
+from tests.browser import reader_at, unexpected, until
+from tests.site import Site, assert_fits, faults, open_study, served_site
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 pytestmark = pytest.mark.acceptance
+
+PASSWORD = "a quiet harbour at dawn"
 
 
 def test_failed_delivery_is_sent_again_from_the_worklist(site: Site, page: Page) -> None:
@@ -110,7 +115,7 @@ def test_another_model_answers_by_the_page_and_what_it_said_is_taken_back(site: 
     site.world.report(said.study_id)
     page.goto("/admin")
     page.locator(f"[data-activate='{card.name}/{card.version}']").click()
-    assert "You are recorded" in page.locator("#ask").inner_text()
+    page.locator("#ask-text", has_text="You are recorded").wait_for()
     assert faults(page) == []
     page.locator("#ask-yes").click()
     page.locator("#models tr", has_text=card.version).filter(has_text="active: answers").wait_for()
@@ -151,3 +156,89 @@ def test_audit_trail_is_searched_page_by_page(site: Site, page: Page) -> None:
     assert page.url.endswith("/admin")
     assert faults(page) == []
     assert_fits(page)
+
+
+@pytest.fixture(scope="module")
+def guarded(site: Site, tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path) -> Iterator[Site]:
+    """A node with logins and two groups."""
+    groups = [GroupSettings(name=name, senders=(title,)) for name, title in (("ward_a", "CR_1"), ("ward_b", "CR_2"))]
+    with served_site(site.browser, tmp_path_factory.mktemp("guarded"), migrated_sqlite, web={"groups": groups}) as site:
+        yield site
+
+
+def test_password_is_asked_before_what_reaches_far(guarded: Site) -> None:
+    site = guarded
+    with reader_at(site.browser, site.url) as (page, complaints):
+        site.world.add_account("ada", Role.ADMIN, password=PASSWORD)
+        jobs = [site.world.break_delivery(site.study(number)) for number in (1, 2)]
+        page.goto("/login?next=/admin")
+        page.get_by_label("User name").fill("ada")
+        page.get_by_label("Password", exact=True).fill(PASSWORD)
+        page.get_by_role("button", name="Log in").click()
+        page.wait_for_url("**/admin")
+        password = page.get_by_label("Your password")
+
+        page.locator(f"[data-close='{jobs[0]}']").click()
+        page.get_by_label("Reason").select_option("done_elsewhere")
+        page.get_by_role("button", name="Close it").click()
+        assert page.locator("#ask").is_visible(), "an empty field is no try"
+        password.fill("something else")
+        password.press("Enter")
+        page.locator("#ask-fault", has_text="is not your password").wait_for()
+        assert faults(page) == []
+        password.fill(PASSWORD)
+        password.press("Enter")
+        page.locator(".toast", has_text="The job is closed.").wait_for()
+        assert site.world.audited(Action.JOB_CLOSED)[-1].details["reason"] == "done_elsewhere"
+
+        with page.expect_download():
+            page.locator("#exports").get_by_role("link", name="Studies").click()
+        page.locator(f"[data-close='{jobs[1]}']").click()
+        page.get_by_label("Reason").select_option("not_wanted")
+        assert password.is_hidden(), "it was shown just now"
+        with session_scope(site.world.engine) as session:
+            session.execute(update(rows_of(WebSession)).values(confirmed_at=None))
+        page.get_by_role("button", name="Close it").click()
+        password.fill(PASSWORD)
+        page.get_by_role("button", name="Close it").click()
+        page.locator("#jobs td", has_text="closed").nth(1).wait_for()
+        assert site.world.audited(Action.JOB_CLOSED)[-1].details["reason"] == "not_wanted"
+
+        with session_scope(site.world.engine) as session:
+            session.execute(update(rows_of(WebSession)).values(confirmed_at=None))
+        page.goto("/?view=all&sender=CR_ROOM_1")
+        page.get_by_role("button", name="More filters").click()
+        page.get_by_role("link", name="Export as CSV").click()
+        password.fill(PASSWORD)
+        with page.expect_download():
+            page.get_by_role("button", name="Export", exact=True).click()
+        assert len(site.world.audited(Action.PASSWORD_SHOWN)) == 3
+        assert len(site.world.audited(Action.LIST_EXPORTED)) == 2
+    refused = "status of 403"
+    assert [said for said in unexpected(complaints) if refused not in said] == []
+
+
+def test_roles_and_groups_are_changed_on_the_admin_page(guarded: Site) -> None:
+    bea, _ = guarded.world.logged_in("bea", Role.ADMIN), guarded.world.add_account("carl", Role.RADIOLOGIST)
+    cookie = bea.cookies["pacs_node_session"]
+    with reader_at(guarded.browser, guarded.url, cookie=cookie) as (page, complaints):
+        page.goto("/admin")
+        assert "sections [[web.groups]]" in page.locator("#people").inner_text()
+        row = page.locator("#people tr", has_text="carl")
+        row.get_by_role("button", name="Change what carl may do").click()
+        ticked = page.locator("#ask input:checked")
+        ticked.wait_for()
+        assert ticked.evaluate_all("boxes => boxes.map((box) => box.value)") == ["radiologist"]
+        assert faults(page) == []
+        page.get_by_label("radiologist").uncheck()
+        page.locator("#ask-yes").click()
+        assert page.locator("#ask").is_visible(), "one role at least"
+        page.get_by_label("service").check()
+        page.get_by_label("ward_b").check()
+        with page.expect_navigation():
+            page.locator("#ask-yes").click()
+        assert "service" in row.inner_text()
+        assert "ward_b" in row.inner_text()
+        assert_fits(page)
+    assert guarded.world.audited(Action.ACCOUNT_CHANGED)[-1].actor == "user:bea"
+    assert unexpected(complaints) == []

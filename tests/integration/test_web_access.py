@@ -428,6 +428,7 @@ def test_every_change_is_audited_with_who_and_from_where(node: World) -> None:
     client = node.client_at("192.0.2.7")
     assert log_in(client, "anna", PASSWORD) == 303
     client.headers["X-CSRF-Token"] = csrf_of(client.cookies["pacs_node_session"])
+    assert client.post("/api/v1/session/password", json={"password": PASSWORD}).status_code == 200
     (image,) = client.get("/api/v1/results").json()["items"]
     (delivery,) = client.get("/api/v1/deliveries").json()["items"]
     bert = client.post("/api/v1/accounts", json={"name": "bert", "roles": ["radiologist"]}).json()["account"]
@@ -447,7 +448,14 @@ def test_every_change_is_audited_with_who_and_from_where(node: World) -> None:
     with read_scope(node.engine) as session:
         told = [event for event in audit.tail(session, 200) if event.actor == "user:anna"]
     assert {event.action for event in told if event.details.get("from") == "192.0.2.7"} == {
-        *(Action.LOGGED_IN, Action.LOGGED_OUT, Action.STUDY_VIEWED, Action.STUDY_SEARCHED, Action.LIST_EXPORTED),
+        *(
+            Action.LOGGED_IN,
+            Action.LOGGED_OUT,
+            Action.PASSWORD_SHOWN,
+            Action.STUDY_VIEWED,
+            Action.STUDY_SEARCHED,
+            Action.LIST_EXPORTED,
+        ),
         *(Action.REVIEW_ADDED, Action.INSTANCE_RERUN, Action.DELIVERY_RESENT),
         *(Action.ACCOUNT_CHANGED, Action.TOKEN_CREATED, Action.TOKEN_REVOKED),
     }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ import pytest
 from sqlalchemy import Engine
 
 from db.audit import Action
-from db.engine import db_now, read_scope
+from db.engine import db_now, read_scope, session_scope
+from db.facts import accounts
 from db.tables import DeliveryState, Role
 from pacs_node.settings.web import GroupSettings, WebSettings
 from pacs_node.web.access import declarations
@@ -185,3 +188,54 @@ def test_an_institution_is_on_no_page_and_in_no_log(grouped: World, caplog: pyte
             assert answer.status_code == 200
             assert "amonia" not in answer.text
     assert "amonia" not in "".join(f"{record.getMessage()}{vars(record)}" for record in caplog.records)
+
+
+def test_administrator_changes_what_an_account_may_do(grouped: World) -> None:
+    own = f"/api/v1/studies/{grouped.receive(1, **OWN['ward_a']).study_id}"
+    anna, ada = grouped.logged_in("anna", Role.RADIOLOGIST), grouped.logged_in("ada", Role.ADMIN)
+    ids = {one["name"]: f"/api/v1/accounts/{one['account_id']}" for one in ada.get("/api/v1/accounts").json()}
+    assert anna.get(own).status_code == 404
+    changed = ada.patch(ids["anna"], json={"roles": ["radiologist", "service"], "groups": ["ward_a"]})
+    assert (changed.json()["roles"], changed.json()["groups"]) == (["radiologist", "service"], ["ward_a"])
+    assert anna.get(own).status_code == 200, "it counts at once"
+    told = grouped.audited(Action.ACCOUNT_CHANGED)[-1]
+    assert (told.actor, told.details["from"]) == ("user:ada", "192.0.2.7")
+    assert told.details | {"roles": "radiologist service", "groups": "ward_a", "account": "anna"} == told.details
+    unknown = {"name": "eve", "roles": ["service"], "groups": ["ward_a", "ward_z"]}
+    for answer in (
+        ada.patch(ids["anna"], json={"groups": ["ward_z"]}),
+        ada.post("/api/v1/accounts", json=unknown),
+        ada.post("/api/v1/tokens", json=unknown),
+    ):
+        assert (answer.status_code, "no [[web.groups]] named ward_z." in answer.text) == (422, True)
+    assert ada.patch(ids["ada"], json={"roles": ["radiologist"]}).status_code == 409, "the last administrator stays one"
+    assert ada.patch(ids["anna"], json={"roles": ["admin"]}).status_code == 200
+    assert ada.patch(ids["ada"], json={"roles": ["radiologist"]}).status_code == 200
+    assert ada.get("/api/v1/accounts").status_code == 403
+
+
+def test_two_administrators_who_leave_at_once_do_not_both(grouped: World) -> None:
+    both = [grouped.logged_in(name, Role.ADMIN) for name in ("ada", "bea")]
+    ids = [one["account_id"] for one in both[0].get("/api/v1/accounts").json()]
+    start = threading.Barrier(2)
+
+    def leave(number: int) -> int:
+        start.wait()
+        return both[number].patch(f"/api/v1/accounts/{ids[number]}", json={"roles": ["radiologist"]}).status_code
+
+    with ThreadPoolExecutor(2) as threads:
+        assert sorted(threads.map(leave, (0, 1))) == [200, 409]
+
+
+def test_what_the_hospital_says_of_its_people_is_not_changed_here(grouped: World) -> None:
+    ada = grouped.logged_in("ada", Role.ADMIN)
+    with session_scope(grouped.engine) as session:
+        now = db_now(session)
+        anna = accounts.hospital_account(session, "s-1", "anna", roles={Role.RADIOLOGIST}, groups=(), now=now)
+    address = f"/api/v1/accounts/{anna.account_id}"
+    assert ada.patch(address, json={"roles": ["admin"]}).status_code == 409
+    assert ada.patch(address, json={"groups": ["ward_a"]}).status_code == 409
+    assert ada.patch(address, json={"locked": True}).json()["is_locked"] is True
+    row = re.search(r"<tr><td>anna.*?</tr>", ada.get("/admin").text)
+    assert row is not None
+    assert "data-grant" not in row[0]

@@ -55,12 +55,10 @@ def log_in(web: WebContext, request: Request, user: Name = "", password: Passwor
     request.state.is_noted = True  # told in the trail as a login, not as a refused address
     web.limits.take_login(web.caller.address)
     name = accounts.normal_name(user)
-    with read_scope(web.engine) as session:
-        account = accounts.find_account(session, name)
-    is_right = is_password(password, account.password_hash if account else None)
+    is_right = is_password_of(web, name, password)
     secret = new_secret()
     with web.change() as session:
-        rests_until, is_in = _judge(web, session, name, is_right)
+        rests_until, is_in = judge(web, session, name, is_right)
         if is_in is not None:
             if is_outdated(is_in.password_hash or ""):
                 accounts.renew_hash(session, is_in.account_id, hash_password(password))
@@ -72,8 +70,20 @@ def log_in(web: WebContext, request: Request, user: Name = "", password: Passwor
     return show_door(web, request, word="wrong", next=next, status=401)
 
 
-def _judge(web: Web, session: Session, name: str, is_right: bool) -> tuple[str, Account | None]:
-    """Decide in the transaction that counts, so that guesses side by side are not worth more than one by one."""
+def is_password_of(web: Web, name: str, password: str) -> bool:
+    """Compare, which takes its time, before any transaction that writes."""
+    with read_scope(web.engine) as session:
+        account = accounts.find_account(session, name)
+    return is_password(password, account.password_hash if account else None)
+
+
+def judge(
+    web: Web, session: Session, name: str, is_right: bool, *, actor: str = "anyone"
+) -> tuple[str, Account | None]:
+    """Decide in the transaction that counts, so that guesses side by side are not worth more than one by one.
+
+    Returns until when the account rests (HH:MM), if so, and whose password it was; None = it is refused, and counted.
+    """
     settings, now = web.settings.web, db_now(session)
     account = accounts.find_account(session, name)
     is_resting = account is not None and account.rests_until is not None and account.rests_until > now
@@ -83,6 +93,7 @@ def _judge(web: Web, session: Session, name: str, is_right: bool) -> tuple[str, 
     accounts.record_failed_login(
         session,
         account.account_id if account else None,
+        actor=actor,
         why=why if account else "unknown name",
         tries=settings.login_tries,
         rest_s=60 * settings.login_rest_minutes,

@@ -116,6 +116,7 @@ def show_administration(web: WebContext, request: Request) -> HTMLResponse:
     context |= {"training": web.training.standing(), "exports": EXPORTS, "actions": list(Action)} | _models(web)
     context |= {
         "page": "admin",
+        "groups": web.settings.web.groups,
         "checks": checks,
         "disk": _disk(web, daily_bytes),
         "pace_days": PACE_DAYS,

@@ -48,7 +48,7 @@ router = APIRouter(
     prefix=f"{API}/exports",
     tags=["exports"],
     responses=documented(422),
-    dependencies=[requires(Role.ADMIN)],
+    dependencies=[requires(Role.ADMIN, password=True)],
 )
 
 Kind = Annotated[FileKind, Query(alias="format")]

@@ -18,7 +18,7 @@ from models.errors import ModelError, UnknownModel
 from pacs_node import rollout
 from pacs_node.errors import ConfigError
 from pacs_node.recall import Order, noting_destinations, recall_model, sums_of
-from pacs_node.web.access import Role, requires
+from pacs_node.web.access import Role, require_password, requires
 from pacs_node.web.admin_schemas import ActivationOut, ModelVersionOut, NewRecall, NewRollback, RecallOut
 from pacs_node.web.context import Web, WebContext
 from pacs_node.web.problems import documented
@@ -35,6 +35,7 @@ router = APIRouter(
 Name = Annotated[str, Path(pattern=f"^{NAME}$", examples=["chest-pneumonia"])]
 Version = Annotated[str, Path(max_length=32, pattern=f"^{VERSION}$", examples=["0.2.0"])]
 CHANGING: dict[str, Any] = {"dependencies": [requires(Role.ADMIN)], "responses": documented(404, 409)}
+SPEAKING: dict[str, Any] = CHANGING | {"dependencies": [requires(Role.ADMIN, password=True)]}
 
 
 @router.get("", summary="List model versions")
@@ -46,7 +47,7 @@ def list_models(web: WebContext, state: ModelState | None = None) -> Page[ModelV
     return Page(items=[ModelVersionOut.model_validate(version) for version in shown], next_cursor=None)
 
 
-@router.post("/{name}/{version}/activate", summary="Let a version answer", **CHANGING)
+@router.post("/{name}/{version}/activate", summary="Let a version answer", **SPEAKING)
 def activate_version(web: WebContext, name: Name, version: Version) -> ActivationOut:
     """Let a version answer from now on, as `pacs-node models activate` does; a recall of it is lifted. Audited.
 
@@ -59,7 +60,7 @@ def activate_version(web: WebContext, name: Name, version: Version) -> Activatio
     return _activation(web, (name, version), before)
 
 
-@router.post("/rollback", summary="Let the version before answer", **CHANGING)
+@router.post("/rollback", summary="Let the version before answer", **SPEAKING)
 def roll_back(web: WebContext, wanted: NewRollback) -> ActivationOut:
     """Return to the version that answered before, recalled ones passed over, as `pacs-node models rollback`. Audited.
 
@@ -95,8 +96,11 @@ def _told() -> Iterator[None]:
 def recall_version(web: WebContext, name: Name, version: Version, wanted: NewRecall) -> RecallOut:
     """Mark, judge anew, replace and reject everything that a version said, as `pacs-node recall` does; audited.
 
-    404 for a version that never said anything and is in no model folder; 409 while it is the one that answers.
+    404 for a version that never said anything and is in no model folder; 409 while it is the one that answers. A dry
+    run wants no password.
     """
+    if not wanted.dry_run:
+        require_password(web.caller)
     order = Order(
         model=(name, version),
         since=wanted.since,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Annotated
 from uuid import UUID
@@ -17,7 +18,7 @@ from db.tables import Role
 from pacs_node.invitations import invite
 from pacs_node.passwords import TOKEN_PREFIX, new_secret
 from pacs_node.web.access import EVERYONE, requires
-from pacs_node.web.context import WebContext
+from pacs_node.web.context import Web, WebContext
 from pacs_node.web.problems import documented
 from pacs_node.web.routes import API
 
@@ -25,6 +26,7 @@ KNOWN = EVERYONE - {Role.PUBLIC}
 
 router = APIRouter(prefix=API, tags=["accounts"], responses=documented(404, 409, 422), dependencies=[requires(*KNOWN)])
 ONLY_ADMIN = [requires(Role.ADMIN)]
+LETTING_IN = [requires(Role.ADMIN, password=True)]
 
 
 def _no_public(roles: list[Role]) -> list[Role]:
@@ -120,9 +122,10 @@ def list_accounts(web: WebContext) -> list[AccountOut]:
         return [_account_out(account) for account in accounts.list_accounts(session)]
 
 
-@router.post("/accounts", summary="Add an account", status_code=201, dependencies=ONLY_ADMIN)
+@router.post("/accounts", summary="Add an account", status_code=201, dependencies=LETTING_IN)
 def post_account(web: WebContext, wanted: NewAccount) -> AccountAndLink:
     """Add a person; the answer holds the one-time link by which they choose a password."""
+    _know_groups(web, wanted.groups)
     with web.change() as session:
         try:
             account = accounts.add_account(
@@ -138,10 +141,17 @@ def post_account(web: WebContext, wanted: NewAccount) -> AccountAndLink:
         return AccountAndLink(account=_account_out(account), link=invite(session, account.account_id, web.settings.web))
 
 
-@router.patch("/accounts/{account_id}", summary="Change or lock an account", dependencies=ONLY_ADMIN)
+@router.patch("/accounts/{account_id}", summary="Change or lock an account", dependencies=LETTING_IN)
 def patch_account(web: WebContext, account_id: UUID, change: AccountChange) -> AccountOut:
-    """Change what is given; locking logs the person out everywhere."""
+    """Change what is given, at once and wherever the person is logged in; locking logs them out everywhere. Audited.
+
+    409 where it would leave no administrator, and for roles and groups of the hospital's people: its login says them.
+    """
+    _know_groups(web, change.groups or ())
     with web.change() as session:
+        is_of_hospital = accounts.account_of(session, account_id).is_of_hospital
+        if is_of_hospital and (change.roles is not None or change.groups is not None):
+            raise HTTPException(409, "The hospital's login says, each time, what this person may do.")
         account = accounts.change_account(
             session,
             account_id,
@@ -156,7 +166,7 @@ def patch_account(web: WebContext, account_id: UUID, change: AccountChange) -> A
         return _account_out(account)
 
 
-@router.post("/accounts/{account_id}/link", summary="Make a new password link", dependencies=ONLY_ADMIN)
+@router.post("/accounts/{account_id}/link", summary="Make a new password link", dependencies=LETTING_IN)
 def post_link(web: WebContext, account_id: UUID) -> AccountAndLink:
     """Return a new one-time link; an earlier one that was not used ends."""
     with web.change() as session:
@@ -173,9 +183,10 @@ def list_tokens(web: WebContext) -> list[TokenOut]:
         return [_token_out(token) for token in credentials.list_tokens(session)]
 
 
-@router.post("/tokens", summary="Make an API token", status_code=201, dependencies=ONLY_ADMIN)
+@router.post("/tokens", summary="Make an API token", status_code=201, dependencies=LETTING_IN)
 def post_token(web: WebContext, wanted: NewToken) -> TokenAndSecret:
     """Make a token for a program; its secret is in this answer alone."""
+    _know_groups(web, wanted.groups)
     secret = new_secret(TOKEN_PREFIX)
     with web.change() as session:
         now = db_now(session)
@@ -200,6 +211,12 @@ def delete_token(web: WebContext, token_id: UUID) -> TokenOut:
     """End a token at once."""
     with web.change() as session:
         return _token_out(credentials.revoke_token(session, token_id, actor=web.caller.actor, now=db_now(session)))
+
+
+def _know_groups(web: Web, wanted: Iterable[str]) -> None:
+    unknown = sorted(set(wanted) - {group.name for group in web.settings.web.groups})
+    if unknown:
+        raise HTTPException(422, f"The configuration has no [[web.groups]] named {', '.join(unknown)}.")
 
 
 def _account_out(account: Account) -> AccountOut:

@@ -23,10 +23,11 @@ router = APIRouter(
     dependencies=[requires(Role.ADMIN)],
 )
 
+TAKING_OUT = [requires(Role.ADMIN, password=True)]
 ZIP: dict[int | str, dict[str, Any]] = {200: {"content": {"application/zip": {}}}}
 
 
-@router.post("", summary="Make a training export", status_code=202, responses=documented(409))
+@router.post("", summary="Make a training export", status_code=202, dependencies=TAKING_OUT, responses=documented(409))
 def start_training_export(web: WebContext, wanted: NewTrainingExport) -> TrainingExportOut:
     """Begin to write the reviewed studies as de-identified training data, as `pacs-node export-reviews` does.
 
@@ -48,7 +49,11 @@ def get_training_export(web: WebContext) -> TrainingExportOut:
 
 
 @router.get(
-    "/file", summary="Download the training export", response_class=StreamingResponse, responses=ZIP | documented(404)
+    "/file",
+    summary="Download the training export",
+    dependencies=TAKING_OUT,
+    response_class=StreamingResponse,
+    responses=ZIP | documented(404),
 )
 def get_training_file(web: WebContext) -> StreamingResponse:
     """Return the newest whole export as a ZIP; each download is audited."""

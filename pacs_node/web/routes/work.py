@@ -49,7 +49,12 @@ def retry_job(web: WebContext, job_id: UUID) -> Done:
     return Done(study_id=job.study_id, subject_id=job.subject_id, detail="The job waits for its turn.")
 
 
-@router.post("/jobs/{job_id}/close", summary="Let a failed job rest undone", responses=documented(409))
+@router.post(
+    "/jobs/{job_id}/close",
+    summary="Let a failed job rest undone",
+    responses=documented(409),
+    dependencies=[requires(Role.ADMIN, password=True)],
+)
 def close_job(web: WebContext, job_id: UUID, closing: NewClosing) -> Done:
     """Take a failed job off the list of what waits for a person; audited. 404 where it did not fail, 409 for a report.
 

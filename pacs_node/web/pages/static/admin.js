@@ -1,28 +1,9 @@
 // The administrator's buttons. What cannot be taken back asks first, and names its consequence on the button.
 
-import { $, $$, BACKGROUND, ask, keys, toast } from "./shell.js";
+import { $, $$, BACKGROUND, ask, during, keys, toast, why } from "./shell.js";
+import { confirmed, entrusted } from "./confirm.js";
 
 const EXPORT_LOOK_MS = 2000, LONG_MS = 300_000, EVENTS = 40;
-
-/** Ask in a dialog; returns the form's fields, or null. */
-function confirmed(title, text, yes, { fields = "" } = {}) {
-  const dialog = $("#ask");
-  [$("#ask-title").textContent, $("#ask-text").textContent, $("#ask-yes").textContent] = [title, text, yes];
-  for (const id of ["ask-fields", "ask-reason", "ask-export"]) $(`#${id}`).hidden = id !== fields;
-  $("form", dialog).reset();
-  dialog.returnValue = "no";
-  dialog.showModal();
-  return new Promise((done) => {
-    dialog.onclose = () => done(dialog.returnValue === "yes" ? Object.fromEntries(new FormData($("form", dialog))) : null);
-  });
-}
-
-// Enter in a field says yes; without this the browser presses the first button, which is Cancel.
-$("#ask").addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || !event.target.matches("input:not([type=checkbox])")) return;
-  event.preventDefault();
-  $("#ask-yes").click();
-});
 
 /** Show a secret once. */
 function reveal(title, secret) {
@@ -32,16 +13,6 @@ function reveal(title, secret) {
   return new Promise((done) => { $("#shown").onclose = done; });
 }
 
-async function during(button, word, act) {
-  const before = button.textContent;
-  Object.assign(button, { disabled: true, textContent: word });
-  const answer = await act();
-  Object.assign(button, { disabled: false, textContent: before });
-  return answer;
-}
-
-const why = (answer) => answer.body?.detail ?? `The node answered ${answer.status}.`;
-
 const DO = {
   async retry(button, id) {
     const answer = await during(button, "asking …", () => ask("POST", `/api/v1/jobs/${id}/retry`));
@@ -50,10 +21,9 @@ const DO = {
     toast("The job is ready again; a worker takes it next.");
   },
   async close(button, id) {
-    const given = await confirmed("Close this job without doing it?", "What it should have done stays marked as failed, and the images of its study may be purged after the retention time. Your name and reason go to the audit trail.", "Close it", { fields: "ask-reason" });
-    if (!given) return;
-    const answer = await during(button, "closing …", () => ask("POST", `/api/v1/jobs/${id}/close`, { reason: given.reason }));
-    if (!answer.ok) return toast(why(answer));
+    const answer = await entrusted("Close this job without doing it?", "What it should have done stays marked as failed, and the images of its study may be purged after the retention time. Your name and reason go to the audit trail.", "Close it",
+      (given) => during(button, "closing …", () => ask("POST", `/api/v1/jobs/${id}/close`, { reason: given.get("reason") })), { fields: ["ask-reason"] });
+    if (!answer?.ok) return refused(answer);
     button.closest("td").textContent = "closed";
     toast("The job is closed.");
   },
@@ -72,56 +42,68 @@ const DO = {
     changed(await ask("DELETE", `/api/v1/tokens/${id}`));
   },
   async lock(button, id) {
-    const locked = button.dataset.locked === "no";
-    if (locked && !await confirmed(`Lock ${button.dataset.name}?`, "The person is logged out everywhere at once and cannot log in until you unlock the account.", "Lock")) return;
-    changed(await ask("PATCH", `/api/v1/accounts/${id}`, { locked }));
+    const locked = button.dataset.locked === "no", { name } = button.dataset;
+    const [title, text, word] = locked
+      ? [`Lock ${name}?`, "The person is logged out everywhere at once and cannot log in until you unlock the account.", "Lock"]
+      : [`Unlock ${name}?`, "The person can log in again, as before.", "Unlock"];
+    changed(await entrusted(title, text, word, () => ask("PATCH", `/api/v1/accounts/${id}`, { locked })));
+  },
+  async grant(button, id) {
+    const { name, roles, groups } = button.dataset, chosen = { role: roles.split(" "), group: groups.split(" ") };
+    changed(await entrusted(`What may ${name} do?`, "It counts at once, wherever the person is logged in.", "Change",
+      (given) => ask("PATCH", `/api/v1/accounts/${id}`, grants(given)), { fields: ["ask-grants"], chosen }));
   },
   async link(button, id) {
-    if (!await confirmed(`A new link for ${button.dataset.name}?`, "With it the person chooses a new password. An earlier link that was not used ends.", "Make the link")) return;
-    const answer = await ask("POST", `/api/v1/accounts/${id}/link`);
-    if (!answer.ok) return toast(why(answer));
+    const answer = await entrusted(`A new link for ${button.dataset.name}?`, "With it the person chooses a new password. An earlier link that was not used ends.", "Make the link",
+      () => ask("POST", `/api/v1/accounts/${id}/link`));
+    if (!answer?.ok) return refused(answer);
     await reveal(`The link for ${button.dataset.name}`, answer.body.link);
   },
   async activate(button, model) {
     const lifted = button.dataset.recalled === "yes" ? " It was recalled: that is lifted." : "";
-    if (!await confirmed(`Let ${button.dataset.name} answer?`, `Its weights are checked first. From then on its answers go to the PACS; what the present version said, and what was read of it, stays as it is. It was validated on patients of ${button.dataset.ages}.${lifted} You are recorded as the person who approved this.`, "Make active")) return;
-    changed(await during(button, "checking …", () => ask("POST", `/api/v1/models/${model}/activate`, undefined, {}, LONG_MS)));
+    changed(await entrusted(`Let ${button.dataset.name} answer?`, `Its weights are checked first. From then on its answers go to the PACS; what the present version said, and what was read of it, stays as it is. It was validated on patients of ${button.dataset.ages}.${lifted} You are recorded as the person who approved this.`, "Make active",
+      () => during(button, "checking …", () => ask("POST", `/api/v1/models/${model}/activate`, undefined, {}, LONG_MS))));
   },
   async rollback(button, model) {
-    if (!await confirmed(`Roll back to ${button.dataset.name}?`, `It answered before the present version, and answers again once its weights are checked. It was validated on patients of ${button.dataset.ages}. What the present version said stays, until you recall it. You are recorded as the person who did this.`, "Roll back")) return;
     const [name, version] = model.split("/");
-    changed(await during(button, "checking …", () => ask("POST", "/api/v1/models/rollback", { to: { name, version } }, {}, LONG_MS)));
+    changed(await entrusted(`Roll back to ${button.dataset.name}?`, `It answered before the present version, and answers again once its weights are checked. It was validated on patients of ${button.dataset.ages}. What the present version said stays, until you recall it. You are recorded as the person who did this.`, "Roll back",
+      () => during(button, "checking …", () => ask("POST", "/api/v1/models/rollback", { to: { name, version } }, {}, LONG_MS))));
   },
   async recall(button, model) {
     const url = `/api/v1/models/${model}/recall`;
     const foretold = await during(button, "counting …", () => ask("POST", url, { dry_run: true }, {}, LONG_MS));
     if (!foretold.ok) return toast(why(foretold));
-    if (!await confirmed(`Take back what ${button.dataset.name} said?`, `${recalled(foretold.body)} This cannot be taken back.`, "Recall")) return;
-    const done = await during(button, "recalling …", () => ask("POST", url, { dry_run: false }, {}, LONG_MS));
-    if (!done.ok) return toast(why(done));
+    const done = await entrusted(`Take back what ${button.dataset.name} said?`, `${recalled(foretold.body)} This cannot be taken back.`, "Recall",
+      () => during(button, "recalling …", () => ask("POST", url, { dry_run: false }, {}, LONG_MS)));
+    if (!done?.ok) return refused(done);
     $("[data-state]", button.closest("tr")).textContent = "recalled: what it said is taken back";
     toast(recalled(done.body), { seconds: 20 });
   },
   older: (button, cursor) => events(cursor),
   async training(button) {
     const text = `De-identified by PS3.15: dates shifted per patient, UIDs replaced, images with burned-in text left out. The export is recorded with your name. ${button.dataset.reviewed} studies are reviewed.`;
-    const wanted = await confirmed("Export reviews for training?", text, "Export", { fields: "ask-export" });
-    if (!wanted) return;
-    const since = wanted.since ? { since: new Date(`${wanted.since}T00:00`).toISOString() } : {};
-    const answer = await ask("POST", "/api/v1/exports/training", { ...since, accept_unstated: "unstated" in wanted });
-    if (!answer.ok) return toast(why(answer));
+    const answer = await entrusted("Export reviews for training?", text, "Export", (wanted) => {
+      const day = wanted.get("since"), since = day ? { since: new Date(`${day}T00:00`).toISOString() } : {};
+      return ask("POST", "/api/v1/exports/training", { ...since, accept_unstated: wanted.has("unstated") });
+    }, { fields: ["ask-export"] });
+    if (!answer?.ok) return refused(answer);
     followExport();
   },
   async add(button, kind) {
     const isToken = kind === "token";
-    const wanted = await confirmed(isToken ? "A new API token" : "A new user", isToken ? "For a program; it ends after a year." : "You get a link by which the person chooses a password.", isToken ? "Make the token" : "Add the user", { fields: "ask-fields" });
-    if (!wanted) return;
-    const answer = await ask("POST", isToken ? "/api/v1/tokens" : "/api/v1/accounts", { name: wanted.name, roles: [wanted.role] });
-    if (!answer.ok) return toast(why(answer));
-    await reveal(isToken ? `The token ${wanted.name}` : `The link for ${wanted.name}`, answer.body.secret ?? answer.body.link);
+    const [title, text, word] = isToken
+      ? ["A new API token", "For a program; it ends after a year.", "Make the token"]
+      : ["A new user", "You get a link by which the person chooses a password.", "Add the user"];
+    const answer = await entrusted(title, text, word,
+      (given) => ask("POST", isToken ? "/api/v1/tokens" : "/api/v1/accounts", { name: given.get("name"), ...grants(given) }), { fields: ["ask-name", "ask-grants"] });
+    if (!answer?.ok) return refused(answer);
+    await reveal(isToken ? `The token ${answer.body.token.name}` : `The link for ${answer.body.account.name}`, answer.body.secret ?? answer.body.link);
     location.reload();
   },
 };
+
+/** Roles and groups as they are ticked. */
+const grants = (given) => ({ roles: given.getAll("role"), groups: given.getAll("group") });
 
 /** Say what a recall comes to, in its counts. */
 function recalled({ dry_run: isDry, recalled, replaced, noted, judged_anew, awaited, left }) {
@@ -187,8 +169,13 @@ async function followExport() {
 }
 
 function changed(answer) {
-  if (answer.ok) location.reload();
-  else toast(why(answer));
+  if (answer?.ok) location.reload();
+  else refused(answer);
+}
+
+/** Say why the node did not do it; nothing where the person did not want it. */
+function refused(answer) {
+  if (answer) toast(why(answer));
 }
 
 addEventListener("click", (event) => {
@@ -202,6 +189,9 @@ $("#audit-search").addEventListener("submit", (event) => {
   $("#audit-export").href = `/api/v1/exports/audit?${new URLSearchParams([["format", "csv"], ...asked])}`;
   events();
 });
+const roles = $$("#ask-grants [name=role]");
+$("#ask-grants").addEventListener("change", () => roles[0].setCustomValidity(roles.some((box) => box.checked) ? "" : "Choose at least one role."));
+$("#ask form").addEventListener("reset", () => roles[0].setCustomValidity(""));
 for (const time of $$("#events time")) stamp(time);
 keys([]);
 if ($("#training").dataset.state === "running") followExport();

@@ -23,6 +23,18 @@ export async function ask(method, url, body, headers = {}, patienceMs = 4 * PATI
   }
 }
 
+/** What to tell a person of an answer. */
+export const why = (answer) => answer.body?.detail ?? `The node answered ${answer.status}.`;
+
+/** Let a button say what is being done, and take no second press, until it is. */
+export async function during(button, word, act) {
+  const before = button.textContent;
+  Object.assign(button, { disabled: true, textContent: word });
+  const answer = await act();
+  Object.assign(button, { disabled: false, textContent: before });
+  return answer;
+}
+
 /** Fetch a page as a document, as a reader's step or by itself. */
 export async function fetchPage(url, { background = false } = {}) {
   const headers = { Accept: "text/html", ...(background && BACKGROUND) };
