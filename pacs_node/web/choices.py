@@ -55,6 +55,11 @@ _NO_ANSWER = (
 """Agree needs an answer to agree with; without one the same three places ask what the reader sees."""
 
 
+def finding_kept(said: str, chosen: str) -> str:
+    """Return the finding that is kept: another one that was chosen takes the place of none, never of the model's."""
+    return chosen or said if said == NOTHING else said
+
+
 def choices_for(answer: Answer | None) -> Sequence[Choice]:
     """Return what a reader can say about a study with this answer; None = the model has not answered yet."""
     return _CHOICES.get(answer, _NO_ANSWER) if answer else _NO_ANSWER

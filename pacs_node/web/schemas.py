@@ -243,7 +243,10 @@ class NewReview(Body):
         description="`agree` needs an answer to agree with; `withdraw` takes the reader's own standing verdict back.",
     )
     corrected_finding: Literal["normal", "pneumonia", "other"] | None = Field(
-        None, examples=["normal"], description="With `disagree` alone; may be left out where the answer was yes or no."
+        None,
+        examples=["normal"],
+        description="With `disagree` alone; may be left out where the answer was yes or no. `other` is another finding "
+        "and no pneumonia: it counts, and is reported, as that.",
     )
     comment: Annotated[str, Written] = Field("", max_length=2000, examples=["Skin fold, not consolidation."])
     region: RegionBox | None = Field(None, description="Where in an image of the study.")

@@ -190,6 +190,7 @@ def test_disagreement_may_name_another_finding(site: Site, page: Page) -> None:
     open_study(page, study_id)
     page.locator("#finding").select_option("other")
     page.locator("#comment").fill("Cardiomegaly.")
+    assert page.locator("[data-say=D]").inner_text().endswith("no pneumonia, another finding")
     page.locator("[data-say=D]").click()
     page.locator(".told li", has_text="Disagree, another finding").wait_for()
     (review,) = site.reviews_of(study_id)

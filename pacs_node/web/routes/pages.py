@@ -25,6 +25,7 @@ from db.facts.study_filters import StudyFilters, count_groups, count_studies
 from db.tables import Verdict
 from pacs_node.web import blind, words, worklist
 from pacs_node.web.access import Role, requires
+from pacs_node.web.choices import finding_kept
 from pacs_node.web.context import Web, WebContext
 from pacs_node.web.meaning import meaning_of
 from pacs_node.web.query import Cursor, cursor_out
@@ -251,7 +252,7 @@ def post_review(web: WebContext, study_id: UUID, form: Form) -> RedirectResponse
     finding, _, is_blind = rest.partition(":")
     wanted: dict[str, Any] = {"comment": form.get("comment", ""), "is_blind": bool(is_blind)}
     wanted["verdict"] = verdict or Verdict.COMMENT  # Enter in the comment
-    finding = form.get("finding") or finding if verdict == Verdict.DISAGREE else finding
+    finding = finding_kept(finding, form.get("finding", ""))
     wanted |= {"corrected_finding": finding} if finding else {}
     wanted |= {"reviewer": form["reviewer"]} if "reviewer" in form else {}
     add_review(web, _checked(NewReview, study_id=study_id, **wanted), tag=form.get("tag"))

@@ -2,7 +2,7 @@
 
 import { $, $$, contact, fetchPage, keys, toast, unhide } from "./shell.js";
 import { DO, choose, filmAt, hang, heat, hideHeat, lookAgain, magnify, moreHeat, preset, presets, refreshBench, toggleHeat, toggleTheirs } from "./film.js";
-import { buttonOf, isInConflict, reportOf, save, settle } from "./answer.js";
+import { buttonOf, isInConflict, relabel, reportOf, save, settle } from "./answer.js";
 import { listen } from "./live.js";
 import { resume } from "./undo.js";
 
@@ -37,7 +37,7 @@ async function show(url, { push = true, keep = false } = {}) {
     location.href = url; // the node says itself what is wrong
     return;
   }
-  const comment = keep ? $("#comment")?.value : "";
+  const typed = keep ? ["#comment", "#finding"].map((name) => [name, $(name)?.value]) : [];
   document.title = found.page.title;
   for (const image of $$(".box > img", found.page)) image.remove(); // the light box fetches it itself
   const held = document.activeElement, isOfFilm = held?.id === "film", isElsewhere = held !== document.body && !main().contains(held);
@@ -45,7 +45,7 @@ async function show(url, { push = true, keep = false } = {}) {
   if (!isElsewhere) ((isOfFilm && $("#film")) || main()).focus({ preventScroll: true });
   if (push) history.pushState(null, "", url);
   if (isNew) revealed = false;
-  if (comment && $("#comment")) $("#comment").value = comment;
+  for (const [name, value] of typed) if (value && $(name)) $(name).value = value;
   ready.delete(study);
   await draw(found.film);
   main().dataset.shownMs = Math.round(performance.now() - begun);
@@ -59,6 +59,7 @@ async function draw(film = null) {
   $("#place").textContent = at < 0 ? "" : `${at + 1} of ${order().length} in the list`;
   const name = $("[name=reviewer]");
   if (name) name.value ||= localStorage.reader ?? "";
+  relabel();
   blind();
   await hang(film);
 }
@@ -126,6 +127,7 @@ async function refresh({ background = true } = {}) {
   for (const part of [".told", ".shelf"]) if (isNew || !isHeld(part)) renew(part, page);
   if (isNew) {
     renew("#choices", page);
+    relabel();
     main().dataset.tag = theirs;
     lookAgain();
     toast("The model's answer to this study is new.");
@@ -153,6 +155,7 @@ addEventListener("click", (event) => {
   else if (shows !== undefined) reveal();
   else if (button.id === "heat") say(toggleHeat());
 });
+addEventListener("change", (event) => { if (event.target.id === "finding") relabel(); });
 addEventListener("input", (event) => { if (event.target.id === "opacity") say(heat(event.target.value / 100)); });
 addEventListener("submit", (event) => {
   if (event.target.id !== "say") return;
