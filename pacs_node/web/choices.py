@@ -71,5 +71,8 @@ def blind_choices() -> Sequence[Choice]:
 
 
 def veiled_choices(answer: Answer | None) -> Sequence[Choice]:
-    """Return what takes the place of `choices_for` while a reader hides the answer; empty = nothing needs to."""
-    return blind_choices() if answer in _CHOICES else ()
+    """Return what takes the place of `choices_for` while a reader hides the answer; empty = nothing needs to.
+
+    It was sent to that reader's browser all the same, so nothing says that it was not seen.
+    """
+    return _NO_ANSWER if answer in _CHOICES else ()

@@ -116,6 +116,17 @@ def test_blind_review_becomes_the_verdict_that_it_is(
     assert again["is_blind"] is False, "the answer was shown after the first word"
 
 
+def test_answer_that_the_node_did_not_hide_is_not_called_blind(small_world: World, blind_world: World) -> None:
+    seen = {"corrected_finding": "pneumonia", "is_blind": True}
+    open_page = say(small_world.client(), small_world.suspected(), "disagree", reviewer="R", **seen)
+    program = say(blind_world.with_token("script", Role.RADIOLOGIST), blind_world.suspected(2), "disagree", **seen)
+    for said in (open_page, program):
+        kept = said.json()
+        assert (kept["verdict"], kept["corrected_finding"], kept["is_blind"]) == ("agree", None, False), said.text
+    page = small_world.client().get(f"/studies/{small_world.suspected(3)}").text
+    assert ":blind" not in page, "a reader's own veil is no proof"
+
+
 def test_blind_review_says_what_is_seen(blind_world: World) -> None:
     reader, study_id = blind_world.logged_in("reader", Role.RADIOLOGIST), blind_world.suspected()
     assert say(reader, study_id, "agree", is_blind=True).status_code == 422
