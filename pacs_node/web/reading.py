@@ -69,6 +69,8 @@ class StudyView:
     study_line: str
     images: Sequence[ImageView]
     shown: ImageView | None
+    decisive_id: UUID | None
+    """The image that the answer is of, where it can be hung."""
     no_picture: str
     kind: Kind
     saying: Saying
@@ -139,6 +141,7 @@ def study_view(
         study_line=_study_line(study),
         images=views,
         shown=next((view for view in views if view.is_shown and view.has_picture), None),
+        decisive_id=decisive.instance_id if decisive and decisive.instance_id not in study.gone else None,
         no_picture=_no_picture(study),
         kind=kind,
         saying=words.SAYINGS[kind],

@@ -142,7 +142,7 @@ def test_heat_map_is_off_until_asked_for_and_lies_over_the_film(site: Site, page
         made = NewHeatmap(instance_id=image.instance_id, model_name="drawn", model_version="0.0.1", path=kept.path)
         record_heatmap(session, made, now=db_now(session))
     open_study(page, study_id)
-    layer = page.locator("#film .layer img")
+    layer, shown = page.locator("#film .layer img"), page.locator("#film").get_attribute("data-heat")
     assert not layer.is_visible()
     page.keyboard.press("h")
     layer.wait_for(state="visible")
@@ -154,6 +154,11 @@ def test_heat_map_is_off_until_asked_for_and_lies_over_the_film(site: Site, page
     assert float(layer.evaluate("(image) => image.style.opacity")) < strong
     page.keyboard.press("h")
     layer.wait_for(state="hidden")
+    page.keyboard.press("h")
+    layer.wait_for(state="visible")
+    site.turn(study_id)
+    layer.wait_for(state="hidden")
+    assert page.locator("#film").get_attribute("data-heat") != shown, "a new answer's heat map is another picture"
 
 
 def test_two_readers_do_not_overwrite_each_other(site: Site, page: Page) -> None:

@@ -28,7 +28,7 @@ export async function fetchPage(url, { background = false } = {}) {
   const headers = { Accept: "text/html", ...(background && BACKGROUND) };
   const answer = await fetch(url, { headers, signal: AbortSignal.timeout(PATIENCE_MS) });
   if (answer.redirected && new URL(answer.url).pathname === "/login") location.reload();
-  if (!answer.ok) throw new Error(answer.status);
+  if (!answer.ok) throw Object.assign(new Error(`status ${answer.status}`), { status: answer.status });
   return new DOMParser().parseFromString(await answer.text(), "text/html");
 }
 
