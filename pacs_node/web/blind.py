@@ -43,8 +43,10 @@ def is_hidden_from(caller: Visitor, reviews: ReviewSettings, standing: Sequence[
 
 def hidden(view: StudyView) -> StudyView:
     """Return the study without what the model, and readers who have seen it, said about it."""
-    if view.kind not in words.HIDEABLE:
-        return view
+    images = [_hidden_image(image) for image in view.images]
+    shown = _hidden_image(view.shown) if view.shown else None
+    if not view.is_hideable:
+        return replace(view, images=images, shown=shown)  # an image may be judged before its study is
     return replace(
         view,
         kind=Kind.HIDDEN,
@@ -52,12 +54,12 @@ def hidden(view: StudyView) -> StudyView:
         probability=None,
         probability_text="",
         point=None,
-        reasons=(),
+        reasons=view.standing_of_result,
         meaning="",
         caution="",
         warnings=(),
-        images=[_hidden_image(image) for image in view.images],
-        shown=_hidden_image(view.shown) if view.shown else None,
+        images=images,
+        shown=shown,
         reviews=(),
         standing=[_hidden_review(review) for review in view.standing],
         facts=[fact for fact in view.facts if fact[0] == "Received"],

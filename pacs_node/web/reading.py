@@ -98,6 +98,16 @@ class StudyView:
     priors: Sequence[PriorView]
     beside: PriorView | None
 
+    @property
+    def is_hideable(self) -> bool:
+        """Tell whether the model said something about the finding, which a reader may hide."""
+        return self.kind in words.HIDEABLE
+
+    @property
+    def standing_of_result(self) -> Sequence[Sentence]:
+        """Return those of the reasons that say nothing of the finding: held, withdrawn, failed, changing."""
+        return [said for said in self.reasons if said.kind not in words.HIDEABLE]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:

@@ -220,7 +220,7 @@ def test_earlier_study_hangs_beside_and_hidden_answer_shows_on_demand(site: Site
 def test_waiting_study_fills_in_by_itself(site: Site, page: Page) -> None:
     received = site.world.receive(11, data=as_bytes(make_radiograph(seed=11, rows=256, columns=256)))
     open_study(page, received.study_id)
-    assert "Waiting" in page.locator(".verdict.clear").inner_text()
+    assert "Waiting" in page.locator(".verdict").inner_text()
     site.world.judge(received.instance_id, 0.94)
     site.world.report(received.study_id, DeliveryState.SENT)
     page.locator(".verdict.positive").wait_for()

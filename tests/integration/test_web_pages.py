@@ -194,6 +194,16 @@ def test_other_finding_takes_the_place_of_none_and_never_of_pneumonia(
     assert review["corrected_finding"] == kept
 
 
+def test_enter_in_the_comment_is_no_answer_without_script(small_world: World) -> None:
+    study_id, client = small_world.suspected(), small_world.client()
+    form = client.get(f"/studies/{study_id}").text.partition('<form class="say"')[2]
+    first = next(tag for tag in re.findall(r"<button[^>]*>", form) if 'type="button"' not in tag)
+    assert "name=" not in first, "a browser presses the first button"
+    client.post(f"/studies/{study_id}/reviews", content="reviewer=R&comment=seen&finding=other", headers=FORM)
+    (review,) = client.get(f"/api/v1/studies/{study_id}/reviews").json()["history"]
+    assert (review["verdict"], review["corrected_finding"]) == ("comment", None)
+
+
 def test_page_that_asks_by_itself_is_no_readers_view(small_world: World) -> None:
     study_id, client = small_world.suspected(), small_world.client()
     for headers in ({"X-Background": "1"}, {"X-Background": "1"}, {}):

@@ -57,7 +57,7 @@ async function post(given) {
   saving = null;
   if (answer.status === 412) return conflict(given);
   if (!answer.ok) return toast(`Not saved for ${about.named}. ${answer.body?.detail ?? ""}`);
-  offer({ review: answer.body.review_id, study: about.study, tag: answer.headers.get("etag"), words: `${word}, saved for ${about.named}.` });
+  offer({ review: answer.body.review_id, study: about.study, tag: answer.headers.get("etag"), reviewer: review.reviewer, words: `${word}, saved for ${about.named}.` });
   if (!isShown(about)) return;
   dropRegion();
   await next();

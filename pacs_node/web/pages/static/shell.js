@@ -32,7 +32,7 @@ export async function fetchPage(url, { background = false } = {}) {
   return new DOMParser().parseFromString(await answer.text(), "text/html");
 }
 
-/** Say one sentence at the foot. With `undo` it stays for `seconds`, and Z takes it back; a plain one never displaces that. */
+/** Say one sentence at the foot, or where the page keeps a place for it. With `undo` it stays for `seconds`, and Z takes it back; a plain one never displaces that. */
 export function toast(text, { undo = null, seconds = undo ? 10 : 6 } = {}) {
   const box = document.createElement("div"), words = document.createElement("span");
   $(undo ? ".toast:not(.plain)" : ".toast.plain")?.remove();
@@ -41,7 +41,7 @@ export function toast(text, { undo = null, seconds = undo ? 10 : 6 } = {}) {
   words.textContent = text;
   box.append(words);
   if (undo) box.append(undoButton(box, undo, seconds));
-  document.body.append(box);
+  ($("#toasts") ?? document.body).append(box);
   setTimeout(() => box.remove(), 1000 * seconds);
 }
 

@@ -41,9 +41,11 @@ async function show(url, { push = true, keep = false, background = false } = {})
   const typed = keep ? ["#comment", "#finding"].map((name) => [name, $(name)?.value]) : [];
   document.title = found.page.title;
   for (const image of $$(".box > img", found.page)) image.remove(); // the light box fetches it itself
-  const held = document.activeElement, isTyping = keep && held?.id === "comment", isOfFilm = held?.id === "film", isElsewhere = held !== document.body && !main().contains(held);
+  const held = document.activeElement, isTyping = keep && held?.id === "comment", isOfFilm = held?.id === "film", said = $$("#toasts > *"), isElsewhere = held !== document.body && !main().contains(held);
   main().replaceWith(document.adoptNode($("#main", found.page)));
-  if (!isElsewhere) ((isTyping && $("#comment")) || (isOfFilm && $("#film")) || main()).focus({ preventScroll: true });
+  $("#toasts").replaceChildren(...said);
+  if (said.some((toast) => toast.contains(held))) held.focus({ preventScroll: true });
+  else if (!isElsewhere) ((isTyping && $("#comment")) || (isOfFilm && $("#film")) || main()).focus({ preventScroll: true });
   if (push) history.pushState(null, "", to);
   else history.replaceState(null, "", to);
   here = to;
