@@ -55,6 +55,11 @@ _NO_ANSWER = (
 """Agree needs an answer to agree with; without one the same three places ask what the reader sees."""
 
 
+def finding_kept(said: str, chosen: str) -> str:
+    """Return the finding that is kept: another one that was chosen takes the place of none, never of the model's."""
+    return chosen or said if said == NOTHING else said
+
+
 def choices_for(answer: Answer | None) -> Sequence[Choice]:
     """Return what a reader can say about a study with this answer; None = the model has not answered yet."""
     return _CHOICES.get(answer, _NO_ANSWER) if answer else _NO_ANSWER
@@ -66,5 +71,8 @@ def blind_choices() -> Sequence[Choice]:
 
 
 def veiled_choices(answer: Answer | None) -> Sequence[Choice]:
-    """Return what takes the place of `choices_for` while a reader hides the answer; empty = nothing needs to."""
-    return blind_choices() if answer in _CHOICES else ()
+    """Return what takes the place of `choices_for` while a reader hides the answer; empty = nothing needs to.
+
+    It was sent to that reader's browser all the same, so nothing says that it was not seen.
+    """
+    return _NO_ANSWER if answer in _CHOICES else ()

@@ -68,6 +68,8 @@ class StudyView:
     study_line: str
     images: Sequence[ImageView]
     shown: ImageView | None
+    decisive_id: UUID | None
+    """The image that the answer is of, where it can be hung."""
     no_picture: str
     kind: Kind
     saying: Saying
@@ -94,6 +96,16 @@ class StudyView:
     standing: Sequence[ReviewView]
     priors: Sequence[PriorView]
     beside: PriorView | None
+
+    @property
+    def is_hideable(self) -> bool:
+        """Tell whether the model said something about the finding, which a reader may hide."""
+        return self.kind in words.HIDEABLE
+
+    @property
+    def standing_of_result(self) -> Sequence[Sentence]:
+        """Return those of the reasons that say nothing of the finding: held, withdrawn, failed, changing."""
+        return [said for said in self.reasons if said.kind not in words.HIDEABLE]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +150,7 @@ def study_view(
         study_line=_study_line(study),
         images=views,
         shown=next((view for view in views if view.is_shown and view.has_picture), None),
+        decisive_id=decisive.instance_id if decisive and decisive.instance_id not in study.gone else None,
         no_picture=_no_picture(study),
         kind=kind,
         saying=words.SAYINGS[kind],

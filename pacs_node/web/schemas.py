@@ -243,14 +243,17 @@ class NewReview(Body):
         description="`agree` needs an answer to agree with; `withdraw` takes the reader's own standing verdict back.",
     )
     corrected_finding: Literal["normal", "pneumonia", "other"] | None = Field(
-        None, examples=["normal"], description="With `disagree` alone; may be left out where the answer was yes or no."
+        None,
+        examples=["normal"],
+        description="With `disagree` alone; may be left out where the answer was yes or no. `other` is another finding "
+        "and no pneumonia: it counts, and is reported, as that. Who names what the model said is kept as `agree`.",
     )
     comment: Annotated[str, Written] = Field("", max_length=2000, examples=["Skin fold, not consolidation."])
     region: RegionBox | None = Field(None, description="Where in an image of the study.")
     is_blind: bool = Field(
         False,
-        description="The reader has not seen the model's answer: `disagree` with the finding that is seen, which is "
-        "kept as `agree` where the model said the same; or `unsure`.",
+        description="The reader has not seen the model's answer: `disagree` with the finding seen, or `unsure`. "
+        "Kept only where `reviews.answer_first` hid it from who is logged in; the API hides nothing from a program.",
     )
     reviewer: Annotated[str, Written] | None = Field(
         None, min_length=1, max_length=64, examples=["Dr R. Reader"], description="Left out = who is logged in."

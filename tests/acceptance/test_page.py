@@ -135,7 +135,7 @@ def test_heat_map_is_off_until_asked_for_and_lies_over_the_film(site: Site, page
         made = NewHeatmap(instance_id=image.instance_id, model_name="drawn", model_version="0.0.1", path=kept.path)
         record_heatmap(session, made, now=db_now(session))
     open_study(page, study_id)
-    layer = page.locator("#film .layer img")
+    layer, shown = page.locator("#film .layer img"), page.locator("#film").get_attribute("data-heat")
     assert not layer.is_visible()
     page.keyboard.press("h")
     layer.wait_for(state="visible")
@@ -147,6 +147,11 @@ def test_heat_map_is_off_until_asked_for_and_lies_over_the_film(site: Site, page
     assert float(layer.evaluate("(image) => image.style.opacity")) < strong
     page.keyboard.press("h")
     layer.wait_for(state="hidden")
+    page.keyboard.press("h")
+    layer.wait_for(state="visible")
+    site.turn(study_id)
+    layer.wait_for(state="hidden")
+    assert page.locator("#film").get_attribute("data-heat") != shown, "a new answer's heat map is another picture"
 
 
 def test_two_readers_do_not_overwrite_each_other(site: Site, page: Page) -> None:
@@ -183,6 +188,7 @@ def test_disagreement_may_name_another_finding(site: Site, page: Page) -> None:
     open_study(page, study_id)
     page.locator("#finding").select_option("other")
     page.locator("#comment").fill("Cardiomegaly.")
+    assert page.locator("[data-say=D]").inner_text().endswith("no pneumonia, another finding")
     page.locator("[data-say=D]").click()
     page.locator(".told li", has_text="Disagree, another finding").wait_for()
     (review,) = site.reviews_of(study_id)
@@ -207,7 +213,7 @@ def test_earlier_study_hangs_beside_and_hidden_answer_shows_on_demand(site: Site
 def test_waiting_study_fills_in_by_itself(site: Site, page: Page) -> None:
     received = site.world.receive(11, data=as_bytes(make_radiograph(seed=11, rows=256, columns=256)))
     open_study(page, received.study_id)
-    assert "Waiting" in page.locator(".verdict.clear").inner_text()
+    assert "Waiting" in page.locator(".verdict").inner_text()
     site.world.judge(received.instance_id, 0.94)
     site.world.report(received.study_id, DeliveryState.SENT)
     page.locator(".verdict.positive").wait_for()

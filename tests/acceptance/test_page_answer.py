@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
-from uuid import UUID
+from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -17,6 +17,16 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.acceptance
 
 SAVES = "**/api/v1/reviews"
+COVERED = """[...document.querySelectorAll('.toast')].flatMap((toast) => {
+  const t = toast.getBoundingClientRect(), rail = document.querySelector('.rail').getBoundingClientRect();
+  const within = t.left >= rail.left && t.right <= rail.right && t.top >= rail.top;
+  const over = [...document.querySelectorAll('.box, [data-say]')].filter((e) => {
+    const r = e.getBoundingClientRect();
+    return r.width && t.left < r.right && r.left < t.right && t.top < r.bottom && r.top < t.bottom;
+  });
+  return [...over.map((e) => e.id || e.dataset.say), ...(within ? [] : ['outside'])];
+})"""
+"""What the words at the foot lie on."""
 
 
 def hold_answer(page: Page) -> Callable[[], None]:
@@ -98,6 +108,44 @@ def answer_as_another(site: Site, study_id: UUID) -> None:
         open_study(other, study_id)
         other.keyboard.press("d")
         other.locator(".toast").wait_for()
+    assert unexpected(complaints) == []
+
+
+def test_reader_who_is_logged_in_takes_back_under_no_other_name(site: Site, page: Page) -> None:
+    open_study(page, site.study(11))
+    page.evaluate(
+        "document.querySelector('[name=reviewer]').remove()"
+    )  # as for who is logged in; a trial's name is kept
+    sent: list[Any] = []
+
+    def answer(route: Route) -> None:
+        sent.append(route.request.post_data_json)
+        route.fulfill(status=201, json={"review_id": str(uuid4())}, headers={"ETag": '"0.0"'})
+
+    page.route(SAVES, answer)
+    page.keyboard.press("a")
+    page.locator(".toast", has_text="Agree: pneumonia, saved").wait_for()
+    page.keyboard.press("z")
+    page.locator(".toast", has_text="Your answer is taken back.").wait_for()
+    assert [said["verdict"] for said in sent] == ["agree", "withdraw"]
+    assert not any("reviewer" in said for said in sent)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1180, 820), (820, 1180)])
+def test_words_at_the_foot_cover_neither_film_nor_answers(site: Site, width: int, height: int) -> None:
+    study_id = site.study(12 if width > height else 13)
+    with reader_at(site.browser, site.url, width=width, height=height, touch=True) as (page, complaints):
+        page.add_init_script("localStorage.reader = 'Dr R. Reader'")
+        open_study(page, study_id)
+        film = page.locator("#film").bounding_box()
+        page.keyboard.press("d")
+        page.locator(".toast [data-undo]").wait_for()
+        is_shown(page)
+        page.keyboard.press("j")
+        page.locator(".toast.plain").wait_for()
+        assert page.evaluate(COVERED) == []
+        assert page.locator(".toast").count() == 2
+        assert page.locator("#film").bounding_box() == film, "nothing moves under the hand"
     assert unexpected(complaints) == []
 
 

@@ -77,6 +77,49 @@ def test_what_could_not_be_judged_is_no_secret_and_administrators_see_all(blind_
     assert "Pneumonia suspected" in admin.get(f"/studies/{study_id}").text
 
 
+def test_what_became_of_a_hidden_answer_is_told_at_once(blind_world: World) -> None:
+    reader, unbuilt = blind_world.logged_in("reader", Role.RADIOLOGIST), blind_world.receive(2)
+    blind_world.judge(unbuilt.instance_id, 0.94)
+    blind_world.break_report(unbuilt.study_id)
+    study_id = blind_world.suspected()
+    with session_scope(blind_world.engine) as session:
+        (report,) = facts.study_detail(session, study_id).reports
+        facts.withdraw_report(session, report.report_id, code="113001", actor="admin", now=db_now(session))
+    undecided = blind_world.receive(3)
+    blind_world.judge(undecided.instance_id, 0.55)
+    blind_world.report(undecided.study_id)
+    pages = [reader.get(f"/studies/{one}").text for one in (study_id, unbuilt.study_id, undecided.study_id)]
+    assert "do not rely on this result" in pages[0]
+    assert "its report could not be built" in pages[1]
+    assert "lies between" not in pages[2]
+    assert [told(page) for page in pages] == [[], [], []]
+
+
+def test_image_that_is_judged_before_its_study_tells_nothing(blind_world: World) -> None:
+    reader, waiting = blind_world.logged_in("reader", Role.RADIOLOGIST), blind_world.receive(1)
+    blind_world.judge(waiting.instance_id, 0.94)
+    page = reader.get(f"/studies/{waiting.study_id}").text
+    assert "Waiting" in page
+    assert told(page) == []
+    assert "data-heat=" not in page
+
+
+def test_readers_own_veil_hides_answers_alone(small_world: World) -> None:
+    client, silent = small_world.client(), small_world.receive(2)
+    withdrawn, waiting = small_world.suspected(1), small_world.receive(3)
+    small_world.judge(silent.instance_id, None, [LATERAL])
+    small_world.report(silent.study_id)
+    with session_scope(small_world.engine) as session:
+        (report,) = facts.study_detail(session, withdrawn).reports
+        facts.withdraw_report(session, report.report_id, code="113001", actor="admin", now=db_now(session))
+    for study_id in (silent.study_id, waiting.study_id):
+        panel = client.get(f"/studies/{study_id}").text.partition('class="told"')[2]
+        assert "veil" not in panel, "there is no answer to promise"
+        assert "clear" not in panel
+    veil = client.get(f"/studies/{withdrawn}").text.partition('class="verdict veil"')[2].partition("</div>")[0]
+    assert "do not rely on this result" in veil
+
+
 def test_probability_is_no_filter_for_who_answers_first(blind_world: World) -> None:
     reader, study_id = blind_world.logged_in("reader", Role.RADIOLOGIST), blind_world.suspected()
     for query in ("from=0.99", "to=0.01"):
@@ -114,6 +157,17 @@ def test_blind_review_becomes_the_verdict_that_it_is(
     assert "before the model&#39;s answer" in reader.get(f"/studies/{received.study_id}").text
     again = say(reader, received.study_id, "unsure", is_blind=True).json()
     assert again["is_blind"] is False, "the answer was shown after the first word"
+
+
+def test_answer_that_the_node_did_not_hide_is_not_called_blind(small_world: World, blind_world: World) -> None:
+    seen = {"corrected_finding": "pneumonia", "is_blind": True}
+    open_page = say(small_world.client(), small_world.suspected(), "disagree", reviewer="R", **seen)
+    program = say(blind_world.with_token("script", Role.RADIOLOGIST), blind_world.suspected(2), "disagree", **seen)
+    for said in (open_page, program):
+        kept = said.json()
+        assert (kept["verdict"], kept["corrected_finding"], kept["is_blind"]) == ("agree", None, False), said.text
+    page = small_world.client().get(f"/studies/{small_world.suspected(3)}").text
+    assert ":blind" not in page, "a reader's own veil is no proof"
 
 
 def test_blind_review_says_what_is_seen(blind_world: World) -> None:

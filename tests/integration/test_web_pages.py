@@ -177,6 +177,37 @@ def test_study_page_takes_an_answer_without_script(small_world: World) -> None:
     assert other.status_code == 428, "another reader's verdict stands and this form does not say that it was seen"
 
 
+@pytest.mark.parametrize(
+    ("probability", "pressed", "kept"),
+    [
+        (None, "disagree:pneumonia", "pneumonia"),
+        (None, "disagree:normal", "other"),
+        (0.94, "disagree:normal", "other"),
+        (0.05, "disagree:pneumonia", "pneumonia"),
+    ],
+)
+def test_other_finding_takes_the_place_of_none_and_never_of_pneumonia(
+    small_world: World, probability: float | None, pressed: str, kept: str
+) -> None:
+    received, client = small_world.receive(1), small_world.client()
+    small_world.judge(received.instance_id, probability, [] if probability else [LATERAL])
+    small_world.report(received.study_id)
+    form = f"answer={pressed}&finding=other&reviewer=R"
+    client.post(f"/studies/{received.study_id}/reviews", content=form, headers=FORM)
+    (review,) = client.get(f"/api/v1/studies/{received.study_id}/reviews").json()["history"]
+    assert review["corrected_finding"] == kept
+
+
+def test_enter_in_the_comment_is_no_answer_without_script(small_world: World) -> None:
+    study_id, client = small_world.suspected(), small_world.client()
+    form = client.get(f"/studies/{study_id}").text.partition('<form class="say"')[2]
+    first = next(tag for tag in re.findall(r"<button[^>]*>", form) if 'type="button"' not in tag)
+    assert "name=" not in first, "a browser presses the first button"
+    client.post(f"/studies/{study_id}/reviews", content="reviewer=R&comment=seen&finding=other", headers=FORM)
+    (review,) = client.get(f"/api/v1/studies/{study_id}/reviews").json()["history"]
+    assert (review["verdict"], review["corrected_finding"]) == ("comment", None)
+
+
 def test_page_that_asks_by_itself_is_no_readers_view(small_world: World) -> None:
     study_id, client = small_world.suspected(), small_world.client()
     for headers in ({"X-Background": "1"}, {"X-Background": "1"}, {}):

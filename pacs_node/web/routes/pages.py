@@ -25,6 +25,7 @@ from db.facts.study_filters import count_groups, count_studies
 from db.tables import Verdict
 from pacs_node.web import blind, words, worklist
 from pacs_node.web.access import Role, requires
+from pacs_node.web.choices import finding_kept
 from pacs_node.web.context import Web, WebContext
 from pacs_node.web.meaning import meaning_of
 from pacs_node.web.query import Cursor, cursor_out
@@ -126,19 +127,14 @@ def show_worklist(
 
 def _answers_first(web: Web) -> bool:
     """Tell whether the caller, as a reader, gets the model's answer after their own alone."""
-    return web.settings.reviews.answer_first and Role.RADIOLOGIST in web.caller.roles
-
-
-def _reader(web: Web) -> str | None:
-    """Return under which name the caller answers; None = anybody's, where nobody logs in."""
-    return web.caller.name if web.caller.account_id is not None else None
+    return blind.answers_first(web.caller, web.settings.reviews)
 
 
 def _hidden(web: Web, session: Session, studies: Sequence[StudySummary]) -> frozenset[UUID]:
     """Return of which studies the caller may not see the model's answer yet."""
     if not _answers_first(web):
         return frozenset()
-    reader, ids = _reader(web), frozenset(study.study_id for study in studies)
+    reader, ids = blind.reader_of(web.caller), frozenset(study.study_id for study in studies)
     if reader is None:
         return frozenset(study.study_id for study in studies if not study.standing)
     return ids - facts.answered_by(session, ids, reader)
@@ -219,7 +215,7 @@ def show_study(
     meaning = meaning_of(study, web.registry)
     shown = Shown(image=image, beside=beside, viewer_url=web.settings.web.viewer_url, meaning=meaning)
     view = study_view(study, reviews, priors, shown, now=now)
-    is_hidden = _answers_first(web) and not blind.has_answered(reviews.standing, _reader(web))
+    is_hidden = blind.is_hidden_from(web.caller, web.settings.reviews, reviews.standing)
     view = blind.hidden(view) if is_hidden else view
     saved = request.query_params.get("saved") == "yes" and "Your answer is saved."
     return show(web, request, "study.html", {"page": "study", "study": view, "saved": saved})
@@ -250,7 +246,7 @@ def post_review(web: WebContext, study_id: UUID, form: Form) -> RedirectResponse
     finding, _, is_blind = rest.partition(":")
     wanted: dict[str, Any] = {"comment": form.get("comment", ""), "is_blind": bool(is_blind)}
     wanted["verdict"] = verdict or Verdict.COMMENT  # Enter in the comment
-    finding = form.get("finding") or finding if verdict == Verdict.DISAGREE else finding
+    finding = finding_kept(finding, form.get("finding", ""))
     wanted |= {"corrected_finding": finding} if finding else {}
     wanted |= {"reviewer": form["reviewer"]} if "reviewer" in form else {}
     add_review(web, _checked(NewReview, study_id=study_id, **wanted), tag=form.get("tag"))

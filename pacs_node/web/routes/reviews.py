@@ -17,6 +17,7 @@ from db.facts import Region, ReviewConflict, ReviewFacts, ReviewState
 from db.tables import Answer, Verdict
 from pacs_node.report.answer import FINDING
 from pacs_node.report.codes import QUALITY
+from pacs_node.web import blind
 from pacs_node.web.access import Role, requires
 from pacs_node.web.context import Web, WebContext
 from pacs_node.web.listing import Listed, OfReviews, page_of
@@ -109,9 +110,12 @@ def add_review(web: Web, review: NewReview, *, tag: str | None = None, is_uncond
     region = _region(web, review) if review.region else None
     with web.change() as session:
         study = facts.study_facts(session, review.study_id, lock=True)
-        review = _settled(review, study.current_report.answer if study.current_report else None)
+        state = facts.review_state(session, review.study_id)
+        is_hidden = blind.is_hidden_from(web.caller, web.settings.reviews, state.standing)
+        answer = study.current_report.answer if study.current_report else None
+        review = _settled(review, answer, is_hidden=is_hidden)
         if tag is None and not is_unconditional and review.verdict is not Verdict.COMMENT:
-            _refuse_unseen(facts.review_state(session, review.study_id), reviewer)
+            _refuse_unseen(state, reviewer)
         kept = _added(web, session, review, reviewer=reviewer, region=region, tag=tag)
         reviews = web.settings.reviews
         facts.follow_review(
@@ -166,16 +170,19 @@ def _reviewer(web: Web, review: NewReview) -> str:
     return review.reviewer
 
 
-def _settled(review: NewReview, answer: Answer | None) -> NewReview:
-    """Return the review as it is kept: with the finding that is meant, and of a blind one with its verdict."""
+def _settled(review: NewReview, answer: Answer | None, *, is_hidden: bool) -> NewReview:
+    """Return the review as it is kept: with what it means, and blind only where the answer was hidden from its reader.
+
+    Who names the finding that the model named agrees with it, whether it was seen or not.
+    """
     if review.is_blind and review.verdict is Verdict.AGREE:
         raise refuse_body("is_blind", "who has not seen an answer cannot agree with it; say what you see")
-    if review.is_blind and review.verdict is Verdict.DISAGREE:
-        if review.corrected_finding is None:
-            raise refuse_body("corrected_finding", "who has not seen the answer says what is seen")
-        if answer is not None and review.corrected_finding == MEANT_BY_AGREEING.get(answer):
-            return review.model_copy(update={"verdict": Verdict.AGREE, "corrected_finding": None})
-    is_blind = review.is_blind and answer not in (None, Answer.NOT_ANALYSED)
+    if review.is_blind and review.verdict is Verdict.DISAGREE and review.corrected_finding is None:
+        raise refuse_body("corrected_finding", "who has not seen the answer says what is seen")
+    is_blind = review.is_blind and is_hidden and answer not in (None, Answer.NOT_ANALYSED)
+    meant = MEANT_BY_AGREEING.get(answer) if answer and review.verdict is Verdict.DISAGREE else None
+    if meant is not None and review.corrected_finding == meant:
+        return review.model_copy(update={"verdict": Verdict.AGREE, "corrected_finding": None, "is_blind": is_blind})
     return review.model_copy(update={"corrected_finding": _corrected(review, answer), "is_blind": is_blind})
 
 

@@ -19,9 +19,17 @@ export const reportOf = (tag) => tag.split(".")[0];
 /** Return the button of a key, where the study takes that answer. */
 export const buttonOf = (key) => $$(`[data-say="${key}"]:not(:disabled)`).find((button) => button.offsetParent);
 
+const isOther = (button) => button.value.split(":")[1] === "normal" && $("#finding")?.value === "other"; // another finding is none of pneumonia
+const wordOf = (button) => `${$("b", button).textContent}: ${$("small", button).textContent}`;
+
+/** Say on the buttons what they keep, with the finding that is chosen beside them. */
+export function relabel() {
+  for (const button of $$("[data-say]")) $("small", button).textContent = isOther(button) ? "no pneumonia, another finding" : button.dataset.meaning;
+}
+
 function reviewOf(button, study) {
   const [verdict, said, blind] = button.value.split(":"), name = $("[name=reviewer]"), region = regionOfAnswer();
-  const finding = verdict === "disagree" ? $("#finding")?.value || said : said;
+  const finding = isOther(button) ? "other" : said;
   if (name) localStorage.reader = name.value;
   return {
     study_id: study, verdict, comment: $("#comment")?.value ?? "",
@@ -38,7 +46,7 @@ export async function save(button, { next, renew }) {
   if (!isSeen()) return toast(`Not saved: the radiograph of ${about.named} was not on the screen yet.`);
   const name = $("[name=reviewer]");
   if (name && !name.reportValidity()) return;
-  await post({ about, review: reviewOf(button, about.study), word: button.dataset.word, next, renew });
+  await post({ about, review: reviewOf(button, about.study), word: wordOf(button), next, renew });
 }
 
 /** Send an answer. The reader may go on before the node replies: what follows is for the study that was answered. */
@@ -49,7 +57,7 @@ async function post(given) {
   saving = null;
   if (answer.status === 412) return conflict(given);
   if (!answer.ok) return toast(`Not saved for ${about.named}. ${answer.body?.detail ?? ""}`);
-  offer({ review: answer.body.review_id, study: about.study, tag: answer.headers.get("etag"), words: `${word}, saved for ${about.named}.` });
+  offer({ review: answer.body.review_id, study: about.study, tag: answer.headers.get("etag"), reviewer: review.reviewer, words: `${word}, saved for ${about.named}.` });
   if (!isShown(about)) return;
   dropRegion();
   await next();

@@ -9,7 +9,7 @@ const SEEN_MS = 600; // no answer to a radiograph that was not on the screen
 const LATE_MS = 5000, LONGEST_MS = 45_000, BUSY_MS = 1000; // a film is late; given up; asked for again of a busy node
 const HEAT = 0.55, FAINTEST = 0.1, STEP = 0.1;
 const SENT = { window: "as sent", lut: "as sent, by its LUT", displayed: "as sent", percentile: "the image states no window" };
-const room = { light: null, beside: null, readyAt: Infinity, tool: "window", heat: 0, heatImage: null, asking: null, study: null, region: null, theirs: null };
+const room = { light: null, beside: null, readyAt: Infinity, tool: "window", heat: 0, heatImage: null, asking: null, study: null, region: null, theirs: null, looks: 0 };
 
 /** Fetch a radiograph with its grey levels, drawn from the stored pixels; or throw what the node said about it. */
 export async function filmAt(url, { window = null, size = SIZES[0], signal = null, background = false } = {}) {
@@ -54,8 +54,13 @@ async function heatAt(url) {
 
 /** Tell whether the radiograph has been on the screen long enough to be answered. */
 export const isSeen = () => performance.now() >= room.readyAt;
-/** What stands beside the radiograph has changed: it must be seen again before it is answered. */
-export const lookAgain = () => { if (room.readyAt !== Infinity) room.readyAt = performance.now() + SEEN_MS; };
+/** What stands beside the radiograph has changed: it must be seen again before it is answered, and its heat map is another one. */
+export function lookAgain() {
+  if (room.readyAt !== Infinity) room.readyAt = performance.now() + SEEN_MS;
+  room.heatImage = null;
+  room.looks += 1;
+  hideHeat();
+}
 const address = (box) => box?.dataset.src ?? "";
 
 function tell(box) {
@@ -171,15 +176,16 @@ function bench() {
 
 /** Show the heat map with this opacity, 0 = not at all; returns a sentence when it cannot be shown. */
 export async function heat(opacity) {
-  const { light } = room;
+  const { light, looks } = room;
   if (!canExplain()) return "There is no heat map for this image.";
   if (opacity && !room.heatImage) {
     try {
-      room.heatImage = await heatAt($("#film").dataset.heat);
+      const image = await heatAt($("#film").dataset.heat);
+      if (light !== room.light || looks !== room.looks) return "";
+      room.heatImage = image;
     } catch (error) {
       return error.message;
     }
-    if (light !== room.light) return "";
   }
   room.heat = opacity;
   light.cover(room.heatImage, opacity);

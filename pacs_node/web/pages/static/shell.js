@@ -40,11 +40,11 @@ export async function fetchPage(url, { background = false } = {}) {
   const headers = { Accept: "text/html", ...(background && BACKGROUND) };
   const answer = await fetch(url, { headers, signal: AbortSignal.timeout(PATIENCE_MS) });
   if (answer.redirected && new URL(answer.url).pathname === "/login") location.reload();
-  if (!answer.ok) throw new Error(answer.status);
+  if (!answer.ok) throw Object.assign(new Error(`status ${answer.status}`), { status: answer.status });
   return new DOMParser().parseFromString(await answer.text(), "text/html");
 }
 
-/** Say one sentence at the foot. With `undo` it stays for `seconds`, and Z takes it back; a plain one never displaces that. */
+/** Say one sentence at the foot, or where the page keeps a place for it. With `undo` it stays for `seconds`, and Z takes it back; a plain one never displaces that. */
 export function toast(text, { undo = null, seconds = undo ? 10 : 6 } = {}) {
   const box = document.createElement("div"), words = document.createElement("span");
   $(undo ? ".toast:not(.plain)" : ".toast.plain")?.remove();
@@ -53,7 +53,7 @@ export function toast(text, { undo = null, seconds = undo ? 10 : 6 } = {}) {
   words.textContent = text;
   box.append(words);
   if (undo) box.append(undoButton(box, undo, seconds));
-  document.body.append(box);
+  ($("#toasts") ?? document.body).append(box);
   setTimeout(() => box.remove(), 1000 * seconds);
 }
 

@@ -2,16 +2,16 @@
 
 import { $, $$, contact, fetchPage, keys, toast, unhide } from "./shell.js";
 import { DO, choose, filmAt, hang, heat, hideHeat, lookAgain, magnify, moreHeat, preset, presets, refreshBench, toggleHeat, toggleTheirs } from "./film.js";
-import { buttonOf, isInConflict, reportOf, save, settle } from "./answer.js";
+import { buttonOf, isInConflict, relabel, reportOf, save, settle } from "./answer.js";
 import { listen } from "./live.js";
 import { resume } from "./undo.js";
 
 const ready = new Map(); // study -> {page, film}: what was asked for before its reader did; the film may be on its way
 const main = () => $("#main"), me = () => main().dataset.study;
 const order = () => JSON.parse(sessionStorage.order ?? "[]");
-const address = (study) => `/studies/${study}`;
+const address = (study) => `/studies/${study}`, studyOf = (url) => new URL(url).pathname.split("/").pop();
 const isBlind = () => localStorage.blind === "on";
-let revealed = false;
+let revealed = false, shows = 0, here = location.href; // pages asked for so far; the address of what is on the screen
 
 // ---- moving ----
 /** Fetch a study before it is asked for: nobody sees it yet. */
@@ -26,31 +26,45 @@ async function fetchNext() {
   if (next && !ready.has(next)) ready.set(next, fetchAhead(address(next)).catch(() => { ready.delete(next); return null; }));
 }
 
-/** Show a page in place of this one; the modules and what they remember stay. */
-async function show(url, { push = true, keep = false } = {}) {
-  const begun = performance.now(), study = new URL(url, location.href).pathname.split("/").pop();
+/** Show a page in place of this one; the modules and what they remember stay. True = shown: neither failed nor overtaken. */
+async function show(url, { push = true, keep = false, background = false } = {}) {
+  const begun = performance.now(), mine = ++shows, to = new URL(url, location.href).href, study = studyOf(to);
   const isNew = study !== me(), kept = isNew && (await ready.get(study));
   let found = kept;
   try {
-    found ||= { page: await fetchPage(url), film: null };
-  } catch {
-    location.href = url; // the node says itself what is wrong
-    return;
+    found ||= { page: await fetchPage(to, { background }), film: null };
+  } catch (error) {
+    if (mine === shows) stay(to, error);
+    return false;
   }
-  const comment = keep ? $("#comment")?.value : "";
+  if (mine !== shows) return false; // the reader has gone elsewhere meanwhile
+  const typed = keep ? ["#comment", "#finding"].map((name) => [name, $(name)?.value]) : [];
   document.title = found.page.title;
   for (const image of $$(".box > img", found.page)) image.remove(); // the light box fetches it itself
-  const held = document.activeElement, isOfFilm = held?.id === "film", isElsewhere = held !== document.body && !main().contains(held);
+  const held = document.activeElement, isTyping = keep && held?.id === "comment", isOfFilm = held?.id === "film", said = $$("#toasts > *"), isElsewhere = held !== document.body && !main().contains(held);
   main().replaceWith(document.adoptNode($("#main", found.page)));
-  if (!isElsewhere) ((isOfFilm && $("#film")) || main()).focus({ preventScroll: true });
-  if (push) history.pushState(null, "", url);
+  $("#toasts").replaceChildren(...said);
+  if (said.some((toast) => toast.contains(held))) held.focus({ preventScroll: true });
+  else if (!isElsewhere) ((isTyping && $("#comment")) || (isOfFilm && $("#film")) || main()).focus({ preventScroll: true });
+  if (push) history.pushState(null, "", to);
+  else history.replaceState(null, "", to);
+  here = to;
   if (isNew) revealed = false;
-  if (comment && $("#comment")) $("#comment").value = comment;
+  for (const [name, value] of typed) if (value && $(name)) $(name).value = value;
   ready.delete(study);
   await draw(found.film);
+  if (mine !== shows) return false;
   main().dataset.shownMs = Math.round(performance.now() - begun);
   if (kept) refresh({ background: false }); // now it is seen
   fetchNext();
+  return true;
+}
+
+/** What cannot be shown: the node says itself why; where it says nothing, the reader stays at what is on the screen. */
+function stay(to, { status }) {
+  if (status) { location.href = to; return; }
+  if (location.href !== here) history.pushState(null, "", here);
+  toast("The node did not answer; what you asked for is not shown.");
 }
 
 async function draw(film = null) {
@@ -59,6 +73,7 @@ async function draw(film = null) {
   $("#place").textContent = at < 0 ? "" : `${at + 1} of ${order().length} in the list`;
   const name = $("[name=reviewer]");
   if (name) name.value ||= localStorage.reader ?? "";
+  relabel();
   blind();
   await hang(film);
 }
@@ -106,6 +121,14 @@ const AGAIN_MS = 5000;
 let again;
 const isHeld = (part) => $(`${part} :focus`) !== null;
 
+/** Let the film have the heat map of the same image in a newer page. */
+function explain(theirs) {
+  const film = $("#film");
+  if (!film || film.dataset.instance !== theirs?.dataset.instance) return;
+  if (theirs.dataset.heat) film.dataset.heat = theirs.dataset.heat;
+  else delete film.dataset.heat;
+}
+
 /** Put a part of a page in place of ours; whoever held something in it holds the panel then, and answers nothing by a second press. */
 function renew(part, page) {
   const [mine, theirs] = [$(part), $(part, page)], wasHeld = isHeld(part);
@@ -114,25 +137,42 @@ function renew(part, page) {
   if (wasHeld) $(".told").focus({ preventScroll: true });
 }
 
-/** A waiting study fills in by itself; the picture and what is being typed stay as they are. */
+/** Return the address of this study with what hangs now, or another of its images, whatever the node would hang by itself. */
+function hung(image = main().dataset.shown) {
+  const url = new URL(here);
+  if (image) url.searchParams.set("image", image);
+  return url.href;
+}
+
+/** A waiting study fills in by itself; the picture and what is being typed stay, unless the new answer is of another image. */
 async function refresh({ background = true } = {}) {
-  const study = me();
-  const page = await fetchPage(location.href, { background }).catch(() => null);
+  const asked = hung();
+  const page = await fetchPage(asked, { background }).catch(() => null);
   clearTimeout(again);
   if (!page) again = setTimeout(() => refresh({ background }), AGAIN_MS); // the news that were asked for are not lost with one answer
-  if (!page || study !== me() || isInConflict()) return;
-  const [mine, theirs] = [main().dataset.tag, $("#main", page).dataset.tag];
-  const isNew = reportOf(mine) !== reportOf(theirs); // a new answer of the model; another reader's word is met when ours is saved
+  if (!page || isInConflict() || $("#main", page).dataset.study !== me()) return;
+  if (asked !== hung()) { refresh({ background }); return; }
+  const [mine, theirs] = [main().dataset, $("#main", page).dataset];
+  const isNew = reportOf(mine.tag) !== reportOf(theirs.tag); // a new answer of the model; another reader's word is met when ours is saved
+  if (isNew && theirs.decisive && theirs.decisive !== mine.shown) {
+    const isShown = await show(hung(theirs.decisive), { push: false, keep: true, background });
+    if (isShown) toast(`The model's answer to this study is new; shown is the image that it is of, ${$("#film")?.dataset.name ?? ""}.`);
+    return;
+  }
+  if (isNew || !isHeld(".told")) main().toggleAttribute("data-hidden", "hidden" in theirs);
   for (const part of [".told", ".shelf"]) if (isNew || !isHeld(part)) renew(part, page);
   if (isNew) {
     renew("#choices", page);
-    main().dataset.tag = theirs;
+    renew("#promise", page);
+    relabel();
+    mine.tag = theirs.tag;
+    mine.decisive = theirs.decisive;
     lookAgain();
     toast("The model's answer to this study is new.");
   }
   unhide();
-  if ($("#film", page)?.dataset.heat && $("#film")) $("#film").dataset.heat = $("#film", page).dataset.heat;
-  main().dataset.settled = $("#main", page).dataset.settled;
+  explain($("#film", page));
+  mine.settled = theirs.settled;
   refreshBench();
 }
 
@@ -141,7 +181,7 @@ const answer = (key) => { const button = buttonOf(key); if (button) save(button,
 
 addEventListener("click", (event) => {
   const link = event.target.closest("a[data-image], a[data-prior]"), button = event.target.closest("button");
-  if (link && !event.ctrlKey && !event.metaKey) { event.preventDefault(); show(link.href, { push: false, keep: true }).then(() => history.replaceState(null, "", link.href)); return; }
+  if (link && !event.ctrlKey && !event.metaKey) { event.preventDefault(); show(link.href, { push: false, keep: true }); return; }
   if (!button) return;
   const { do: act, tool, preset: name, step: by, conflict, reveal: shows } = button.dataset;
   if (act) DO[act]();
@@ -153,6 +193,7 @@ addEventListener("click", (event) => {
   else if (shows !== undefined) reveal();
   else if (button.id === "heat") say(toggleHeat());
 });
+addEventListener("change", (event) => { if (event.target.id === "finding") relabel(); });
 addEventListener("input", (event) => { if (event.target.id === "opacity") say(heat(event.target.value / 100)); });
 addEventListener("submit", (event) => {
   if (event.target.id !== "say") return;
