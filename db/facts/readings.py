@@ -1,7 +1,8 @@
 """What readers said about the model's answers, for the quality page: one row for each word that still stands.
 
-A review stands until another names it as its predecessor; withdrawals and comments are no readings. No row names a
-patient: of the patient only the age in years at the study is told.
+A review stands until another names it as its predecessor; withdrawals and comments are no readings, nor is what was
+said of a report that was withdrawn: its answer counts no more. No row names a patient: of the patient only the age in
+years at the study is told.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ _TAKEN = (
     .subquery()
 )
 """Of each study, what took its analysed images and how."""
+_COUNTS = _REPORTS.c.withdrawn_at.is_(None)
 
 
 def list_readings(session: Session, scope: Scope) -> list[Reading]:
@@ -84,7 +86,7 @@ def list_readings(session: Session, scope: Scope) -> list[Reading]:
         .join(_REPORTS, _REPORTS.c.id == _REVIEWS.c.report_id)
         .join(_STUDIES, _STUDIES.c.id == _REVIEWS.c.study_id)
         .outerjoin(_TAKEN, _TAKEN.c.study_id == _REVIEWS.c.study_id)
-        .where(_STANDS, _REVIEWS.c.created_at >= scope.since, _REVIEWS.c.created_at < scope.until)
+        .where(_STANDS, _COUNTS, _REVIEWS.c.created_at >= scope.since, _REVIEWS.c.created_at < scope.until)
         .where(*in_scope(scope))
         .order_by(_REVIEWS.c.created_at.desc())
         .limit(ROWS_MAX)
@@ -114,7 +116,7 @@ def coverage(session: Session, scope: Scope) -> list[Coverage]:
         select(_REPORTS.c.answer.cast(Text).label("answer"), is_read.label("is_read"))
         .select_from(_STUDIES)
         .join(_REPORTS, CURRENT)
-        .where(_STUDIES.c.first_received_at >= scope.since, _STUDIES.c.first_received_at < scope.until)
+        .where(_COUNTS, _STUDIES.c.first_received_at >= scope.since, _STUDIES.c.first_received_at < scope.until)
         .where(*in_scope(scope))
         .subquery()
     )

@@ -1,12 +1,13 @@
-"""What a probability meant before: how many of the validation images with such a one showed the finding.
+"""What a model's card tells of its answer: what a probability meant before, and what the model was trained on.
 
-Takes a study and the models on disk; gives a sentence, or none where the card of the model that spoke has no counts. It
-holds for a population like that one, so the sentence says how frequent the finding was in it.
+The first is how many of the validation images with such a probability showed the finding. Takes a study and the models
+on disk; gives a sentence, or none where the card of the model that spoke has no counts. It holds for a population like
+that one, so the sentence says how frequent the finding was in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from db.facts import PredictionFacts, StudyDetail
@@ -19,15 +20,28 @@ FEW = 20
 """Below this many images a step says nothing."""
 
 
-def meaning_of(study: StudyDetail, registry: Registry) -> str:
-    """Return the sentence for the study's probability; empty where there is none."""
+def told_by_card(study: StudyDetail, registry: Registry) -> tuple[str, str]:
+    """Return the sentence for the study's probability, and what its model was trained on; empty where not known."""
     found = next((one for image in study.images if _gave(one := prediction_of(image), study)), None)
     if found is None:
-        return ""
+        return "", ""
     try:
-        return meaning(found, registry.find(found.model_name, found.model_version))
+        card = registry.find(found.model_name, found.model_version)
     except ModelError:
-        return ""  # that version is not on the disk any more
+        return "", ""  # that version is not on the disk any more
+    return meaning(found, card), trained_on(card)
+
+
+def trained_on(card: ModelCard) -> str:
+    """Return of how many images, patients and which sources the model learned; empty = its card does not say."""
+    counted: dict[str, Any] = card.training_data.get("training", {})
+    counts = {name: of for name, of in counted.items() if isinstance(of, Mapping) and "images" in of}
+    if not counts:
+        return ""
+    titles: Mapping[str, str] = card.training_data.get("sources", {})
+    names = [str(titles.get(name, name)).partition(";")[0].partition(",")[0] for name in counts]
+    images, patients = (sum(of.get(what, 0) for of in counts.values()) for what in ("images", "patients"))
+    return f"{images} images of {patients} patients: {', '.join(names)}"
 
 
 def _gave(found: PredictionFacts | None, study: StudyDetail) -> bool:

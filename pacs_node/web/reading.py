@@ -120,6 +120,8 @@ class Shown:
     """Of the hospital's viewer, with `{study_instance_uid}` in it; empty = none."""
     meaning: str = ""
     """What such a probability meant before (`web.meaning`)."""
+    trained_on: str = ""
+    """Of the model that answered."""
 
 
 def study_view(
@@ -128,6 +130,7 @@ def study_view(
     """Put a study into words."""
     summary = study.summary
     radiographs = [image for image in study.images if not _is_passed_over(image)]
+    answer = summary.answer if summary.withdrawn_at is None else None  # a withdrawn one is none to agree with
     warnings = [warning for image in radiographs for warning in image.warnings]
     kind = words.kind_of(summary.answer, warnings)
     decisive = _decisive(radiographs, summary.probability)
@@ -168,9 +171,9 @@ def study_view(
         warnings=words.warning_sentences(warnings) + _delivery_warnings(study),
         unjudged=[view for view in views if view.because and not (is_unanswered and len(views) == 1)],
         reviews=[review_view(review, now, radiographs) for review in reversed(study.reviews)],
-        facts=_facts(study, found, now),
-        choices=choices_for(summary.answer),
-        veiled_choices=veiled_choices(summary.answer),
+        facts=_facts(study, found, shown.trained_on, now),
+        choices=choices_for(answer),
+        veiled_choices=veiled_choices(answer),
         report_href=f"/api/v1/studies/{summary.study_id}/report"
         if study.reports and study.reports[-1].built_at
         else "",
@@ -277,11 +280,12 @@ def _delivery_warnings(study: StudyDetail) -> list[str]:
     return [words.delivery_sentence(delivery) for delivery in study.summary.deliveries if delivery.state != "sent"]
 
 
-def _facts(study: StudyDetail, found: PredictionFacts | None, now: datetime) -> list[tuple[str, str]]:
+def _facts(study: StudyDetail, found: PredictionFacts | None, trained_on: str, now: datetime) -> list[tuple[str, str]]:
     summary = study.summary
     facts = [("Received", f"{words.clock(summary.received_at, now)} from {summary.calling_ae_title}")]
     if found is not None:
         facts.append(("Model", f"{found.model_name} {found.model_version}; research use only"))
+        facts.append(("Trained on", trained_on or "not known: its card does not say, or is not here any more"))
         facts.append(
             ("Threshold", f"{found.threshold:.2f}, no answer from {found.abstain_low:.2f} to {found.abstain_high:.2f}")
         )

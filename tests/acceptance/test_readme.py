@@ -165,7 +165,7 @@ def test_reviewed_studies_are_exported_for_training(scripts: Desk) -> None:
     reader = scripts.type("pacs-node tokens create reader --role radiologist | head -1").strip()
     study_id = scripts.node.rows("SELECT id FROM studies WHERE patient_id = 'SYN-1'")[0]["id"]
     body = json.dumps({"study_id": study_id, "verdict": "disagree", "corrected_finding": "normal"})
-    headers = f"-H 'Authorization: Bearer {reader}' -H 'Content-Type: application/json'"
+    headers = f"-H 'Authorization: Bearer {reader}' -H 'Content-Type: application/json' -H 'If-Match: *'"
     said = scripts.type(f"curl -sS {headers} -d '{body}' {scripts.node.url}/api/v1/reviews")
     assert json.loads(said)["verdict"] == "disagree", said
     (typed,) = re.findall(r"`(pacs-node export-reviews [^`]*)`", README)

@@ -182,7 +182,7 @@ def test_review_is_kept_listed_and_audited(world: World) -> None:
     study_id = world.suspected()
     client = world.client()
     said = {"study_id": str(study_id), "verdict": "disagree", "comment": "rib, not lung", "reviewer": "Dr R. Reader"}
-    answer = client.post("/api/v1/reviews", json=said)
+    answer = client.post("/api/v1/reviews", json=said, headers={"If-Match": "*"})
     assert answer.status_code == 201
     (kept,) = client.get(f"/api/v1/reviews?study_id={study_id}").json()["items"]
     assert {key: kept[key] for key in said} == said
@@ -194,11 +194,14 @@ def test_review_needs_an_answer_to_agree_with(small_world: World) -> None:
     study_id = small_world.receive(1).study_id
     client = small_world.client()
     said = {"study_id": str(study_id), "verdict": "agree", "reviewer": "R"}
-    assert client.post("/api/v1/reviews", json=said).status_code == 409
+    assert client.post("/api/v1/reviews", json=said, headers={"If-Match": "*"}).status_code == 409
     assert client.post("/api/v1/reviews", json=said | {"verdict": "comment"}).status_code == 422
     noted = client.post("/api/v1/reviews", json=said | {"verdict": "comment", "comment": "rotated"})
     assert noted.status_code == 201
-    assert client.post("/api/v1/reviews", json=said | {"study_id": str(uuid4())}).status_code == 404
+    assert (
+        client.post("/api/v1/reviews", json=said | {"study_id": str(uuid4())}, headers={"If-Match": "*"}).status_code
+        == 404
+    )
 
 
 def test_ready_names_every_part(world: World) -> None:

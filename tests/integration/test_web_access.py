@@ -175,7 +175,7 @@ def test_a_program_speaks_for_no_reader(node: World) -> None:
     forged = {"study_id": str(study_id), "verdict": "agree", "reviewer": "anna"}
     assert node.with_token("his", Role.SERVICE).post("/api/v1/reviews", json=forged).status_code == 403
     assert node.with_token("ops", Role.ADMIN).post("/api/v1/reviews", json=forged).status_code == 403
-    said = node.with_token("script", Role.RADIOLOGIST).post("/api/v1/reviews", json=forged)
+    said = node.with_token("script", Role.RADIOLOGIST).post("/api/v1/reviews", json=forged, headers={"If-Match": "*"})
     assert (said.status_code, said.json()["reviewer"]) == (201, "token:script")
 
 
@@ -437,7 +437,7 @@ def test_every_change_is_audited_with_who_and_from_where(node: World) -> None:
         client.get(f"/api/v1/studies/{study_id}"),
         client.get("/api/v1/exports/studies"),
         client.post("/api/v1/studies/search", json={"patient_id": "SYN-1"}),
-        client.post("/api/v1/reviews", json={"study_id": str(study_id), "verdict": "agree"}),
+        client.post("/api/v1/reviews", json={"study_id": str(study_id), "verdict": "agree"}, headers={"If-Match": "*"}),
         client.post(f"/api/v1/instances/{image['instance_id']}/rerun"),
         client.post(f"/api/v1/deliveries/{delivery['delivery_id']}/resend"),
         client.patch(f"/api/v1/accounts/{bert['account_id']}", json={"groups": [], "locked": True}),

@@ -42,7 +42,9 @@ def blind_world(sqlite_engine: Engine, tmp_path: Path) -> World:
 
 
 def say(client: TestClient, study_id: object, verdict: str, **more: Any) -> Any:
-    return client.post("/api/v1/reviews", json={"study_id": str(study_id), "verdict": verdict, **more})
+    return client.post(
+        "/api/v1/reviews", json={"study_id": str(study_id), "verdict": verdict, **more}, headers={"If-Match": "*"}
+    )
 
 
 def told(page: str) -> list[str]:

@@ -117,7 +117,9 @@ def test_no_list_names_another_groups_study(grouped: World, group: str) -> None:
     ]
     admin = grouped.logged_in("ada", Role.ADMIN, Role.RADIOLOGIST)
     for accepted in (own, other):
-        said = admin.post("/api/v1/reviews", json={"study_id": str(accepted.study_id), "verdict": "agree"})
+        said = admin.post(
+            "/api/v1/reviews", json={"study_id": str(accepted.study_id), "verdict": "agree"}, headers={"If-Match": "*"}
+        )
         assert said.status_code == 201
     secrets = [str(other.study_id), str(other.instance_id), "SYN-2", "DEMO2", "CR_ROOM_2", "Zamonia", "zamonia"]
     seen_own = []

@@ -165,7 +165,9 @@ def test_a_review_tells_nothing_of_another_groups_study(node: World) -> None:
 
 
 def say(client: TestClient, study_id: UUID, **more: Any) -> Any:
-    return client.post("/api/v1/reviews", json={"study_id": str(study_id), "verdict": "agree"} | more)
+    return client.post(
+        "/api/v1/reviews", json={"study_id": str(study_id), "verdict": "agree"} | more, headers={"If-Match": "*"}
+    )
 
 
 # Headers and forms that are none

@@ -120,7 +120,11 @@ def test_export_names_no_patient_unless_asked_and_is_audited(small_world: World)
 def test_every_list_is_exported_as_it_is_listed(small_world: World, name: str) -> None:
     study_id = small_world.suspected()
     client = small_world.client()
-    client.post("/api/v1/reviews", json={"study_id": str(study_id), "verdict": "agree", "reviewer": "R"})
+    client.post(
+        "/api/v1/reviews",
+        json={"study_id": str(study_id), "verdict": "agree", "reviewer": "R"},
+        headers={"If-Match": "*"},
+    )
     listed = client.get(f"/api/v1/{name}").json()["items"]
     lines = client.get(f"/api/v1/exports/{name}?format=ndjson").text.splitlines()
     assert [json.loads(line) for line in lines][-len(listed) :] == listed, "the export itself is the trail's newest"

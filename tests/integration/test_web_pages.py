@@ -160,6 +160,7 @@ def test_study_page_shows_answer_reasons_and_report(world: World) -> None:
         "The view is not stated.",
         "because the view is lateral",
         "main stored the report.",
+        "Trained on",
         "DICOM Structured Report",
     ):
         assert words in page, words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -22,7 +23,7 @@ from tests.web_world import PROBLEM, SR_CLASS, World, make_world
 
 
 def say(
-    client: TestClient, study_id: UUID, verdict: str, reviewer: str, tag: str | None = None, **more: Any
+    client: TestClient, study_id: UUID, verdict: str, reviewer: str, tag: str | None = "*", **more: Any
 ) -> Response:
     body = {"study_id": str(study_id), "verdict": verdict, "reviewer": reviewer, **more}
     return client.post("/api/v1/reviews", json=body, headers={} if tag is None else {"If-Match": tag})
@@ -64,10 +65,36 @@ def test_two_readers_do_not_overwrite_each_other(world: World) -> None:
     assert (late.status_code, late.headers["content-type"]) == (412, PROBLEM)
     assert first.json()["review_id"] in late.json()["detail"]
     assert late.headers["etag"] == first.headers["etag"]
-    assert say(client, study_id, "disagree", "B").status_code == 428
+    for verdict in ("disagree", "unsure"):
+        assert say(client, study_id, verdict, "B", None).status_code == 428
     assert say(client, study_id, "unsure", "B", late.headers["etag"]).status_code == 201
     assert standing(client, study_id) == [("A", "agree", 1), ("B", "unsure", 2)]
     assert say(client, study_id, "withdraw", "B", "*", predecessor_id=first.json()["review_id"]).status_code == 412
+
+
+@pytest.mark.parametrize(("verdict", "status"), [("agree", 428), ("disagree", 428), ("unsure", 201)])
+def test_who_agrees_or_disagrees_says_what_was_seen(small_world: World, verdict: str, status: int) -> None:
+    study_id, client = small_world.suspected(), small_world.client()
+    said = say(client, study_id, verdict, "A", None)
+    assert said.status_code == status
+    if status == 428:
+        assert said.headers["content-type"] == PROBLEM
+        assert "Send as If-Match the ETag" in said.json()["detail"]
+        assert standing(client, study_id) == []
+
+
+@pytest.mark.parametrize(("verdict", "finding", "status"), [("agree", None, 409), ("disagree", "pneumonia", 201)])
+def test_withdrawn_answer_is_none_to_agree_with(
+    small_world: World, verdict: str, finding: str | None, status: int
+) -> None:
+    study_id, client = small_world.suspected(), small_world.client()
+    with session_scope(small_world.engine) as session:
+        (report,) = facts.study_detail(session, study_id).reports
+        facts.withdraw_report(session, report.report_id, code="113001", actor="admin", now=db_now(session))
+    assert re.findall(r'data-say="(.)"', client.get(f"/studies/{study_id}").text) == ["P", "N", "U"]
+    said = say(client, study_id, verdict, "A", **({"corrected_finding": finding} if finding else {}))
+    assert said.status_code == status
+    assert status != 201 or said.json()["verdict"] == "disagree", "no word on an answer that counts no more"
 
 
 def test_new_report_makes_an_older_look_stale(small_world: World) -> None:
@@ -152,7 +179,12 @@ def test_readers_reports_follow_what_the_reader_says(
     world = make_world(sqlite_engine, tmp_path, models_folder, settings=Settings.model_validate(tree))
     study_id, anna = world.suspected(), world.logged_in("anna", Role.RADIOLOGIST)
     for verdict in ("agree", "disagree"):
-        assert anna.post("/api/v1/reviews", json={"study_id": str(study_id), "verdict": verdict}).status_code == 201
+        assert (
+            anna.post(
+                "/api/v1/reviews", json={"study_id": str(study_id), "verdict": verdict}, headers={"If-Match": "*"}
+            ).status_code
+            == 201
+        )
         _store(world, _reports(world, study_id)[-1])
     first, second = _reports(world, study_id)
     assert second.replaced is not None

@@ -220,6 +220,17 @@ def test_readings_name_device_and_view_of_the_judged_images(session: Session) ->
     assert found == {("MAKER DR 1", "PA"), ("MAKER DR 2", readings.SEVERAL), ("", "")}
 
 
+def test_readings_of_a_withdrawn_report_are_left_out(session: Session) -> None:
+    kept, withdrawn = _analysed(session, 1), _analysed(session, 2)
+    for study_id in (kept, withdrawn):
+        facts.add_review(session, study_id, verdict=Verdict.AGREE, comment="", reviewer="R", now=NOON)
+    (report,) = facts.study_detail(session, withdrawn).reports
+    facts.withdraw_report(session, report.report_id, code="113001", actor="admin", now=NOON)
+    assert len(readings.list_readings(session, ALL)) == 1
+    covered = {row.answer: (row.reviewed, row.studies) for row in readings.coverage(session, ALL)}
+    assert covered[Answer.PRESENT] == (1, 1)
+
+
 def test_readings_are_the_words_that_stand(session: Session) -> None:
     changed, withdrawn, second = (_analysed(session, number) for number in (1, 2, 3))
 

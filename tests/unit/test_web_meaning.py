@@ -10,7 +10,7 @@ import pytest
 
 from db.facts import PredictionFacts
 from models.card import ModelCard
-from pacs_node.web.meaning import meaning
+from pacs_node.web.meaning import meaning, trained_on
 from tests.builders import make_card
 from tests.records import make_prediction
 
@@ -51,3 +51,12 @@ def test_there_is_no_sentence_for_other_limits_or_a_card_without_counts() -> Non
     card = card_with(STEPS)
     assert meaning(replace(found(card, 0.94), threshold=0.123), card) == ""
     assert meaning(found(card, 0.94), make_card()) == ""
+
+
+def test_card_tells_what_its_model_was_trained_on() -> None:
+    counts = {"images": 4547, "patients": 2310}
+    training = {"sha256": "7f", "kermany": counts, "own": {"images": 3, "patients": 2}}
+    sources = {"kermany": "Chest X-Ray Images (Pneumonia), merged; Kermany et al."}
+    card = make_card(training_data={"sources": sources, "training": training})
+    assert trained_on(card) == "4550 images of 2312 patients: Chest X-Ray Images (Pneumonia), own"
+    assert trained_on(make_card()) == ""

@@ -27,7 +27,7 @@ from pacs_node.web import blind, words, worklist
 from pacs_node.web.access import Role, requires
 from pacs_node.web.choices import finding_kept
 from pacs_node.web.context import Web, WebContext
-from pacs_node.web.meaning import meaning_of
+from pacs_node.web.meaning import told_by_card
 from pacs_node.web.query import Cursor, cursor_out
 from pacs_node.web.reading import Shown, study_view
 from pacs_node.web.routes.reviews import add_review
@@ -212,8 +212,9 @@ def show_study(
     web.note_view(study_id, "page")
     if beside in [prior.summary.study_id for prior in priors]:
         web.note_view(beside, "beside")
-    meaning = meaning_of(study, web.registry)
-    shown = Shown(image=image, beside=beside, viewer_url=web.settings.web.viewer_url, meaning=meaning)
+    meaning, trained_on = told_by_card(study, web.registry)
+    viewer_url = web.settings.web.viewer_url
+    shown = Shown(image=image, beside=beside, viewer_url=viewer_url, meaning=meaning, trained_on=trained_on)
     view = study_view(study, reviews, priors, shown, now=now)
     is_hidden = blind.is_hidden_from(web.caller, web.settings.reviews, reviews.standing)
     view = blind.hidden(view) if is_hidden else view

@@ -37,8 +37,16 @@ router = APIRouter(
 MEANT_BY_AGREEING = {Answer.PRESENT: FINDING, Answer.ABSENT: "normal"}
 MEANT_BY_DISAGREEING = {Answer.PRESENT: "normal", Answer.ABSENT: FINDING}
 """Who disagrees with a yes or a no says the other."""
+NEEDS_TAG = (
+    "Send as If-Match the ETag of `GET /api/v1/studies/{study_id}/reviews` as it was when the reader saw the study, so "
+    "that no answer is kept for another report; `*` takes it whatever stands now."
+)
 IfMatch = Annotated[
-    str | None, Header(max_length=200, description="The ETag of `GET /studies/{study_id}/reviews`; `*` = whatever.")
+    str | None,
+    Header(
+        max_length=200,
+        description="The ETag of `GET /studies/{study_id}/reviews`, always with `agree` and `disagree`; `*` = any.",
+    ),
 ]
 ETAG = {"headers": {"ETag": {"description": "What stands now.", "schema": {"type": "string"}}}}
 
@@ -79,10 +87,13 @@ def get_review_state(web: WebContext, response: Response, study_id: UUID) -> Rev
 def post_review(web: WebContext, response: Response, review: NewReview, if_match: IfMatch = None) -> ReviewOut:
     """Keep a reader's word on the study's current report; audited.
 
-    Send the ETag of what the reader saw as If-Match: 412 names the review that came in between. Without it a verdict is
-    taken as long as no other reader's stands (else 428). A second reader's verdict stands beside the first.
+    Send the ETag of what the reader saw as If-Match: 412 names the review, or the report, that came in between. Who
+    agrees or disagrees must (else 428), for the report may have been replaced a second ago; *unsure* and *withdraw* are
+    taken without it as long as no other reader's verdict stands. A second reader's verdict stands beside the first.
     """
     web.require_visible(study_id=review.study_id)
+    if if_match is None and review.verdict in (Verdict.AGREE, Verdict.DISAGREE):
+        raise HTTPException(428, NEEDS_TAG)
     tag = None if if_match is None or if_match.strip() == "*" else if_match.strip().removeprefix("W/").strip('"')
     kept = add_review(web, review, tag=tag, is_unconditional=if_match is not None and tag is None)
     with read_scope(web.engine) as session:
@@ -112,7 +123,8 @@ def add_review(web: Web, review: NewReview, *, tag: str | None = None, is_uncond
         study = facts.study_facts(session, review.study_id, lock=True)
         state = facts.review_state(session, review.study_id)
         is_hidden = blind.is_hidden_from(web.caller, web.settings.reviews, state.standing)
-        answer = study.current_report.answer if study.current_report else None
+        report = study.current_report
+        answer = report.answer if report and report.withdrawn_at is None else None  # a withdrawn one counts no more
         review = _settled(review, answer, is_hidden=is_hidden)
         if tag is None and not is_unconditional and review.verdict is not Verdict.COMMENT:
             _refuse_unseen(state, reviewer)

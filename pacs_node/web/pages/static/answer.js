@@ -22,9 +22,14 @@ export const buttonOf = (key) => $$(`[data-say="${key}"]:not(:disabled)`).find((
 const isOther = (button) => button.value.split(":")[1] === "normal" && $("#finding")?.value === "other"; // another finding is none of pneumonia
 const wordOf = (button) => `${$("b", button).textContent}: ${$("small", button).textContent}`;
 
-/** Say on the buttons what they keep, with the finding that is chosen beside them. */
+const isAway = () => document.body.classList.contains("offline");
+
+/** Say on the buttons what they keep, with the finding that is chosen beside them, and that they keep nothing while the node is away. */
 export function relabel() {
-  for (const button of $$("[data-say]")) $("small", button).textContent = isOther(button) ? "no pneumonia, another finding" : button.dataset.meaning;
+  for (const button of $$("[data-say]")) {
+    $("small", button).textContent = isOther(button) ? "no pneumonia, another finding" : button.dataset.meaning;
+    button.setAttribute("aria-disabled", String(isAway()));
+  }
 }
 
 function reviewOf(button, study) {
@@ -42,7 +47,7 @@ export async function save(button, { next, renew }) {
   const about = shown();
   if (button.disabled || (saving && isShown(saving))) return;
   if (saving) return toast(`Not saved: your answer for ${saving.named} is still on its way.`);
-  if (document.body.classList.contains("offline")) return toast("Not saved: the node does not answer.");
+  if (isAway()) return toast("Not saved: the node does not answer.");
   if (!isSeen()) return toast(`Not saved: the radiograph of ${about.named} was not on the screen yet.`);
   const name = $("[name=reviewer]");
   if (name && !name.reportValidity()) return;

@@ -220,7 +220,12 @@ function changed(study) {
   else if (wasReady) fetchNext();
 }
 
-listen({ changed, poll: refresh, contact });
+function heard(...news) {
+  contact(...news);
+  relabel();
+}
+
+listen({ changed, poll: refresh, contact: heard });
 draw().then(fetchNext);
 resume();
 setTimeout(() => $("#saved")?.remove(), 8000);
