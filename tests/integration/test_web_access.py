@@ -454,6 +454,14 @@ def test_every_change_is_audited_with_who_and_from_where(node: World) -> None:
     assert not [event for event in told if "from" not in event.details]
 
 
+def test_a_password_link_for_somebody_else_is_audited(node: World) -> None:
+    anna = node.add_account("anna", Role.RADIOLOGIST)
+    assert node.logged_in("ada", Role.ADMIN).post(f"/api/v1/accounts/{anna}/link").status_code == 200
+    event = node.audited(Action.ACCOUNT_CHANGED)[-1]
+    assert (event.actor, event.subject_id) == ("user:ada", anna)
+    assert event.details == {"what": "link made", "account": "anna", "from": "192.0.2.7"}
+
+
 def test_failed_logins_are_audited_without_what_was_typed(node: World) -> None:
     account_id = node.add_account("anna", Role.RADIOLOGIST, password=PASSWORD)
     log_in(node.client_at("192.0.2.9"), "anna", "a secret that was mistyped")
