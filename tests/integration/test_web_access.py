@@ -407,6 +407,47 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
 # The trail
 
 
+NAMES_NO_STUDY = {
+    *("/api/v1/accounts", "/api/v1/tokens", "/api/v1/me", "/api/v1/models", "/api/v1/quarantine", "/api/v1/jobs"),
+    *("/api/v1/models/{name}/{version}", "/api/v1/audit/{event_id}"),
+    *("/api/v1/audit", "/api/v1/exports/training", "/health", "/ready", "/metrics", "/model/info", "/admin"),
+    *("/login", "/login/hospital", "/login/hospital/back", "/setup", "/docs", "/redoc", "/quality"),
+    "/api/v1/events",  # that something changed, by our own id: what changed is asked for, and audited, then
+}
+
+
+def test_no_study_is_read_without_an_event(node: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Walk every GET route but those that tell of no study: each that answers is in the trail."""
+    study_id = node.suspected(1)
+    client, kept = node.logged_in("anna", Role.RADIOLOGIST, Role.ADMIN), node.app.state.web._kept
+    said = client.post("/api/v1/reviews", json={"study_id": str(study_id), "verdict": "agree"}).json()
+    ids = {"study_id": study_id, "review_id": said["review_id"], "report_id": said["report_id"]}
+    ids["instance_id"] = client.get(f"/api/v1/studies/{study_id}").json()["images"][0]["instance_id"]
+    for name, key in (("results", "prediction_id"), ("warnings", "warning_id"), ("deliveries", "delivery_id")):
+        ids[key] = client.get(f"/api/v1/{name}").json()["items"][0][key]
+    walked = []
+    for name in declarations(node.app):
+        methods, _, path = name.rpartition(" ")
+        if "GET" not in methods or path in NAMES_NO_STUDY:
+            continue
+        kept.noted.clear()
+        before = len(node.actions())
+        answer = client.get(path.format(**ids) + ("?size=96" if path.endswith("/image") else ""))
+        if answer.status_code == 200:
+            walked.append(path)
+            assert len(node.actions()) > before, f"{path} tells of a study and notes nothing"
+    assert len(walked) > 25, walked
+
+
+def test_a_refusal_of_what_was_sent_is_audited_once_a_minute(node: World) -> None:
+    client = node.logged_in("anna", Role.RADIOLOGIST)
+    for _ in range(3):
+        client.post("/api/v1/studies/search", content=b"x" * 3_000_000)
+        client.post("/", content=b"{}", headers={"Content-Type": "application/json"})
+    told = [(event.details["route"], event.details["status"]) for event in node.audited(Action.ACCESS_REFUSED)]
+    assert told == [("unmatched", 413), ("/", 415)]
+
+
 def test_refusals_are_audited_with_who_where_and_what(node: World) -> None:
     node.client_at("192.0.2.9").get("/api/v1/studies")
     node.client_at("192.0.2.9").get("/api/v1/studies")
@@ -447,7 +488,8 @@ def test_every_change_is_audited_with_who_and_from_where(node: World) -> None:
     with read_scope(node.engine) as session:
         told = [event for event in audit.tail(session, 200) if event.actor == "user:anna"]
     assert {event.action for event in told if event.details.get("from") == "192.0.2.7"} == {
-        *(Action.LOGGED_IN, Action.LOGGED_OUT, Action.STUDY_VIEWED, Action.STUDY_SEARCHED, Action.LIST_EXPORTED),
+        *(Action.LOGGED_IN, Action.LOGGED_OUT, Action.STUDY_VIEWED, Action.STUDY_SEARCHED),
+        *(Action.STUDIES_LISTED, Action.LIST_EXPORTED),
         *(Action.REVIEW_ADDED, Action.INSTANCE_RERUN, Action.DELIVERY_RESENT),
         *(Action.ACCOUNT_CHANGED, Action.TOKEN_CREATED, Action.TOKEN_REVOKED),
     }

@@ -177,12 +177,15 @@ def test_empty_list_says_why() -> None:
     nothing = listed("open", [])
     assert nothing.silence is not None
     assert nothing.silence.title == "Nothing has been received yet."
+    of_groups = worklist.list_view([], Counts(), view="open", choice=ALL, is_of_groups=True, now=NOON)
+    assert of_groups.silence is not None
+    assert of_groups.silence.title == "Your groups see no study."
 
 
 def test_groups_alone_and_searches_stand_still() -> None:
     assert listed().is_live
     assert not worklist.list_view([], Counts(), view="all", choice=ALL, group="negative", now=NOON).is_live
-    assert not worklist.search_view([], "Doe", NOON).is_live
+    assert not worklist.search_view([], "Doe").is_live
 
 
 def test_href_leaves_out_what_is_not_set_and_quotes_the_rest() -> None:
