@@ -124,6 +124,7 @@ def _prepare_sqlite(connection: sqlite3.Connection, record: ConnectionPoolEntry)
     path = connection.execute("PRAGMA database_list").fetchone()[2]
     record.info["file"] = path, _file_of(path)
     connection.isolation_level = None  # this module says BEGIN, not the driver
+    connection.create_function("lower", 1, _lower, deterministic=True)  # SQLite's own knows A to Z alone
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
     if cursor.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
@@ -131,6 +132,10 @@ def _prepare_sqlite(connection: sqlite3.Connection, record: ConnectionPoolEntry)
     cursor.execute("PRAGMA synchronous = FULL")  # a commit that was acknowledged survives a power cut
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
+
+
+def _lower(value: Any) -> str | None:
+    return None if value is None else str(value).lower()
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from db.engine import Session, db_now
 from db.facts import accounts, credentials
+from db.facts.accounts import Account
 from pacs_node.passwords import new_secret
 from pacs_node.settings.web import WebSettings
 
@@ -25,6 +26,12 @@ def invite(session: Session, account_id: UUID | None, settings: WebSettings) -> 
     expires_at = db_now(session) + timedelta(hours=LINK_HOURS)
     credentials.add_link(session, secret, account_id, expires_at=expires_at)
     return f"{settings.address}/setup?link={secret}"
+
+
+def invite_again(session: Session, account: Account, settings: WebSettings, *, actor: str) -> str:
+    """Return the address of a new link for somebody who is there already; audited, for it can set their password."""
+    accounts.record_link(session, account, actor=actor, now=db_now(session))
+    return invite(session, account.account_id, settings)
 
 
 def first_link(session: Session, settings: WebSettings) -> str | None:

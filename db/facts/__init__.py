@@ -62,6 +62,10 @@ from db.facts.lists import (
     list_results,
     list_reviews,
     list_warnings,
+    one_delivery,
+    one_report,
+    one_result,
+    one_warning,
 )
 from db.facts.models import (
     activate_model,
@@ -129,7 +133,7 @@ from db.facts.reviews import (
 )
 from db.facts.studies import StudyFacts, settled_studies, study_facts
 from db.facts.study_filters import STUDY_SORTS, STUDY_STATES, StudyFilters
-from db.facts.trail import events_after, list_events, studies_of_subjects
+from db.facts.trail import events_after, list_events, one_event, studies_of_subjects
 from db.facts.uploads import UploadFacts, record_uploads
 from db.facts.verifications import cancel_verified_report, follow_review, request_verified_report
 from db.facts.visibility import Origin, Visible
@@ -253,6 +257,11 @@ __all__ = [
     "objects_of",
     "oldest_unreported",
     "oldest_waiting",
+    "one_delivery",
+    "one_event",
+    "one_report",
+    "one_result",
+    "one_warning",
     "open_association",
     "open_commitment",
     "postpone_commitment",

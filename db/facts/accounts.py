@@ -165,6 +165,11 @@ def set_password(session: Session, account_id: UUID, password_hash: str, *, acto
     _note(session, account_id, actor, now, what="password set", account=account.name)
 
 
+def record_link(session: Session, account: Account, *, actor: str, now: datetime) -> None:
+    """Record that somebody made a link by which this account's password can be set."""
+    _note(session, account.account_id, actor, now, what="link made", account=account.name)
+
+
 def renew_hash(session: Session, account_id: UUID, password_hash: str) -> None:
     """Keep the same password under newer hash parameters."""
     session.execute(update(_ACCOUNTS).where(_ACCOUNTS.c.id == account_id).values(password_hash=password_hash))

@@ -14,10 +14,10 @@ from operator import eq, ge, le
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, FromClause, and_, null, select
+from sqlalchemy import ColumnElement, FromClause, Select, and_, null, select
 from sqlalchemy.sql.operators import is_
 
-from db.engine import Session
+from db.engine import NoSuchRecord, Session
 from db.facts.images import PredictionFacts, WarningFacts
 from db.facts.paging import page, turn_to
 from db.facts.reviews import ReviewFacts, review_from
@@ -81,6 +81,8 @@ class ResultFacts(PredictionFacts):
     study_id: UUID
     instance_id: UUID
     created_at: datetime
+    superseded_at: datetime | None
+    """Never in a list."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +93,8 @@ class WarningLine(WarningFacts):
     study_id: UUID
     instance_id: UUID
     created_at: datetime
+    superseded_at: datetime | None
+    """Never in a list."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +122,7 @@ class DeliveryOfReport:
     study_id: UUID
     report_id: UUID
     revision: int
+    review_id: UUID | None
     destination: str
     state: DeliveryState
     reason: str
@@ -129,6 +134,9 @@ class DeliveryOfReport:
 
 _INSTANCES, _PREDICTIONS, _WARNINGS = rows_of(Instance), rows_of(Prediction), rows_of(Warning)
 _REPORTS, _DELIVERIES, _REVIEWS, _STUDIES = rows_of(Report), rows_of(Delivery), rows_of(Review), rows_of(Study)
+_OF_RESULTS, _OF_WARNINGS = (_PREDICTIONS, _INSTANCES), (_WARNINGS, _INSTANCES)
+_OF_REPORTS, _OF_DELIVERIES = (_REPORTS,), (_DELIVERIES, _REPORTS)
+"""A list's own table, and the one that names the study where that is another."""
 Filter = tuple[ColumnElement[Any], Callable[[Any, Any], ColumnElement[bool]], Any]
 """A column, how it is compared, and with what; None asks nothing."""
 
@@ -159,7 +167,7 @@ def list_results(
         (row.probability, le, probability_to),
         (row.model_version, eq, model_version),
     ]
-    return _page(session, ResultFacts, (_PREDICTIONS, _INSTANCES), asked, filters)
+    return _page(session, ResultFacts, _OF_RESULTS, asked, filters)
 
 
 def list_warnings(
@@ -168,7 +176,7 @@ def list_warnings(
     """Return one page of the newest judgements' warnings and the cursor of the next page."""
     row = _WARNINGS.c
     filters: list[Filter] = [(row.superseded_at, is_, null()), (row.code, eq, code), (row.severity, eq, severity)]
-    return _page(session, WarningLine, (_WARNINGS, _INSTANCES), asked, filters)
+    return _page(session, WarningLine, _OF_WARNINGS, asked, filters)
 
 
 def list_reports(
@@ -176,7 +184,7 @@ def list_reports(
 ) -> tuple[list[ReportLine], str | None]:
     """Return one page of reports, every revision, and the cursor of the next page."""
     filters: list[Filter] = [(_REPORTS.c.answer, eq, answer), (_REPORTS.c.model_version, eq, model_version)]
-    return _page(session, ReportLine, (_REPORTS,), asked, filters, at="content_at")
+    return _page(session, ReportLine, _OF_REPORTS, asked, filters, at="content_at")
 
 
 def list_deliveries(
@@ -184,7 +192,7 @@ def list_deliveries(
 ) -> tuple[list[DeliveryOfReport], str | None]:
     """Return one page of deliveries and the cursor of the next page."""
     filters: list[Filter] = [(_DELIVERIES.c.state, eq, state), (_DELIVERIES.c.destination, eq, destination)]
-    return _page(session, DeliveryOfReport, (_DELIVERIES, _REPORTS), asked, filters)
+    return _page(session, DeliveryOfReport, _OF_DELIVERIES, asked, filters)
 
 
 def list_reviews(
@@ -192,6 +200,32 @@ def list_reviews(
 ) -> tuple[list[ReviewFacts], str | None]:
     """Return one page of reviews and the cursor of the next page."""
     return _page(session, ReviewFacts, (_REVIEWS,), asked, [(_REVIEWS.c.verdict, eq, verdict)], make=review_from)
+
+
+def one_result(session: Session, prediction_id: UUID) -> ResultFacts:
+    """Return one prediction, of an earlier judgement too.
+
+    Raises
+    ------
+    NoSuchRecord
+        There is none of this id; so say the next three.
+    """
+    return _one(session, ResultFacts, _OF_RESULTS, "prediction", prediction_id)
+
+
+def one_warning(session: Session, warning_id: UUID) -> WarningLine:
+    """Return one warning, of an earlier judgement too."""
+    return _one(session, WarningLine, _OF_WARNINGS, "warning", warning_id)
+
+
+def one_report(session: Session, report_id: UUID) -> ReportLine:
+    """Return one revision of a study's report."""
+    return _one(session, ReportLine, _OF_REPORTS, "report", report_id)
+
+
+def one_delivery(session: Session, delivery_id: UUID) -> DeliveryOfReport:
+    """Return one report on its way to one destination."""
+    return _one(session, DeliveryOfReport, _OF_DELIVERIES, "delivery", delivery_id)
 
 
 def _page(
@@ -218,16 +252,30 @@ def _page(
         What makes a line of a row; None = `line` does.
     """
     own, owner = tables[0].c, tables[-1].c
-    names = list(line.__dataclass_fields__)  # type: ignore[attr-defined]
-    (row_id,) = (name for name in names if name not in own and name not in owner)
-    columns = [own[name] if name in own else owner[name] for name in names if name != row_id]
-    query = select(own.id.label(row_id), *columns).select_from(reduce(FromClause.join, tables))
+    query, row_id = _lines(line, tables)
     query = query.where(*_asked(asked, own[at]), *_of_studies(session, asked, owner.study_id))
     query = query.where(*(compare(column, value) for column, compare, value in filters if value is not None))
     is_descending = not asked.is_oldest_first
     query = turn_to(query, [own[at]], own.id, cursor=asked.cursor, limit=asked.limit, is_descending=is_descending)
     rows = [(make or line)(**row) for row in session.execute(query).mappings()]
     return page(rows, asked.limit, lambda row: (getattr(row, at), getattr(row, row_id)))
+
+
+def _lines(line: type[Line], tables: tuple[FromClause, ...]) -> tuple[Select[Any], str]:
+    """Return the query of every line of a list, and which of the line's fields is the row's id."""
+    own, owner = tables[0].c, tables[-1].c
+    names = list(line.__dataclass_fields__)  # type: ignore[attr-defined]
+    (row_id,) = (name for name in names if name not in own and name not in owner)
+    columns = [own[name] if name in own else owner[name] for name in names if name != row_id]
+    return select(own.id.label(row_id), *columns).select_from(reduce(FromClause.join, tables)), row_id
+
+
+def _one(session: Session, line: type[Line], tables: tuple[FromClause, ...], what: str, row_id: UUID) -> Line:
+    query, _ = _lines(line, tables)
+    row = session.execute(query.where(tables[0].c.id == row_id)).mappings().one_or_none()
+    if row is None:
+        raise NoSuchRecord(f"no {what} {row_id}")
+    return line(**row)
 
 
 def _asked(asked: Asked, at: ColumnElement[Any]) -> Iterator[ColumnElement[bool]]:

@@ -24,6 +24,7 @@ from db.tables import (
     Delivery,
     DeliveryState,
     Instance,
+    InstanceState,
     Job,
     JobKind,
     JobState,
@@ -60,6 +61,8 @@ class StudyFilters(TypedDict, total=False):
     """One of `groups.GROUPS`."""
     says: str | None
     """One of `groups.SAYINGS`."""
+    end: str | None
+    """One of `STUDY_ENDS`."""
     is_undelivered: bool | None
     """True = the current report was not built, or some destination did not take it."""
     priority: int | None
@@ -104,6 +107,15 @@ STATE = case(
     (_IS_UNBUILT, "reporting"),
     else_="answered",
 )
+_FAILED_IMAGE = exists().where(_INSTANCES.c.study_id == STUDIES.c.id, _INSTANCES.c.state == InstanceState.FAILED)
+_IS_NOT_ANALYSED, _HAS_FAILED_IMAGE = STUDIES.c.answer == Answer.NOT_ANALYSED, _FAILED_IMAGE.correlate(STUDIES)
+STUDY_ENDS = {
+    "analysed": STUDIES.c.answer != Answer.NOT_ANALYSED,
+    "not_analysed": and_(_IS_NOT_ANALYSED, ~_HAS_FAILED_IMAGE),
+    "failed": and_(_IS_NOT_ANALYSED, _HAS_FAILED_IMAGE),
+    "waiting": STUDIES.c.answer.is_(None),
+}
+"""Every study stands in exactly one of these, as `quality.count_studies` counts them."""
 _DUE = select(STUDIES.c.id).where(_IS_DUE)
 _UNBUILT = select(REPORTS.c.study_id).where(REPORTS.c.built_at.is_(None))
 _JUDGED = select(JOBS.c.study_id).where(
@@ -237,6 +249,7 @@ def _on_the_row(wanted: StudyFilters) -> list[ColumnElement[bool]]:
         (wanted.get("received_from"), lambda instant: row.first_received_at >= instant),
         (wanted.get("received_before"), lambda instant: row.first_received_at < instant),
         (wanted.get("group"), lambda group: GROUPS[group]),
+        (wanted.get("end"), lambda end: STUDY_ENDS[end]),
         (wanted.get("says"), lambda says: SAYINGS[says]),
         (is_reviewed, lambda is_wanted: IS_REVIEWED if is_wanted else ~IS_REVIEWED),
         (visible, may_see),

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import select
 
 from db.audit import AuditRecord
-from db.engine import Session
+from db.engine import NoSuchRecord, Session
 from db.facts.paging import older_than, page
 from db.facts.visibility import Origin
 from db.tables import AuditEvent, Delivery, Instance, Report, Review, Study, rows_of
@@ -52,6 +52,20 @@ def list_events(
     query = older_than(query, _EVENTS.c.at, _EVENTS.c.id, cursor, limit)
     rows = [AuditRecord(**row) for row in session.execute(query).mappings()]
     return page(rows, limit, lambda record: (record.at, record.id))
+
+
+def one_event(session: Session, event_id: UUID) -> AuditRecord:
+    """Return one event.
+
+    Raises
+    ------
+    NoSuchRecord
+        There is none of this id.
+    """
+    row = session.execute(select(*_COLUMNS).where(_EVENTS.c.id == event_id)).mappings().one_or_none()
+    if row is None:
+        raise NoSuchRecord(f"no event {event_id}")
+    return AuditRecord(**row)
 
 
 def events_after(session: Session, at: datetime, *, actions: Sequence[str], limit: int) -> list[AuditRecord]:

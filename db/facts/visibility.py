@@ -13,10 +13,11 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, false, or_, select
 
 from db.engine import Session
-from db.tables import INSTITUTION_LENGTH, Delivery, Instance, Job, Report, Review, Study, rows_of
+from db.tables import INSTITUTION_LENGTH, Delivery, Instance, Job, Prediction, Report, Review, Study, Warning, rows_of
 
 _STUDIES, _REPORTS, _DELIVERIES = rows_of(Study), rows_of(Report), rows_of(Delivery)
 _INSTANCES, _REVIEWS, _JOBS = rows_of(Instance), rows_of(Review), rows_of(Job)
+_PREDICTIONS, _WARNINGS = rows_of(Prediction), rows_of(Warning)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +66,19 @@ def origin_of(session: Session, name: str, subject_id: UUID) -> Origin | None:
     Parameters
     ----------
     name
-        What the id is of: `study_id`, `instance_id`, `report_id`, `delivery_id`, `review_id` or `job_id`.
+        What the id is of: `study_id`, `instance_id`, `prediction_id`, `warning_id`, `report_id`, `delivery_id`,
+        `review_id` or `job_id`.
     """
-    reports = select(_REPORTS.c.study_id)
+    reports, images = select(_REPORTS.c.study_id), select(_INSTANCES.c.study_id)
     of_study: dict[str, Any] = {
         "study_id": [subject_id],
-        "instance_id": select(_INSTANCES.c.study_id).where(_INSTANCES.c.id == subject_id),
+        "instance_id": images.where(_INSTANCES.c.id == subject_id),
+        "prediction_id": images.join(_PREDICTIONS, _PREDICTIONS.c.instance_id == _INSTANCES.c.id).where(
+            _PREDICTIONS.c.id == subject_id
+        ),
+        "warning_id": images.join(_WARNINGS, _WARNINGS.c.instance_id == _INSTANCES.c.id).where(
+            _WARNINGS.c.id == subject_id
+        ),
         "report_id": reports.where(_REPORTS.c.id == subject_id),
         "delivery_id": reports.join(_DELIVERIES, _DELIVERIES.c.report_id == _REPORTS.c.id).where(
             _DELIVERIES.c.id == subject_id

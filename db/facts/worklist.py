@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from db.engine import NoSuchRecord, Session
 from db.facts.groups import GROUP_SORTS, IS_REVIEWED, NEEDS_READER, STUDIES
 from db.facts.images import ImageFacts, WarningFacts, images_of_study
-from db.facts.paging import page
+from db.facts.paging import older_than, page
 from db.facts.reports import ReportFacts, reports_of_study
 from db.facts.reviews import ReviewFacts, reviews_of_study, standing_about
 from db.facts.study_filters import (
@@ -195,8 +195,9 @@ def search_studies(
     accession_number: str | None = None,
     visible: Visible | None = None,
     limit: int = 50,
-) -> list[StudySummary]:
-    """Return the studies of a patient or an order, the newest first.
+    cursor: str | None = None,
+) -> tuple[list[StudySummary], str | None]:
+    """Return one page of the studies of a patient or an order, the newest first, and the cursor of the next page.
 
     Parameters
     ----------
@@ -211,6 +212,8 @@ def search_studies(
     ------
     ValueError
         Nothing to search for was given.
+    ForeignCursor
+        `cursor` is none that this function gave.
     """
     if not (patient_id or patient_name or accession_number):
         raise ValueError("a search needs a patient id, a patient name or an accession number")
@@ -223,7 +226,8 @@ def search_studies(
         query = query.where(may_see(visible))
     if patient_name:
         query = query.where(_STUDIES.c.patient_name.icontains(patient_name, autoescape=True))
-    return _summaries(session, query.order_by(_STUDIES.c.first_received_at.desc(), _STUDIES.c.id.desc()).limit(limit))
+    query = older_than(query, _STUDIES.c.first_received_at, _STUDIES.c.id, cursor, limit)
+    return page(_summaries(session, query), limit, lambda study: (study.received_at, study.study_id))
 
 
 def study_detail(session: Session, study_id: UUID) -> StudyDetail:

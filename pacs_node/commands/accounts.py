@@ -15,7 +15,7 @@ from db.facts.accounts import Account, NameTaken
 from db.tables import Role
 from pacs_node.commands.terminal import Add, person, table, time_text
 from pacs_node.errors import ConfigError
-from pacs_node.invitations import LINK_HOURS, first_link, invite
+from pacs_node.invitations import LINK_HOURS, first_link, invite, invite_again
 from pacs_node.passwords import TOKEN_PREFIX, new_secret
 from pacs_node.settings import Settings
 
@@ -75,7 +75,8 @@ def _change_users(session: Session, settings: Settings, options: argparse.Namesp
         if account.is_of_hospital:
             raise ConfigError(f"{account.name} logs in with the hospital's account: it has no password here")
         accounts.change_account(session, account.account_id, is_locked=False, actor=person(), now=now)
-        return _say_link(f"{account.name} chooses a new password", invite(session, account.account_id, settings.web))
+        link = invite_again(session, account, settings.web, actor=person())
+        return _say_link(f"{account.name} chooses a new password", link)
     is_locked = {"lock": True, "unlock": False}.get(options.action)
     accounts.change_account(
         session,

@@ -114,12 +114,15 @@ def export_reviews(
     *,
     since: datetime | None,
     actor: str,
+    address: str = "",
     accept_unstated: bool = False,
 ) -> Exported:
     """Export every study that was reviewed at or after `since` into a new folder; audited before it is there to take.
 
     Parameters
     ----------
+    address
+        From where it was asked for over the network; empty = on this machine, by a command.
     accept_unstated
         Take also images whose headers do not say whether text is burned into them: somebody has looked.
 
@@ -141,7 +144,7 @@ def export_reviews(
                 study = facts.reviewed_study(session, study_id)
             draft.add(study)
         manifest_sha256 = draft.finish()
-        with session_scope(engine) as session:
+        with session_scope(engine, address=address) as session:
             facts.record_export(
                 session,
                 images=len(draft.rows),

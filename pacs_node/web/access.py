@@ -30,8 +30,8 @@ to facts that take ``actor`` or ``reviewer``.
 Which studies they may see
 --------------------------
 ``web.caller.visible`` is None (all), or the senders and institutions of the caller's groups: hand it as ``visible=`` to
-each function of `db.facts` that lists or searches. A path with ``{study_id}``, ``{instance_id}``,
-``{report_id}``, ``{delivery_id}``, ``{review_id}`` or ``{job_id}`` is checked here before the route runs: what another
+each function of `db.facts` that lists or searches. A path with one of `SUBJECTS` (``{study_id}``,
+``{instance_id}``, ``{report_id}``, ...) is checked here before the route runs: what another
 group sees is a 404. Where a study's id stands in a body or in a query, call `web.require_visible(study_id=...)` first.
 
 The program refuses to start with a route that declares nothing.
@@ -90,7 +90,10 @@ BEARER = {"WWW-Authenticate": "Bearer"}
 NOT_YOURS = "This is not among what your account may do: it wants the role {roles}."
 OPEN_MOUNTS = frozenset({"/static", "/reference", "/openapi.json"})
 """Files of this program and the description of its API: nothing of a patient, and the login page needs them."""
-SUBJECTS = ("study_id", "instance_id", "report_id", "delivery_id", "review_id", "job_id")
+SUBJECTS = (
+    *("study_id", "instance_id", "prediction_id", "warning_id"),
+    *("report_id", "delivery_id", "review_id", "job_id"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

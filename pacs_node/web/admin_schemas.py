@@ -93,6 +93,20 @@ class AuditOut(Schema):
     sequence: int | None = Field(examples=[4_711], description="Its place in the sealed chain; null = not sealed yet.")
 
 
+class ChainOut(Schema):
+    """Whether the audit trail is whole."""
+
+    unbroken: bool
+    detail: str = Field(examples=["The chain is unbroken: 4711 events, checked just now; 3 not sealed yet."])
+
+
+class EchoOut(Schema):
+    """Whether a destination is there."""
+
+    state: Literal["answers", "silent"] = Field(examples=["answers"])
+    detail: str = Field(examples=["main answered."])
+
+
 class Done(Schema):
     """What an administrator's action set going."""
 

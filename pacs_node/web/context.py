@@ -146,7 +146,7 @@ class Web:
         Parameters
         ----------
         subject
-            One of `study_id`, `instance_id`, `report_id`, `delivery_id`, `review_id`, `job_id`.
+            One of `access.SUBJECTS`.
 
         Raises
         ------

@@ -15,7 +15,7 @@ from db.audit import Action
 from db.facts import Asked
 from db.tables import Answer, DeliveryState, InstanceState, Verdict
 from models.codes import Severity
-from pacs_node.web.context import WebContext
+from pacs_node.web.context import Web, WebContext
 from pacs_node.web.query import AeTitle, Code, Cursor, Instant, Limit, Probability, Version, cursor_out
 from pacs_node.web.schemas import Page, Schema
 
@@ -103,3 +103,13 @@ def page_of(kind: type[Row], found: tuple[Iterable[Any], str | None]) -> Page[Ro
     """Return rows of facts as one page of the API."""
     rows, following = found
     return Page[kind](items=[kind.model_validate(row) for row in rows], next_cursor=cursor_out(following))  # type: ignore[valid-type]
+
+
+def page_for(web: Web, kind: type[Row], name: str, asked: Asked, found: tuple[Iterable[Any], str | None]) -> Page[Row]:
+    """Return rows of facts as one page, and audit who saw them: a view of the study that was asked for, else a list."""
+    shown = page_of(kind, found)
+    if asked.study_id is not None and shown.items:
+        web.note_view(asked.study_id, name)
+    else:
+        web.note_list(name)
+    return shown

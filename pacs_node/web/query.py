@@ -50,11 +50,11 @@ def refuse_body(where: str, rule: str) -> RequestValidationError:
     return RequestValidationError([{"loc": ("body", where), "msg": rule, "type": "value_error"}])
 
 
+SentCursor = Annotated[str | None, AfterValidator(lambda c: c and _read_cursor(c))]
+"""Of a body."""
 Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="Rows on a page.")]
 Cursor = Annotated[
-    str | None,
-    Query(min_length=1, max_length=200, description="From `next_cursor` of the page before."),
-    AfterValidator(lambda c: c and _read_cursor(c)),
+    SentCursor, Query(min_length=1, max_length=200, description="From `next_cursor` of the page before.")
 ]
 Instant = Annotated[AwareDatetime, AfterValidator(_to_utc)]
 AeTitle = Annotated[str, Query(min_length=1, max_length=16, pattern=r"^[\x20-\x5b\x5d-\x7e]+$", examples=["CR_ROOM_1"])]

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from db.facts import STUDY_STATES
 from db.tables import Answer, DeliveryState, Hold, InstanceState, Verdict
+from pacs_node.web.query import SentCursor
 
 Item = TypeVar("Item")
 Written = StringConstraints(strip_whitespace=True, pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$")
@@ -22,6 +23,8 @@ INSTANCE_ID = "0193a1c2-6b61-7f44-8c1e-2a9b4d6c8e02"
 REPORT_ID = "0193a1c2-7d02-7a10-b3c4-5d6e7f809102"
 REVIEW_ID = "0193a1c2-9f00-7b21-a4d5-6e7f80910213"
 DELIVERY_ID = "0193a1c2-7e15-7d03-9a1b-2c3d4e5f6071"
+PREDICTION_ID = "0193a1c2-6c70-7a55-8d31-4e5f60718293"
+WARNING_ID = "0193a1c2-6c71-7b66-9e42-5f60718293a4"
 INSTANT = "2026-11-20T12:00:00Z"
 CURSOR = "MjAyNi0xMS0yMFQxMjowMDowMCswMDowMF8wMTkzYTFjMi02YjVlLTdjM2EtOWQyZi0zYjFjNWE3ZTlmMTA="
 
@@ -232,6 +235,9 @@ class StudySearch(Body):
     )
     accession_number: Annotated[str, Written] | None = Field(None, max_length=64, examples=["A-220417"])
     limit: int = Field(50, ge=1, le=200)
+    cursor: SentCursor = Field(
+        None, min_length=1, max_length=200, examples=[CURSOR], description="From `next_cursor` of the page before."
+    )
 
 
 class NewReview(Body):
@@ -273,9 +279,11 @@ class ModelName(Schema):
 class ResultOut(PredictionOut):
     """One prediction of an image's newest judgement."""
 
+    prediction_id: UUID = Field(examples=[PREDICTION_ID])
     study_id: UUID = Field(examples=[STUDY_ID])
     instance_id: UUID = Field(examples=[INSTANCE_ID])
     created_at: datetime
+    superseded_at: datetime | None = Field(description="Since then another judgement stands; in a list always null.")
 
 
 class InstanceLine(Schema):
@@ -295,9 +303,11 @@ class InstanceLine(Schema):
 class WarningLine(WarningOut):
     """One warning of an image's newest judgement."""
 
+    warning_id: UUID = Field(examples=[WARNING_ID])
     study_id: UUID = Field(examples=[STUDY_ID])
     instance_id: UUID = Field(examples=[INSTANCE_ID])
     created_at: datetime = Field(examples=[INSTANT])
+    superseded_at: datetime | None = Field(description="Since then another judgement stands; in a list always null.")
 
 
 class ReportLine(ReportOut):
@@ -314,6 +324,7 @@ class DeliveryDetail(DeliveryOut):
     study_id: UUID = Field(examples=[STUDY_ID])
     report_id: UUID = Field(examples=[REPORT_ID])
     revision: int = Field(examples=[1])
+    review_id: UUID | None = Field(description="The reader's review that this report verifies; null = the model's own.")
     sop_class_uid: str | None = Field(examples=["1.2.840.10008.5.1.4.1.1.88.34"])
     sop_instance_uid: str | None = Field(examples=["2.25.1234567890"])
     created_at: datetime = Field(examples=[INSTANT])

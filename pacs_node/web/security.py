@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from pacs_node.web.context import Web
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-REFUSALS = frozenset({401, 403, 421, 429})
+REFUSALS = frozenset({400, 401, 403, 408, 413, 415, 421, 429})
+"""Audited, once a minute for each caller, address, route and status: a flood of them writes a line a minute."""
 FORM = "application/x-www-form-urlencoded"
 FORGED = "This change was asked for by another site's page and is refused."
 NO_CSRF_TOKEN = "This change lacks the page's token (X-CSRF-Token); open the page anew and try again."

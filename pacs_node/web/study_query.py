@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Query
 
 from db.facts import STUDY_SORTS, STUDY_STATES, StudyFilters
+from db.facts.study_filters import STUDY_ENDS
 from db.tables import Answer
 from pacs_node.web.context import WebContext
 from pacs_node.web.query import AeTitle, Code, Instant, Probability, Version
@@ -30,6 +31,17 @@ FindingCode = Annotated[
         description="Some image was judged for it; the probability is then that image's, else the report's.",
     ),
 ]
+Undelivered = Annotated[
+    bool, Query(description="Only those whose current report was not built, or some destination did not take.")
+]
+End = Annotated[
+    str,
+    Query(
+        pattern=f"^({'|'.join(STUDY_ENDS)})$",
+        examples=["not_analysed"],
+        description="Where *Quality* counts it; `failed` = nothing was analysed and some image failed.",
+    ),
+]
 Reviewed = Annotated[bool, Query(description="Readers have answered, and no other reader is asked.")]
 
 
@@ -44,6 +56,8 @@ def _wanted(
     calling_ae_title: AeTitle | None = None,
     model_version: Version | None = None,
     reviewed: Reviewed | None = None,
+    undelivered: Undelivered = False,
+    end: End | None = None,
     priority: Priority | None = None,
     since: Instant | None = None,
     until: Instant | None = None,
@@ -56,6 +70,8 @@ def _wanted(
         probability_to=probability_to,
         warning=warning,
         calling_ae_title=calling_ae_title,
+        is_undelivered=undelivered or None,
+        end=end,
         model_version=model_version,
         is_reviewed=reviewed,
         priority=priority,

@@ -44,6 +44,7 @@ class Wanted:
     since: datetime | None
     accept_unstated: bool
     actor: str
+    address: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +135,13 @@ def make_export(settings: Settings, folder: Path, wanted: Wanted) -> tuple[str, 
     check_revision(engine)
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     made = export_reviews(
-        settings, engine, folder, since=wanted.since, actor=wanted.actor, accept_unstated=wanted.accept_unstated
+        settings,
+        engine,
+        folder,
+        since=wanted.since,
+        actor=wanted.actor,
+        address=wanted.address,
+        accept_unstated=wanted.accept_unstated,
     )
     engine.dispose()
     for path in folder.parent.iterdir():

@@ -75,6 +75,12 @@ class Choice:
     probability_from: float | None = None
     probability_to: float | None = None
     model_version: str = ""
+    delivery: str = ""
+    """One of `DELIVERIES`."""
+    warning: str = ""
+    """A code that some image of the study has."""
+    end: str = ""
+    """One of `ENDS`."""
     is_by_answer: bool = True
     """False = what the model said is no filter: this reader answers first."""
     senders: Sequence[str] = ()
@@ -89,6 +95,9 @@ class Choice:
             "from": self.probability_from,
             "to": self.probability_to,
             "version": self.model_version,
+            "delivery": self.delivery,
+            "warning": self.warning,
+            "end": self.end,
         }
         return {name: str(value) for name, value in asked.items() if value not in ("", None)}
 
@@ -189,6 +198,7 @@ def list_view(
     choice: Choice,
     group: str = "",
     last_received: str = "",
+    is_of_groups: bool = False,
     now: datetime,
 ) -> WorkList:
     """Return the rows of the view, grouped, with the words around them.
@@ -199,11 +209,13 @@ def list_view(
         The one that is shown alone; empty = all.
     last_received
         When the node's newest image came, and from whom; empty = never.
+    is_of_groups
+        Whether the caller sees the studies of their groups alone.
     """
     return WorkList(
         summary=_summary(counts, now),
         groups=_groups_of(rows, counts.of_view(view, choice), view=view, choice=choice),
-        silence=None if rows else _silence(counts, choice, last_received),
+        silence=None if rows else _silence(counts, choice, last_received, is_of_groups=is_of_groups),
         views=_views(counts, view, choice),
         view=view,
         group=group,
@@ -211,8 +223,8 @@ def list_view(
     )
 
 
-def search_view(rows: Sequence[Row], sought: str) -> WorkList:
-    """Return what a search found."""
+def search_view(rows: Sequence[Row], sought: str, *, has_more: bool = False) -> WorkList:
+    """Return what a search found, or the first of it."""
     silence = Silence(
         title="No study has this name, id or accession.",
         text="A name is found by any part of it; an id or accession number by the whole.",
@@ -220,6 +232,7 @@ def search_view(rows: Sequence[Row], sought: str) -> WorkList:
         action="Show the worklist",
     )
     found = f"{len(rows)} studies found." if len(rows) != 1 else "1 study found."
+    found = f"The first {len(rows)} of more studies; write more of the name to find the others." if has_more else found
     return WorkList(summary=found, groups=_groups_of(rows, {}), silence=None if rows else silence, sought=sought or " ")
 
 
@@ -282,7 +295,17 @@ def _views(counts: Counts, chosen: str, choice: Choice) -> list[View]:
     ]
 
 
-PERIODS = {"": "Any date", "1": "Last 24 hours", "7": "Last 7 days", "30": "Last 30 days"}
+DELIVERIES = {"": "any", "failed": "not delivered"}
+ENDS = {"": "any", "analysed": "analysed", "not_analysed": "not analysed", "failed": "failed", "waiting": "waiting"}
+"""Where a study stands in the sum that the quality page counts."""
+PERIODS = {
+    "": "Any date",
+    "1": "Last 24 hours",
+    "7": "Last 7 days",
+    "30": "Last 30 days",
+    "84": "Last 12 weeks",
+    "365": "Last year",
+}
 """In days."""
 
 
@@ -300,6 +323,9 @@ def export_href(choice: Choice, now: datetime) -> str:
         "probability_from": choice.probability_from,
         "probability_to": choice.probability_to,
         "model_version": choice.model_version,
+        "warning": choice.warning,
+        "end": choice.end,
+        "undelivered": "true" if choice.delivery else "",
     }
     return "/api/v1/exports/studies?" + urlencode({name: v for name, v in asked.items() if v not in ("", None)})
 
@@ -311,7 +337,7 @@ def _summary(counts: Counts, now: datetime) -> str:
     return f"{counts.to_read} to read, longest wait {longest}. {counted(counts.answered)} answered."
 
 
-def _silence(counts: Counts, choice: Choice, last_received: str) -> Silence:
+def _silence(counts: Counts, choice: Choice, last_received: str, *, is_of_groups: bool) -> Silence:
     if choice.is_narrowed:
         text = "The node has studies, but none that these filters let through."
         return Silence(title="No study matches these filters.", text=text, href="/", action="Clear the filters")
@@ -322,6 +348,9 @@ def _silence(counts: Counts, choice: Choice, last_received: str) -> Silence:
     if counts.unread:
         text = f"Studies to read: {counts.to_read}; answered by a reader: {answered}."
         return Silence(title="No study matches this view.", text=text, href=href(view="all"), action="Show all studies")
+    if is_of_groups:
+        text = "Nothing has come from the senders and institutions of your groups. An administrator sets your groups."
+        return Silence(title="Your groups see no study.", text=text)
     return Silence(
         title="Nothing has been received yet.",
         text="The node waits for its first image: send one by C-STORE, or by pacs-node send. It shows here in seconds.",

@@ -53,6 +53,23 @@ def test_worklist_announces_new_studies_and_moves_no_row(site: Site, page: Page)
     assert page.locator("tbody.group th").first.inner_text().startswith("Urgent")
 
 
+def test_worklist_keeps_counts_head_and_pictures(site: Site, page: Page) -> None:
+    for number in range(50, 56):
+        site.study(number)
+    page.route("**/thumbnail", lambda route: route.fulfill(status=503), times=1)
+    page.set_viewport_size({"width": 1280, "height": 300})
+    page.goto("/")
+    until(page, "document.querySelector('#live').textContent.startsWith('Live, ')")
+    count = "Number(document.querySelector('[data-group=positive] .num').textContent)"
+    before = page.evaluate(count)
+    site.study(56)
+    until(page, f"{count} === {before + 1}")
+    until(page, "[...document.querySelectorAll('img.thumb')].slice(0, 3).every((image) => image.naturalWidth)")
+    page.evaluate("scrollTo(0, 300)")
+    assert page.evaluate("document.querySelector('.work thead th').getBoundingClientRect().top") == 0
+    assert_fits(page)
+
+
 def test_worklist_takes_the_focus_from_nothing_and_filters_when_it_is_told_to(site: Site, page: Page) -> None:
     site.study(40)
     page.goto("/")

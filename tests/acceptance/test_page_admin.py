@@ -21,7 +21,7 @@ from tests.browser import reader_at, unexpected, until
 from tests.site import Site, assert_fits, faults, open_study, served_site
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Page, Route
 
 pytestmark = pytest.mark.acceptance
 
@@ -40,6 +40,26 @@ def test_failed_delivery_is_sent_again_from_the_worklist(site: Site, page: Page)
     page.locator(".toast", has_text="1 study: its report is on its way again.").wait_for()
     until(page, "document.querySelector('tr.study').textContent.includes('no longer in this list')")
     assert site.world.delivery_of(study_id) is DeliveryState.WAITING
+
+
+def test_failed_deliveries_of_the_answer_are_sent_again_and_each_refusal_is_said(site: Site, page: Page) -> None:
+    study_id, asked = site.study(21), []
+    standing = [("a", "failed", 1, None), ("b", "failed", 2, None), ("c", "failed", 2, None), ("d", "sent", 2, None)]
+    keys = ("delivery_id", "state", "revision", "review_id")
+    items = [dict(zip(keys, one, strict=True)) for one in [*standing, ("e", "sent", 3, "a reader's")]]
+
+    def refuse(route: Route) -> None:
+        asked.append(route.request.url.split("/")[-2])
+        route.fulfill(status=404, json={"detail": f"Not {asked[-1]}."})
+
+    page.route("**/api/v1/deliveries?**", lambda route: route.fulfill(json={"items": items}))
+    page.route("**/resend", refuse)
+    page.goto("/?view=all")
+    page.locator(f"tr[data-id='{study_id}'] input").check()
+    page.get_by_role("button", name="Send the reports again").click()
+    toast = page.locator(".toast", has_text="0 of 1").inner_text()
+    assert (sorted(asked), "Not b." in toast, "Not c." in toast) == (["b", "c"], True, True)
+    assert page.locator("#batch").is_visible(), "what was not done stays chosen"
 
 
 def test_failed_delivery_is_tried_again_from_the_admin_page(site: Site, page: Page) -> None:

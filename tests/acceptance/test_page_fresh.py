@@ -139,6 +139,12 @@ def test_film_of_a_busy_node_is_asked_for_once_more(site: Site, page: Page) -> N
     assert page.locator("#film canvas").is_visible()
 
 
+def test_film_is_shown_by_browsers_of_early_2023_too(site: Site, page: Page) -> None:
+    page.add_init_script("delete AbortSignal.any")
+    open_study(page, site.study(4))
+    assert page.locator("#film canvas").is_visible()
+
+
 def test_next_study_is_viewed_when_it_is_shown_and_not_when_it_is_fetched_ahead(site: Site, page: Page) -> None:
     first, second = site.study(5), site.study(6)
     in_order(page, first, second)

@@ -407,6 +407,47 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
 # The trail
 
 
+NAMES_NO_STUDY = {
+    *("/api/v1/accounts", "/api/v1/tokens", "/api/v1/me", "/api/v1/models", "/api/v1/quarantine", "/api/v1/jobs"),
+    *("/api/v1/models/{name}/{version}", "/api/v1/audit/{event_id}"),
+    *("/api/v1/audit", "/api/v1/exports/training", "/health", "/ready", "/metrics", "/model/info", "/admin"),
+    *("/login", "/login/hospital", "/login/hospital/back", "/setup", "/docs", "/redoc", "/quality"),
+    "/api/v1/events",  # that something changed, by our own id: what changed is asked for, and audited, then
+}
+
+
+def test_no_study_is_read_without_an_event(node: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Walk every GET route but those that tell of no study: each that answers is in the trail."""
+    study_id = node.suspected(1)
+    client, kept = node.logged_in("anna", Role.RADIOLOGIST, Role.ADMIN), node.app.state.web._kept
+    said = client.post("/api/v1/reviews", json={"study_id": str(study_id), "verdict": "agree"}).json()
+    ids = {"study_id": study_id, "review_id": said["review_id"], "report_id": said["report_id"]}
+    ids["instance_id"] = client.get(f"/api/v1/studies/{study_id}").json()["images"][0]["instance_id"]
+    for name, key in (("results", "prediction_id"), ("warnings", "warning_id"), ("deliveries", "delivery_id")):
+        ids[key] = client.get(f"/api/v1/{name}").json()["items"][0][key]
+    walked = []
+    for name in declarations(node.app):
+        methods, _, path = name.rpartition(" ")
+        if "GET" not in methods or path in NAMES_NO_STUDY:
+            continue
+        kept.noted.clear()
+        before = len(node.actions())
+        answer = client.get(path.format(**ids) + ("?size=96" if path.endswith("/image") else ""))
+        if answer.status_code == 200:
+            walked.append(path)
+            assert len(node.actions()) > before, f"{path} tells of a study and notes nothing"
+    assert len(walked) > 25, walked
+
+
+def test_a_refusal_of_what_was_sent_is_audited_once_a_minute(node: World) -> None:
+    client = node.logged_in("anna", Role.RADIOLOGIST)
+    for _ in range(3):
+        client.post("/api/v1/studies/search", content=b"x" * 3_000_000)
+        client.post("/", content=b"{}", headers={"Content-Type": "application/json"})
+    told = [(event.details["route"], event.details["status"]) for event in node.audited(Action.ACCESS_REFUSED)]
+    assert told == [("unmatched", 413), ("/", 415)]
+
+
 def test_refusals_are_audited_with_who_where_and_what(node: World) -> None:
     node.client_at("192.0.2.9").get("/api/v1/studies")
     node.client_at("192.0.2.9").get("/api/v1/studies")
@@ -454,12 +495,21 @@ def test_every_change_is_audited_with_who_and_from_where(node: World) -> None:
             Action.PASSWORD_SHOWN,
             Action.STUDY_VIEWED,
             Action.STUDY_SEARCHED,
+            Action.STUDIES_LISTED,
             Action.LIST_EXPORTED,
         ),
         *(Action.REVIEW_ADDED, Action.INSTANCE_RERUN, Action.DELIVERY_RESENT),
         *(Action.ACCOUNT_CHANGED, Action.TOKEN_CREATED, Action.TOKEN_REVOKED),
     }
     assert not [event for event in told if "from" not in event.details]
+
+
+def test_a_password_link_for_somebody_else_is_audited(node: World) -> None:
+    anna = node.add_account("anna", Role.RADIOLOGIST)
+    assert node.logged_in("ada", Role.ADMIN).post(f"/api/v1/accounts/{anna}/link").status_code == 200
+    event = node.audited(Action.ACCOUNT_CHANGED)[-1]
+    assert (event.actor, event.subject_id) == ("user:ada", anna)
+    assert event.details == {"what": "link made", "account": "anna", "from": "192.0.2.7"}
 
 
 def test_failed_logins_are_audited_without_what_was_typed(node: World) -> None:

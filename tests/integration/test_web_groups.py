@@ -69,6 +69,15 @@ def test_a_group_sees_its_own_studies_alone(grouped: World, group: str) -> None:
             f"/studies/{other.study_id}",
         ):
             assert client.get(address).status_code in (403, 404), address
+    judged = grouped.suspected(3, **OTHER)
+    reader, keeper = (grouped.logged_in("ben", Role.RADIOLOGIST, groups=[group]), grouped.logged_in("bea", Role.ADMIN))
+    for name, key in (
+        *(("results", "prediction_id"), ("warnings", "warning_id")),
+        *(("reports", "report_id"), ("deliveries", "delivery_id")),
+    ):
+        one = keeper.get(f"/api/v1/{name}?study_id={judged}").json()["items"][0]
+        address = f"/api/v1/{name}/{one[key]}"
+        assert (keeper.get(address).json(), reader.get(address).status_code) == (one, 404), address
     admin = grouped.logged_in("ada", Role.ADMIN)
     assert admin.get(f"/api/v1/studies/{other.study_id}").status_code == 200
     nobodys = grouped.logged_in("eve", Role.RADIOLOGIST)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -114,6 +114,41 @@ def test_export_names_no_patient_unless_asked_and_is_audited(small_world: World)
         told = [one.details for one in audit.tail(session, 200) if one.action == Action.LIST_EXPORTED]
     assert [(one["list"], one["with_names"]) for one in told] == [("studies", False), ("studies", True)]
     assert told[0]["filters"] == {"answer": "present"}
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        *(("results", "prediction_id"), ("warnings", "warning_id"), ("reports", "report_id")),
+        *(("deliveries", "delivery_id"), ("reviews", "review_id"), ("audit", "id")),
+    ],
+)
+def test_each_row_of_a_list_can_be_asked_for_alone(small_world: World, name: str, key: str) -> None:
+    study_id, client = small_world.suspected(1), small_world.client()
+    said = {"study_id": str(study_id), "verdict": "agree", "reviewer": "R"}
+    assert client.post("/api/v1/reviews", json=said).status_code == 201
+    row = client.get(f"/api/v1/{name}").json()["items"][-1]
+    assert client.get(f"/api/v1/{name}/{row[key]}").json() == row
+    nothing = client.get(f"/api/v1/{name}/{uuid4()}")
+    assert (nothing.status_code, nothing.headers["content-type"]) == (404, PROBLEM)
+
+
+def test_a_model_version_can_be_asked_for_alone(small_world: World) -> None:
+    client = small_world.client()
+    (row,) = client.get("/api/v1/models").json()["items"]
+    assert client.get(f"/api/v1/models/{row['name']}/{row['version']}").json() == row
+    assert client.get("/api/v1/models/drawn/9.9.9").status_code == 404
+
+
+def test_search_is_paged(small_world: World) -> None:
+    for number in (1, 2, 3):
+        small_world.receive(number)
+    client = small_world.client()
+    first = client.post("/api/v1/studies/search", json={"patient_name": "drawn", "limit": 2}).json()
+    rest = client.post("/api/v1/studies/search", json={"patient_name": "drawn", "cursor": first["next_cursor"]}).json()
+    assert (len(first["items"]), len(rest["items"]), rest["next_cursor"]) == (2, 1, None)
+    refused = client.post("/api/v1/studies/search", json={"patient_name": "drawn", "cursor": "nonsense"})
+    assert refused.status_code == 422
 
 
 @pytest.mark.parametrize("name", ["instances", "results", "warnings", "reports", "deliveries", "reviews", "audit"])

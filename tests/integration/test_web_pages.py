@@ -138,6 +138,34 @@ def test_page_search_posts_and_finds_a_name_as_people_write_it(small_world: Worl
     assert "No study has this name" in client.post("/", content="q=nobody", headers=FORM).text
 
 
+def test_worklist_is_narrowed_to_what_was_not_delivered_and_to_a_warning(small_world: World) -> None:
+    failed, warned, plain = small_world.suspected(1), small_world.suspected(2), small_world.receive(3).study_id
+    small_world.break_delivery(failed)
+
+    def shown(query: str) -> set[str]:
+        return set(re.findall('data-id="([^"]+)"', small_world.client().get(f"/?{query}").text))
+
+    assert shown("view=all") == {str(failed), str(warned), str(plain)}
+    assert shown("view=all&delivery=failed") == {str(failed)}
+    assert shown("view=undelivered&delivery=failed") == {str(failed)}
+    assert shown("view=all&warning=view_unknown") == {str(failed), str(warned)}
+    assert small_world.client().get("/?warning=nonsense").status_code == 422
+    page = small_world.client().get("/?view=all&delivery=failed&warning=view_unknown").text
+    assert "warning=view_unknown&amp;undelivered=true" in page, "the file holds what the list does"
+    listed = small_world.client().get("/api/v1/studies?undelivered=true").json()["items"]
+    assert [study["study_id"] for study in listed] == [str(failed)]
+
+
+def test_search_says_that_it_shows_a_part(small_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "ROWS", 2)
+    for number in range(1, 4):
+        small_world.receive(number)
+    found = small_world.client().post("/", content="q=drawn", headers=FORM).text
+    assert "The first 2 of more studies" in found
+    monkeypatch.setattr(pages, "ROWS", 3)
+    assert "3 studies found." in small_world.client().post("/", content="q=drawn", headers=FORM).text
+
+
 def test_study_whose_result_was_withdrawn_says_so(small_world: World) -> None:
     study_id = small_world.suspected(1)
     page = small_world.client().get(f"/studies/{study_id}").text
@@ -289,11 +317,40 @@ def test_quality_page_adds_up_and_gives_no_share_of_few(small_world: World) -> N
     assert "DEMO1" not in page
 
 
+def test_counts_of_quality_lead_to_the_studies_that_they_count(small_world: World) -> None:
+    analysed, undelivered, waiting = (
+        small_world.suspected(1),
+        small_world.suspected(2),
+        small_world.receive(3).study_id,
+    )
+    small_world.break_delivery(undelivered)
+    silent, failed = small_world.receive(4), small_world.receive(5)
+    small_world.judge(silent.instance_id, None, [LATERAL])
+    small_world.fail(failed.instance_id)
+    for accepted in (silent, failed):
+        small_world.report(accepted.study_id)
+    client = small_world.client()
+    page = html.unescape(client.get("/quality?period=12w").text)
+    expected = {
+        "end=analysed": {analysed, undelivered},
+        "end=not_analysed": {silent.study_id},
+        "end=failed": {failed.study_id},
+        "end=waiting": {waiting},
+        "view=undelivered": {undelivered},
+    }
+    links = re.findall(r'<a href="(/\?[^"]+)" aria-label="(\d+) ', page)
+    assert len(links) == len(expected)
+    for (address, count), (asked, studies) in zip(links, expected.items(), strict=True):
+        assert asked in address
+        shown = set(re.findall('data-id="([^"]+)"', client.get(address).text))
+        assert (shown, int(count)) == ({str(one) for one in studies}, len(studies)), address
+
+
 def test_quality_numbers_are_a_file_that_is_audited(small_world: World) -> None:
     study_id, client = small_world.suspected(1), small_world.client()
     client.post(f"/studies/{study_id}/reviews", content="answer=agree:&reviewer=R", headers=FORM)
-    assert 'href="/quality/numbers?period=30d&amp;sender="' in client.get("/quality").text
-    heads, first, *rest = client.get("/quality/numbers?period=30d&sender=").text.splitlines()
+    assert 'href="/api/v1/quality/numbers?period=30d&amp;sender="' in client.get("/quality").text
+    heads, first, *rest = client.get("/api/v1/quality/numbers?period=30d&sender=").text.splitlines()
     assert heads.startswith("grouped_by,group,both_yes,model_only,reader_only,both_no,predictive_value,")
     assert first == "All,all readings,1,0,0,0,,,,,,", "one reading gives no share"
     assert "View,not known,1,0,0,0,,,,,," in rest
@@ -321,8 +378,8 @@ def test_admin_page_shows_what_needs_a_person_and_no_patient(
     assert "2 failed jobs" in page
     assert "Shown are 1 of 2." in page
     assert "Queue: no image waits" in page
-    assert client.post("/admin/chain").json()["unbroken"] is True
-    assert client.post("/admin/destinations/nobody/echo").status_code == 404
+    assert client.post("/api/v1/audit/verify").json()["unbroken"] is True
+    assert client.post("/api/v1/destinations/nobody/echo").status_code == 404
 
 
 def test_study_and_its_reviews_are_of_one_instant(small_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,7 +407,7 @@ def test_echo_waits_as_long_as_the_settings_say(sqlite_engine: Engine, tmp_path:
         )
         client = make_world(sqlite_engine, tmp_path / "var", models_folder, settings=settings).client()
         began = time.monotonic()
-        assert client.post("/admin/destinations/main/echo").json()["state"] == "silent"
+        assert client.post("/api/v1/destinations/main/echo").json()["state"] == "silent"
         assert time.monotonic() - began < 5
 
 
@@ -413,6 +470,20 @@ def test_pages_are_for_those_who_may_see_them(sqlite_engine: Engine, tmp_path: P
     assert 'href="/admin"' not in reader.get("/").text
     assert program.get("/quality").status_code == 403
     assert world.client().get("/quality", follow_redirects=False).status_code in (303, 401)
+
+
+def test_pages_offer_what_the_caller_may_do_and_nothing_else(
+    sqlite_engine: Engine, tmp_path: Path, models_folder: Path
+) -> None:
+    world = make_world(sqlite_engine, tmp_path, models_folder, WebSettings())
+    study = f"/studies/{world.suspected(1)}"
+    reader, keeper = world.logged_in("anna", Role.RADIOLOGIST), world.logged_in("olga", Role.ADMIN)
+    assert ('name="answer"' in reader.get(study).text, 'name="answer"' in keeper.get(study).text) == (True, False)
+    assert "Radiologists answer studies" in keeper.get(study).text
+    listed = [client.get("/").text for client in (reader, keeper)]
+    assert ["data-batch" in page for page in listed] == [False, True]
+    assert ['type="checkbox" aria-label="Choose' in page for page in listed] == [False, True]
+    assert [re.findall('data-key="(.)"', page) for page in listed] == [["w", "q"], ["w", "q", "a"]]
 
 
 def test_pages_and_counts_show_a_group_its_own_senders_alone(

@@ -58,7 +58,7 @@ def test_reviewed_study_becomes_a_zip_that_is_audited(own_world: World) -> None:
     assert found["state"] == "ready", found
     assert found["said"][0] == "1 images of 1 patients (1 PNEUMONIA)"
     (event,) = own_world.audited(Action.REVIEWS_EXPORTED)
-    assert (event.details["images"], event.actor) == (1, "web")
+    assert (event.details["images"], event.actor, event.details["from"]) == (1, "web", "testclient")
     got = client.get(f"{ADDRESS}/file")
     assert got.headers["content-disposition"] == f'attachment; filename="{found["name"]}.zip"'
     assert b"SECRET" not in got.content

@@ -177,6 +177,9 @@ def test_empty_list_says_why() -> None:
     nothing = listed("open", [])
     assert nothing.silence is not None
     assert nothing.silence.title == "Nothing has been received yet."
+    of_groups = worklist.list_view([], Counts(), view="open", choice=ALL, is_of_groups=True, now=NOON)
+    assert of_groups.silence is not None
+    assert of_groups.silence.title == "Your groups see no study."
 
 
 def test_groups_alone_and_searches_stand_still() -> None:

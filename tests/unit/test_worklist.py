@@ -266,7 +266,24 @@ def test_what_a_destination_did_not_take_is_found_however_old(session: Session) 
 )
 def test_search_finds_studies_by_patient_or_order(session: Session, wanted: dict[str, str], is_found: bool) -> None:
     add_image(session)
-    assert bool(facts.search_studies(session, **wanted)) == is_found  # type: ignore[arg-type]
+    found, _ = facts.search_studies(session, **wanted)  # type: ignore[arg-type]
+    assert bool(found) == is_found
+
+
+@pytest.mark.parametrize("typed", ["müller", "MÜLLER^ANNA", "Müller"])
+def test_search_finds_a_name_beyond_ascii_in_any_case(session: Session, typed: str) -> None:
+    add_image(session, patient_name="MÜLLER^ANNA")
+    found, _ = facts.search_studies(session, patient_name=typed)
+    assert [study.patient_name for study in found] == ["MÜLLER^ANNA"]
+
+
+def test_search_goes_on_where_its_page_ended(session: Session) -> None:
+    for number in range(1, 6):
+        add_image(session, number, study=f"1.2.{number}", patient_id="P")
+    whole, none = facts.search_studies(session, patient_id="P")
+    first, cursor = facts.search_studies(session, patient_id="P", limit=2)
+    rest, _ = facts.search_studies(session, patient_id="P", cursor=cursor)
+    assert ([*first, *rest], len(whole), none) == (whole, 5, None)
 
 
 def test_search_for_nothing_is_refused(session: Session) -> None:

@@ -1,7 +1,6 @@
 """The administration page: what needs a person, who may send, which model answers, who may log in, what was done.
 
-Shows no patient attribute: a study is a link. What the page changes goes through the API; asking a destination whether
-it is there and walking the audit chain change nothing, and live here.
+Shows no patient attribute: a study is a link. What the page does goes through the API.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
 from db import audit, facts, queue
@@ -22,8 +21,6 @@ from db.facts.peers import Standing, destination_standings, last_seen
 from db.facts.retention import bytes_per_day
 from db.queue import Job, JobKind, JobState
 from models.errors import ModelError
-from pacs_node.dimse.storage import echo
-from pacs_node.errors import DeliveryFailed
 from pacs_node.rollout import known_versions
 from pacs_node.settings import Settings
 from pacs_node.web import charts, words
@@ -32,7 +29,6 @@ from pacs_node.web.context import Web, WebContext
 from pacs_node.web.query import cursor_out
 from pacs_node.web.readiness import check_all
 from pacs_node.web.routes.pages import show
-from pacs_node.wiring import audit_key
 
 router = APIRouter(include_in_schema=False, dependencies=[requires(Role.ADMIN)])
 
@@ -125,33 +121,6 @@ def show_administration(web: WebContext, request: Request) -> HTMLResponse:
         "words": words,
     }
     return show(web, request, "admin.html", context)
-
-
-@router.post("/admin/destinations/{name}/echo")
-def post_echo(web: WebContext, name: str) -> dict[str, str]:
-    """Ask a destination whether it is there (C-ECHO, PS3.4 A); says in words what it answered."""
-    destination = next((known for known in web.settings.destinations if known.name == name), None)
-    if destination is None or destination.kind != "dimse":
-        raise HTTPException(404, "There is no such DICOM destination.")
-    try:
-        timeout_s = web.settings.delivery.connect_timeout_s
-        echo(destination, calling_ae_title=web.settings.dicom.ae_title, timeout_s=timeout_s)
-    except DeliveryFailed as error:
-        return {"state": "silent", "detail": f"{error}"}
-    return {"state": "answers", "detail": f"{name} answered."}
-
-
-@router.post("/admin/chain")
-def post_chain(web: WebContext) -> dict[str, str | bool]:
-    """Walk the whole audit chain; the check is told in the trail itself."""
-    with read_scope(web.engine) as session:
-        found = audit.verify(session, audit_key(web.settings.node.secrets_dir))
-    web.note(Action.CHAIN_VERIFIED, details={"sealed": found.sealed, "broken": len(found.broken)})
-    if found.broken:
-        places = ", ".join(map(str, found.broken[:5]))
-        return {"unbroken": False, "detail": f"The chain is broken at {len(found.broken)} places: {places}."}
-    text = f"The chain is unbroken: {found.sealed} events, checked just now; {found.unsealed} not sealed yet."
-    return {"unbroken": True, "detail": text}
 
 
 def _job_states(session: Session) -> dict[JobState, int]:

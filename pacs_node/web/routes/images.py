@@ -15,7 +15,7 @@ from pacs_node.web.access import Role, requires
 from pacs_node.web.admin_schemas import Done
 from pacs_node.web.context import Web, WebContext
 from pacs_node.web.dicom_files import FILE, FileForm, dicom_file
-from pacs_node.web.listing import Listed, OfImages, page_of
+from pacs_node.web.listing import Listed, OfImages, page_for
 from pacs_node.web.problems import documented
 from pacs_node.web.query import refuse
 from pacs_node.web.render import SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, THUMBNAIL, Drawing, Form
@@ -64,7 +64,8 @@ PICTURE: dict[int | str, dict[str, Any]] = {
 def list_instances(web: WebContext, asked: Listed, wanted: OfImages) -> Page[InstanceLine]:
     """Return one page of images, the last received first; `state=failed` lists what can be run again."""
     with read_scope(web.engine) as session:
-        return page_of(InstanceLine, facts.list_instances(session, asked, **wanted))
+        found = facts.list_instances(session, asked, **wanted)
+    return page_for(web, InstanceLine, "images", asked, found)
 
 
 @router.get("/{instance_id}", summary="One image in full")
@@ -92,8 +93,8 @@ def get_image(
 ) -> Response:
     """Return the radiograph as an 8-bit picture, windowed as the model sees it or by `center` and `width`.
 
-    Above 160 pixels it is a view of the study, which is audited. A heat map is there once one was drawn; until then
-    asking for it is answered by 404.
+    Above 160 pixels it is a view of the study, which is audited; smaller, it is one of a list. A heat map
+    is there once one was drawn; until then asking for it is answered by 404.
     """
     if (center is None) != (width is None):
         raise refuse("center", "center and width belong together")
@@ -102,6 +103,8 @@ def get_image(
     heatmap = _heatmap(web, instance_id) if overlay else None
     if size > THUMBNAIL:
         web.note_view(instance.study_id, "image")
+    else:
+        web.note_list("thumbnails")
     is_layer = overlay == "heatmap-layer"
     drawing = Drawing(digest=instance.digest, size=size, window=window, form=form, heatmap=heatmap, is_layer=is_layer)
     return picture(web, request, instance, drawing)

@@ -47,6 +47,17 @@ def list_models(web: WebContext, state: ModelState | None = None) -> Page[ModelV
     return Page(items=[ModelVersionOut.model_validate(version) for version in shown], next_cursor=None)
 
 
+@router.get("/{name}/{version}", summary="One model version", responses=documented(404))
+def get_model(web: WebContext, name: Name, version: Version) -> ModelVersionOut:
+    """Return one version of the books."""
+    with read_scope(web.engine) as session:
+        versions = facts.list_model_versions(session)
+    found = next((known for known in versions if (known.name, known.version) == (name, version)), None)
+    if found is None:
+        raise HTTPException(404, f"There is no model {name} {version} in the books.")
+    return ModelVersionOut.model_validate(found)
+
+
 @router.post("/{name}/{version}/activate", summary="Let a version answer", **SPEAKING)
 def activate_version(web: WebContext, name: Name, version: Version) -> ActivationOut:
     """Let a version answer from now on, as `pacs-node models activate` does; a recall of it is lifted. Audited.

@@ -23,6 +23,7 @@ from db.facts import StudyDetail, StudyFilters, StudySummary, Visible
 from db.facts.groups import GROUP_SORTS
 from db.facts.study_filters import count_groups, count_studies
 from db.tables import Verdict
+from models.codes import CODES
 from pacs_node.web import blind, words, worklist
 from pacs_node.web.access import Role, requires
 from pacs_node.web.choices import finding_kept
@@ -43,7 +44,7 @@ ROWS, GROUP_ROWS = 100, 40
 """Studies on a page of one group, or that a search finds; and of each group in the whole list."""
 PRIORS, PRIORS_SHOWN = 20, 4
 """Earlier studies of a patient that are looked at, and that are shown."""
-Sender = Annotated[str, Query(max_length=16, pattern=r"^[\x20-\x5b\x5d-\x7e]*$")]
+Sender = Annotated[str, Query(max_length=16, pattern=r"^[\x20-\x5b\x5d-\x7e]*$", examples=["CR_ROOM_1"])]
 """Empty = all: it comes from a form."""
 PROBABILITY = r"^(0(\.[0-9]{1,6})?|1(\.0{1,6})?)?$"
 ViewName = Annotated[str, Query(pattern=f"^({'|'.join(worklist.VIEWS)})$")]
@@ -69,10 +70,13 @@ Form = Annotated[dict[str, str], Depends(_form)]
 
 def _choice(
     sender: Sender = "",
-    period: Annotated[str, Query(pattern=r"^(1|7|30)?$")] = "",
+    period: Annotated[str, Query(pattern=f"^({'|'.join(worklist.PERIODS)})$")] = "",
     probability_from: Annotated[str, Query(alias="from", pattern=PROBABILITY)] = "",
     probability_to: Annotated[str, Query(alias="to", pattern=PROBABILITY)] = "",
     model_version: Annotated[str, Query(alias="version", pattern=r"^([0-9]{1,9}(\.[0-9]{1,9}){2})?$")] = "",
+    delivery: Annotated[str, Query(pattern=f"^({'|'.join(worklist.DELIVERIES)})$")] = "",
+    warning: Annotated[str, Query(pattern=f"^({'|'.join(CODES)})?$")] = "",
+    end: Annotated[str, Query(pattern=f"^({'|'.join(worklist.ENDS)})$")] = "",
 ) -> Choice:
     """Read the filters of the worklist; empty = not set, for they come from a form."""
     return Choice(
@@ -81,6 +85,9 @@ def _choice(
         probability_from=float(probability_from) if probability_from else None,
         probability_to=float(probability_to) if probability_to else None,
         model_version=model_version,
+        delivery=delivery,
+        warning=warning,
+        end=end,
     )
 
 
@@ -100,7 +107,7 @@ def show_worklist(
         versions = sorted({known.version for known in facts.list_model_versions(session)})
         choice = replace(asked, senders=senders, model_versions=versions)
         if _answers_first(web):  # what a filter lets through tells the probability
-            choice = replace(choice, is_by_answer=False, probability_from=None, probability_to=None)
+            choice = replace(choice, is_by_answer=False, probability_from=None, probability_to=None, warning="")
         if not choice.is_by_answer and (view == "positive" or group in ("positive", "negative", "silent")):
             raise HTTPException(404, "This view would tell what the model said.")
         wanted = _wanted(web, choice, now)
@@ -118,9 +125,15 @@ def show_worklist(
     web.note_list("page")
     rows = _rows(studies, hidden, now)
     told: dict[str, Any] = {"view": view, "group": group, "choice": choice, "now": now}
+    told["is_of_groups"] = web.caller.visible is not None
     shown = worklist.list_view(rows, counts, last_received=last_received, **told)
     older = worklist.href(view=view, group=group, cursor=cursor_out(following), **choice.query) if following else ""
     context = {"page": "worklist", "list": shown, "older": older, "periods": worklist.PERIODS}
+    context |= {
+        "deliveries": worklist.DELIVERIES,
+        "ends": worklist.ENDS,
+        "codes": {code: code.replace("_", " ") for code in sorted(CODES)},
+    }
     context["export_href"] = worklist.export_href(choice, now)
     return show(web, request, "worklist.html", context)
 
@@ -151,15 +164,20 @@ def _wanted(web: Web, choice: Choice, now: datetime) -> StudyFilters:
         "probability_from": choice.probability_from,
         "probability_to": choice.probability_to,
         "model_version": choice.model_version or None,
+        "warning": choice.warning or None,
+        "end": choice.end or None,
+        "is_undelivered": bool(choice.delivery) or None,
         "visible": web.caller.visible,
     }
 
 
 def _counts(session: Session, wanted: StudyFilters, *, is_veiled: bool) -> Counts:
-    unread, answered = StudyFilters(**wanted, is_reviewed=False), StudyFilters(**wanted, is_reviewed=True)
+    unread: StudyFilters = {**wanted, "is_reviewed": False}
+    answered: StudyFilters = {**wanted, "is_reviewed": True}
+    undelivered: StudyFilters = {**wanted, "is_undelivered": True}
     return Counts(
         unread=count_groups(session, unread, is_veiled=is_veiled),
-        undelivered=count_groups(session, StudyFilters(**wanted, is_undelivered=True), is_veiled=is_veiled),
+        undelivered=count_groups(session, undelivered, is_veiled=is_veiled),
         answered=count_studies(session, answered, limit=worklist.COUNTED + 1),
     )
 
@@ -177,28 +195,28 @@ def search(web: WebContext, request: Request, form: Form) -> HTMLResponse:
     """Show the studies of the patient or order that was typed; a form, so that no address names a patient."""
     sought = _checked(StudySearch, patient_name=form.get("q", "")).patient_name or ""
     with read_scope(web.engine) as session:
-        found = _search(session, sought, web.caller.visible) if sought else []
+        found, has_more = _search(session, sought, web.caller.visible) if sought else ([], False)
         hidden, now = _hidden(web, session, found), db_now(session)
     if sought:
         web.note_search(len(found))
-    rows = _rows(found, hidden, now)
-    return show(
-        web,
-        request,
-        "worklist.html",
-        {"page": "worklist", "list": worklist.search_view(rows, sought), "older": "", "periods": {}},
-    )
+    shown = worklist.search_view(_rows(found, hidden, now), sought, has_more=has_more)
+    return show(web, request, "worklist.html", {"page": "worklist", "list": shown, "older": "", "periods": {}})
 
 
-def _search(session: Session, sought: str, visible: Visible | None) -> list[StudySummary]:
-    """Look in the three places that people type into one box; names are written with a space and kept with a caret."""
-    found = [
-        *facts.search_studies(session, accession_number=sought, visible=visible, limit=ROWS),
-        *facts.search_studies(session, patient_id=sought, visible=visible, limit=ROWS),
-        *facts.search_studies(session, patient_name=sought, visible=visible, limit=ROWS),
-        *facts.search_studies(session, patient_name=sought.replace(" ", "^"), visible=visible, limit=ROWS),
+def _search(session: Session, sought: str, visible: Visible | None) -> tuple[list[StudySummary], bool]:
+    """Look in the three places that people type into one box; names are written with a space and kept with a caret.
+
+    Return the studies, and whether there are more.
+    """
+    asked: dict[str, Any] = {"visible": visible, "limit": ROWS}
+    pages = [
+        facts.search_studies(session, accession_number=sought, **asked),
+        facts.search_studies(session, patient_id=sought, **asked),
+        facts.search_studies(session, patient_name=sought, **asked),
+        facts.search_studies(session, patient_name=sought.replace(" ", "^"), **asked),
     ]
-    return list({study.study_id: study for study in found}.values())[:ROWS]
+    found = list({study.study_id: study for studies, _ in pages for study in studies}.values())
+    return found[:ROWS], len(found) > ROWS or any(following for _, following in pages)
 
 
 @router.get("/studies/{study_id}")
@@ -230,7 +248,7 @@ def _priors(web: Web, session: Session, study: StudyDetail) -> list[StudyDetail]
     own = study.summary
     if not own.patient_id:
         return []
-    found = facts.search_studies(session, patient_id=own.patient_id, limit=PRIORS, visible=web.caller.visible)
+    found, _ = facts.search_studies(session, patient_id=own.patient_id, limit=PRIORS, visible=web.caller.visible)
     earlier = [line.study_id for line in found if _place(line) < _place(own)]
     details = [facts.study_detail(session, study_id) for study_id in earlier]
     return [prior for prior in details if prior.issuer_of_patient_id == study.issuer_of_patient_id][:PRIORS_SHOWN]

@@ -15,7 +15,7 @@ from db.facts import accounts, credentials
 from db.facts.accounts import Account, NameTaken
 from db.facts.credentials import TokenFacts
 from db.tables import Role
-from pacs_node.invitations import invite
+from pacs_node.invitations import invite, invite_again
 from pacs_node.passwords import TOKEN_PREFIX, new_secret
 from pacs_node.web.access import EVERYONE, requires
 from pacs_node.web.context import Web, WebContext
@@ -168,12 +168,13 @@ def patch_account(web: WebContext, account_id: UUID, change: AccountChange) -> A
 
 @router.post("/accounts/{account_id}/link", summary="Make a new password link", dependencies=LETTING_IN)
 def post_link(web: WebContext, account_id: UUID) -> AccountAndLink:
-    """Return a new one-time link; an earlier one that was not used ends."""
+    """Return a new one-time link; an earlier one that was not used ends. Audited."""
     with web.change() as session:
         account = accounts.account_of(session, account_id)
         if account.is_of_hospital:
             raise HTTPException(409, "This person logs in with the hospital's account.")
-        return AccountAndLink(account=_account_out(account), link=invite(session, account_id, web.settings.web))
+        link = invite_again(session, account, web.settings.web, actor=web.caller.actor)
+        return AccountAndLink(account=_account_out(account), link=link)
 
 
 @router.get("/tokens", summary="List API tokens", dependencies=ONLY_ADMIN)

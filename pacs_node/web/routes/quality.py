@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, StreamingResponse
@@ -15,15 +15,17 @@ from db.facts import quality as counted
 from db.facts import readings
 from db.facts.quality import Scope
 from db.tables import JobKind
-from pacs_node.web import agreement, charts, quality, words
+from pacs_node.web import agreement, charts, quality, words, worklist
 from pacs_node.web.access import Role, requires
 from pacs_node.web.agreement import Share, Square
 from pacs_node.web.context import WebContext
 from pacs_node.web.exporting import MEDIA_TYPES, file_name, lines_of
+from pacs_node.web.problems import documented
+from pacs_node.web.routes import API
 from pacs_node.web.routes.pages import Sender, show
 from pacs_node.web.schemas import Schema
 
-router = APIRouter(include_in_schema=False, dependencies=[requires(Role.RADIOLOGIST, Role.ADMIN)])
+router = APIRouter(dependencies=[requires(Role.RADIOLOGIST, Role.ADMIN)])
 
 REFUSED_SHOWN = 25
 """Lines of what was refused in negotiation, the gravest first."""
@@ -33,7 +35,10 @@ FAILED_STEPS = {
     JobKind.DELIVER: "Reports that were not delivered",
 }
 
-Period = Annotated[str, Query(pattern=f"^({'|'.join(quality.PERIODS)})$")]
+NUMBERS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/csv": {"example": "grouped_by,group,both_yes,model_only\r\nModel version,0.4.0,41,3\r\n"}}}
+}
+Period = Annotated[str, Query(pattern=f"^({'|'.join(quality.PERIODS)})$", examples=["30d"])]
 
 
 class GroupNumbers(Schema):
@@ -53,7 +58,7 @@ class GroupNumbers(Schema):
     sensitivity_high: float | None
 
 
-@router.get("/quality")
+@router.get("/quality", include_in_schema=False)
 def show_quality(web: WebContext, request: Request, period: Period = "30d", sender: Sender = "") -> HTMLResponse:
     """Count from the tables, now; of the studies that the caller may see."""
     with read_scope(web.engine) as session:
@@ -70,14 +75,21 @@ def show_quality(web: WebContext, request: Request, period: Period = "30d", send
         "chosen": {"period": period, "sender": sender},
         "senders": senders,
         "counted_at": words.clock(now, now),
+        **_links(period, sender),
         "since": words.clock(since, now),
     }
     return show(web, request, "quality.html", context)
 
 
-@router.get("/quality/numbers")
+@router.get(
+    f"{API}/quality/numbers",
+    tags=["quality"],
+    summary="Export readings by group",
+    response_class=StreamingResponse,
+    responses=NUMBERS | documented(422),
+)
 def export_numbers(web: WebContext, period: Period = "30d", sender: Sender = "") -> StreamingResponse:
-    """Return the readings of every group as CSV; audited."""
+    """Return what readers and model said, counted by group, as CSV, of the studies that the caller may see; audited."""
     with read_scope(web.engine) as session:
         now = db_now(session)
         since, until = quality.period_of(period, now)
@@ -88,6 +100,16 @@ def export_numbers(web: WebContext, period: Period = "30d", sender: Sender = "")
     headers = {"Content-Disposition": f'attachment; filename="{file_name("numbers", "csv", now)}"'}
     lines = lines_of("csv", GroupNumbers, lambda _: (rows, None), without=frozenset())
     return StreamingResponse(lines, media_type=MEDIA_TYPES["csv"], headers=headers)
+
+
+def _links(period: str, sender: str) -> dict[str, object]:
+    """Return where the worklist shows the studies behind a count."""
+    asked = {"period": str(quality.PERIODS[period][1]), "sender": sender}
+    ends = {"a": "analysed", "b": "not_analysed", "c": "failed", "d": "waiting"}
+    return {
+        "study_links": {kind: worklist.href(view="all", **asked, end=end) for kind, end in ends.items()},
+        "undelivered_link": worklist.href(view="undelivered", **asked),
+    }
 
 
 def _numbers(title: str, square: Square) -> GroupNumbers:

@@ -20,7 +20,7 @@ from pacs_node.report.codes import QUALITY
 from pacs_node.web import blind
 from pacs_node.web.access import Role, requires
 from pacs_node.web.context import Web, WebContext
-from pacs_node.web.listing import Listed, OfReviews, page_of
+from pacs_node.web.listing import Listed, OfReviews, page_for
 from pacs_node.web.problems import documented
 from pacs_node.web.query import refuse_body
 from pacs_node.web.render import size_of
@@ -55,22 +55,26 @@ ETAG = {"headers": {"ETag": {"description": "What stands now.", "schema": {"type
 def list_reviews(web: WebContext, asked: Listed, wanted: OfReviews) -> Page[ReviewOut]:
     """Return one page of reviews, the newest first."""
     with read_scope(web.engine) as session:
-        return page_of(ReviewOut, facts.list_reviews(session, asked, **wanted))
+        found = facts.list_reviews(session, asked, **wanted)
+    return page_for(web, ReviewOut, "reviews", asked, found)
 
 
 @router.get("/reviews/{review_id}", summary="One review")
 def get_review(web: WebContext, review_id: UUID) -> ReviewOut:
-    """Return one reader's word; it never changes."""
+    """Return one reader's word; it never changes. The view is audited."""
     with read_scope(web.engine) as session:
-        return ReviewOut.model_validate(facts.review_facts(session, review_id))
+        review = ReviewOut.model_validate(facts.review_facts(session, review_id))
+    web.note_view(review.study_id, "review")
+    return review
 
 
 @router.get("/studies/{study_id}/reviews", summary="Where the reading of a study stands", responses={200: ETAG})
 def get_review_state(web: WebContext, response: Response, study_id: UUID) -> ReviewStateOut:
-    """Return what stands, every word before it, and the ETag to send with the next verdict."""
+    """Return what stands, every word before it, and the ETag to send with the next verdict; the view is audited."""
     with read_scope(web.engine) as session:
         history = facts.study_detail(session, study_id).reviews
         state = facts.review_state(session, study_id)
+    web.note_view(study_id, "reviews")
     response.headers["ETag"] = _etag(state)
     standing = [ReviewOut.model_validate(review) for review in state.standing]
     said = [ReviewOut.model_validate(review) for review in history]

@@ -14,6 +14,7 @@ from db.tables import ObjectKind
 from pacs_node.web.access import Role, requires
 from pacs_node.web.context import Web, WebContext
 from pacs_node.web.dicom_files import FILE, FileForm, dicom_file
+from pacs_node.web.listing import page_of
 from pacs_node.web.problems import documented
 from pacs_node.web.query import Cursor, Limit, cursor_out
 from pacs_node.web.reading import decisive_image
@@ -59,13 +60,14 @@ def search_studies(web: WebContext, sought: StudySearch) -> Page[StudyLine]:
 
     Asked for in a body, so that no address names a patient.
     """
-    wanted = sought.model_dump(exclude={"limit"}, exclude_none=True)
+    wanted = sought.model_dump(exclude={"limit", "cursor"}, exclude_none=True)
     if not any(wanted.values()):
         raise HTTPException(422, "A search needs patient_id, patient_name or accession_number.")
     with read_scope(web.engine) as session:
-        studies = facts.search_studies(session, **wanted, visible=web.caller.visible, limit=sought.limit)
-    web.note_search(len(studies))
-    return Page(items=[StudyLine.model_validate(study) for study in studies], next_cursor=None)
+        asked: dict[str, Any] = {"visible": web.caller.visible, "limit": sought.limit, "cursor": sought.cursor}
+        found = facts.search_studies(session, **wanted, **asked)
+    web.note_search(len(found[0]))
+    return page_of(StudyLine, found)
 
 
 @router.get("/{study_id}", summary="One study in full")
@@ -83,13 +85,14 @@ def get_study(web: WebContext, study_id: UUID) -> StudyOut:
     responses=PNG,
 )
 def get_thumbnail(web: WebContext, request: Request, study_id: UUID) -> Response:
-    """Return the image that decides the answer as a small PNG; not audited, a list shows no more than this."""
+    """Return the image that decides the answer as a small PNG; audited as a list, which shows no more than this."""
     study = detail_of(web, study_id)
     image = decisive_image(study.images, study.summary.probability)
     if image is None or image.instance_id in study.gone:
         raise HTTPException(404, "This study has no picture.")
     with read_scope(web.engine) as session:
         instance = facts.instance_detail(session, image.instance_id)
+    web.note_list("thumbnails")
     return picture(web, request, instance, Drawing(digest=instance.digest, size=THUMBNAIL, window=None))
 
 

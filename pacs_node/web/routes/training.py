@@ -35,7 +35,7 @@ def start_training_export(web: WebContext, wanted: NewTrainingExport) -> Trainin
     """
     with read_scope(web.engine) as session:
         now = db_now(session)
-    asked = Wanted(since=wanted.since, accept_unstated=wanted.accept_unstated, actor=web.caller.actor)
+    asked = Wanted(**wanted.model_dump(), actor=web.caller.actor, address=web.caller.address)
     try:
         return TrainingExportOut.model_validate(web.training.start(asked, now=now))
     except ExportRuns:

@@ -28,12 +28,12 @@ const DO = {
     toast("The job is closed.");
   },
   async echo(button, name) {
-    const answer = await during(button, "asking …", () => ask("POST", `/admin/destinations/${encodeURIComponent(name)}/echo`));
+    const answer = await during(button, "asking …", () => ask("POST", `/api/v1/destinations/${encodeURIComponent(name)}/echo`));
     $("[data-seen]", button.closest("tr")).textContent = answer.ok ? `${answer.body.state}, just now` : "";
     toast(why(answer));
   },
   async chain(button) {
-    const answer = await during(button, "checking …", () => ask("POST", "/admin/chain"));
+    const answer = await during(button, "checking …", () => ask("POST", "/api/v1/audit/verify"));
     $("#chain").textContent = why(answer);
     $("#chain").className = answer.ok && answer.body.unbroken ? "" : "bad strong";
   },

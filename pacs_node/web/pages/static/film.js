@@ -23,13 +23,19 @@ export async function filmAt(url, { window = null, size = SIZES[0], signal = nul
 
 /** Return a picture and what the node says of it, or throw why there is none; a node that is busy is asked once more. */
 async function reached(url, { signal = null, headers = {}, isLast = false } = {}) {
-  const limit = AbortSignal.timeout(LONGEST_MS);
-  let answer;
+  const asking = new AbortController(), stop = () => asking.abort(); // no AbortSignal.any: browsers of early 2023 read here too
+  let isLate = false, answer;
+  const limit = setTimeout(() => { isLate = true; stop(); }, LONGEST_MS);
+  signal?.addEventListener("abort", stop);
+  if (signal?.aborted) stop();
   try {
-    answer = await fetch(url, { headers, signal: AbortSignal.any([limit, signal ?? limit]) });
+    answer = await fetch(url, { headers, signal: asking.signal });
     if (answer.ok) return { picture: await answer.blob(), said: answer.headers.get("VOI-Window") };
   } catch {
-    throw new Error(limit.aborted ? `The node did not answer within ${LONGEST_MS / 1000} seconds. The file is kept.` : "The node did not answer. The file is kept.");
+    throw new Error(isLate ? `The node did not answer within ${LONGEST_MS / 1000} seconds. The file is kept.` : "The node did not answer. The file is kept.");
+  } finally {
+    clearTimeout(limit);
+    signal?.removeEventListener("abort", stop);
   }
   if (answer.status === 503 && !isLast) {
     await new Promise((resolve) => { setTimeout(resolve, BUSY_MS); });

@@ -4,7 +4,7 @@
 export const $ = (query, from = document) => from.querySelector(query);
 export const $$ = (query, from = document) => [...from.querySelectorAll(query)];
 
-const PAGES = { w: "/", q: "/quality", a: "/admin" };
+const PAGES = new Map($$(".nav a[data-key]").map((link) => [link.dataset.key, link])); // those that the caller may open
 export const PATIENCE_MS = 5000;
 /** Of what a page asks by itself: it does not show that the reader is there, or sees it. */
 export const BACKGROUND = { "X-Background": "1" };
@@ -78,7 +78,7 @@ export function keys(table) {
     ...table,
     ...$$("input[type=search]").slice(0, 1).map((box) => ["/", "Search", () => box.focus()]),
     ["Z", "Undo, for 10 seconds", () => $("[data-undo]")?.click()],
-    ["G then W, Q, A", "Go to worklist, quality, admin", null],
+    ...(PAGES.size ? [[`G then ${[...PAGES.keys()].join(", ").toUpperCase()}`, `Go to ${[...PAGES.values()].map((link) => link.textContent.toLowerCase()).join(", ")}`, null]] : []),
     ["?", "Show these keys", () => $("#keys").showModal()],
   ];
   for (const [key, words] of all) {
@@ -91,9 +91,9 @@ export function keys(table) {
   addEventListener("keydown", (event) => {
     const isTyping = event.target.closest?.("input:not([type=checkbox], [type=range]), textarea, select, dialog");
     if (isTyping || event.ctrlKey || event.metaKey || event.altKey || localStorage.keys === "off") return;
-    const key = event.key.toLowerCase(), page = isGoing && PAGES[key];
+    const key = event.key.toLowerCase(), page = isGoing && PAGES.get(key);
     isGoing = key === "g";
-    if (page) { location.href = page; return; }
+    if (page) { location.href = page.href; return; }
     const hit = all.find(([names, , act]) => act && names.split(" or ").some((name) => name.toLowerCase() === key));
     if (!hit || (event.repeat && !["j", "k", "+", "-", "=", "arrowdown", "arrowup"].includes(key))) return; // a held key answers once
     event.preventDefault();

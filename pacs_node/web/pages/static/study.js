@@ -132,7 +132,7 @@ function explain(theirs) {
 /** Put a part of a page in place of ours; whoever held something in it holds the panel then, and answers nothing by a second press. */
 function renew(part, page) {
   const [mine, theirs] = [$(part), $(part, page)], wasHeld = isHeld(part);
-  if (mine.innerHTML === theirs.innerHTML) return;
+  if (!mine || !theirs || mine.innerHTML === theirs.innerHTML) return;
   mine.replaceChildren(...document.adoptNode(theirs).childNodes);
   if (wasHeld) $(".told").focus({ preventScroll: true });
 }
