@@ -141,7 +141,7 @@ def test_film_of_a_busy_node_is_asked_for_once_more(site: Site, page: Page) -> N
 
 def test_film_is_shown_by_browsers_of_early_2023_too(site: Site, page: Page) -> None:
     page.add_init_script("delete AbortSignal.any")
-    open_study(page, site.study(4))
+    open_study(page, site.study(44))
     assert page.locator("#film canvas").is_visible()
 
 

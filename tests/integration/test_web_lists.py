@@ -126,7 +126,7 @@ def test_export_names_no_patient_unless_asked_and_is_audited(small_world: World)
 def test_each_row_of_a_list_can_be_asked_for_alone(small_world: World, name: str, key: str) -> None:
     study_id, client = small_world.suspected(1), small_world.client()
     said = {"study_id": str(study_id), "verdict": "agree", "reviewer": "R"}
-    assert client.post("/api/v1/reviews", json=said).status_code == 201
+    assert client.post("/api/v1/reviews", json=said, headers={"If-Match": "*"}).status_code == 201
     row = client.get(f"/api/v1/{name}").json()["items"][-1]
     assert client.get(f"/api/v1/{name}/{row[key]}").json() == row
     nothing = client.get(f"/api/v1/{name}/{uuid4()}")
