@@ -243,12 +243,12 @@ def test_node_that_is_gone_is_said_and_takes_no_answer(site: Site, page: Page) -
     page.context.set_offline(True)
     page.evaluate("dispatchEvent(new Event('visibilitychange'))")
     page.locator("#offline").wait_for(state="visible")
-    assert page.locator("[data-say=A]").get_attribute("aria-disabled") == "true"
+    page.locator("[data-say=A][aria-disabled=true]").wait_for()
     page.keyboard.press("a")
     page.locator(".toast", has_text="the node does not answer").wait_for()
     page.context.set_offline(False)
     page.locator("#offline").wait_for(state="hidden")
-    assert page.locator("[data-say=A]").get_attribute("aria-disabled") == "false"
+    page.locator("[data-say=A][aria-disabled=false]").wait_for()
     assert site.reviews_of(study_id) == []
 
 
