@@ -1,5 +1,4 @@
-"""A network as it serves: on its device, in its precision, as fast as those allow. Takes a Classifier; gives logits
-and features.
+"""A network as it serves, as fast as its device and precision allow. Takes a Classifier; gives logits and features.
 
 Shapes: B images, H rows, W columns, D features, L outputs.
 """

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Text, and_, exists, func, select
+from sqlalchemy import ColumnElement, Select, Text, and_, func, select
 
 from db.engine import Session
 from db.facts.results import Conservation
-from db.facts.study_filters import CURRENT
+from db.facts.study_filters import CURRENT, HAS_FAILED_IMAGE
 from db.facts.visibility import Visible, may_see
 from db.tables import (
     Answer,
@@ -87,7 +87,6 @@ class StepTimes:
 _STUDIES, _INSTANCES, _RECEIPTS, _REPORTS = (rows_of(table) for table in (Study, Instance, Receipt, Report))
 _PREDICTIONS, _WARNINGS, _DELIVERIES, _JOBS = (rows_of(table) for table in (Prediction, Warning, Delivery, Job))
 _ASSOCIATIONS = rows_of(Association)
-_HAS_FAILED = exists().where(_INSTANCES.c.study_id == _STUDIES.c.id, _INSTANCES.c.state == InstanceState.FAILED)
 
 
 def in_scope(scope: Scope, sender: ColumnElement[Any] = _STUDIES.c.calling_ae_title) -> list[ColumnElement[bool]]:
@@ -124,7 +123,7 @@ def count_objects(session: Session, scope: Scope) -> Conservation:
 def count_studies(session: Session, scope: Scope) -> StudyEnds:
     """Count the studies whose first image arrived in the period by where they stand now."""
     chosen = (
-        select(_REPORTS.c.answer.cast(Text).label("answer"), _HAS_FAILED.label("has_failed"))
+        select(_REPORTS.c.answer.cast(Text).label("answer"), HAS_FAILED_IMAGE.label("has_failed"))
         .select_from(_STUDIES)
         .outerjoin(_REPORTS, CURRENT)
         .where(_during(scope, _STUDIES.c.first_received_at), *in_scope(scope))

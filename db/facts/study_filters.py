@@ -107,12 +107,13 @@ STATE = case(
     (_IS_UNBUILT, "reporting"),
     else_="answered",
 )
-_FAILED_IMAGE = exists().where(_INSTANCES.c.study_id == STUDIES.c.id, _INSTANCES.c.state == InstanceState.FAILED)
-_IS_NOT_ANALYSED, _HAS_FAILED_IMAGE = STUDIES.c.answer == Answer.NOT_ANALYSED, _FAILED_IMAGE.correlate(STUDIES)
+_IS_FAILED_IMAGE = (_INSTANCES.c.study_id == STUDIES.c.id, _INSTANCES.c.state == InstanceState.FAILED)
+HAS_FAILED_IMAGE = exists().where(*_IS_FAILED_IMAGE).correlate(STUDIES)
+_IS_NOT_ANALYSED = STUDIES.c.answer == Answer.NOT_ANALYSED
 STUDY_ENDS = {
     "analysed": STUDIES.c.answer != Answer.NOT_ANALYSED,
-    "not_analysed": and_(_IS_NOT_ANALYSED, ~_HAS_FAILED_IMAGE),
-    "failed": and_(_IS_NOT_ANALYSED, _HAS_FAILED_IMAGE),
+    "not_analysed": and_(_IS_NOT_ANALYSED, ~HAS_FAILED_IMAGE),
+    "failed": and_(_IS_NOT_ANALYSED, HAS_FAILED_IMAGE),
     "waiting": STUDIES.c.answer.is_(None),
 }
 """Every study stands in exactly one of these, as `quality.count_studies` counts them."""

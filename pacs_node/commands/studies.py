@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from uuid import UUID
 
 from sqlalchemy.engine import Engine
 
 from db import facts, queue
 from db.engine import Session, check_revision, db_now, make_engine, read_scope, session_scope
-from db.facts import ImageFacts
-from db.facts.worklist import StudyDetail
+from db.facts import ImageFacts, StudyDetail
 from db.tables import Hold
 from models.codes import CODES
 from pacs_node.commands.reconcile import reconcile, reconcile_with
-from pacs_node.commands.terminal import day_of, needed_id, person, table, time_text
+from pacs_node.commands.terminal import Add, day_of, needed_id, person, table, time_text
 from pacs_node.errors import ConfigError
 from pacs_node.settings import Settings
 
-Add = Callable[..., argparse.ArgumentParser]
 WITHDRAWALS = {"quality": "113001", "safety": "113037", "worklist": "113038"}
 """Reasons and the titles of the rejection notes that say them (PS3.16 CID 7011): the result should not have been said,
 endangers the patient, or stands under the wrong one."""
